@@ -1,0 +1,1 @@
+"""Clips → fine-tuned BEATs → embeddings. Knows nothing of Ray, MLflow or fusion."""

@@ -1,0 +1,217 @@
+"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them."""
+
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import torch
+from torch import Tensor, nn
+
+from branches.beats.config import TINY, BEATsConfig
+from branches.beats.model import BEATs
+from scoring.errors import InputError
+
+_TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+_TINY_SEED = 20_221_218
+_MIN_DIGEST = 8
+
+
+def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs:
+    """A BEATs backbone in eval mode, on the CPU.
+
+    Args:
+        path: a released or saved checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "tiny": a small
+            random network whose weights are always the same.
+        sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
+            (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched
+            once, without it each time, because only the file's content says whether it is still the same.
+
+    Raises:
+        InputError: the file is not there, is not the one `sha256` means, or is not a BEATs checkpoint; the message
+            names the file and the key that is missing, unexpected or of the wrong shape.
+    """
+    if str(path) == "tiny":
+        return random_beats(TINY, _TINY_SEED)
+    cfg, state = read_checkpoint(path, sha256)
+    with naming(path):
+        return build_beats(cfg, state)
+
+
+def save_beats(model: BEATs, path: str | os.PathLike[str]) -> None:
+    """Write `model` as a checkpoint that `load_beats` reads; the file appears whole or not at all.
+
+    The gates, buckets and keys are those of the released files. `path` is local; its folder must exist.
+    """
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    for layer in range(1, model.config.encoder_layers):
+        state[_TABLE.format(layer)] = state[_TABLE.format(0)]
+    with replacing(Path(path)) as file:
+        torch.save({"cfg": model.config.to_cfg(), "model": state}, file)
+
+
+def random_beats(config: BEATsConfig, seed: int) -> BEATs:
+    """A BEATs network with random weights, in eval mode; equal seeds give equal weights.
+
+    The global random state is neither used nor changed.
+    """
+    with torch.device("meta"):
+        model = BEATs(config)
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _initialise(name, parameter, generator)
+    return model.eval()
+
+
+def _initialise(name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    """Biases 0, norms and gates 1, everything else normal with the variance 1 / fan-in."""
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif parameter.dim() == 1 or name.endswith("grep_a"):
+        parameter.fill_(1.0)
+    elif name.endswith("weight_g"):
+        # As long as the rows it scales would be on average: the convolution starts at unit gain.
+        parameter.fill_(parameter.numel() ** -0.5)
+    elif name.endswith("relative_attention_bias.weight"):
+        parameter.normal_(0.0, 0.1, generator=generator)
+    else:
+        parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+
+
+def build_beats(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> BEATs:
+    """A BEATs network in eval mode from the two parts of a checkpoint.
+
+    Raises:
+        InputError: names the first key that is missing, unexpected or of the wrong shape.
+    """
+    config = BEATsConfig.from_cfg(cfg)
+    with torch.device("meta"):  # no time is spent on random weights, and no random numbers
+        model = BEATs(config)
+    load_state(model, _one_table(state, config.encoder_layers))
+    return model.eval()
+
+
+def _one_table(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Drop the copies of the first layer's table of relative positions that are filed under the others."""
+    first = state.get(_TABLE.format(0))
+    kept = dict(state)
+    for key in map(_TABLE.format, range(1, layers)):
+        copy = kept.pop(key, None)
+        if first is None or copy is None:
+            raise InputError(f"missing key {key if copy is None else _TABLE.format(0)}")
+        if not torch.equal(first, copy):
+            raise InputError(f"{key} differs from {_TABLE.format(0)}; BEATs has one table for all layers")
+    return kept
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put `state` into `module` (which may be on the meta device) as float32; keys and shapes must be the same."""
+    expected = module.state_dict()
+    _fail_on("missing", [key for key in expected if key not in state])
+    _fail_on("unexpected", [key for key in state if key not in expected])
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise InputError(f"{key} has shape {tuple(state[key].shape)}, must be {tuple(value.shape)}")
+    # Copies: a tensor may share its memory with others in the file.
+    module.load_state_dict({key: state[key].float().clone() for key in expected}, assign=True)
+
+
+def _fail_on(what: str, keys: list[str]) -> None:
+    if keys:
+        more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+        raise InputError(f"{what} key {keys[0]}{more}")
+
+
+def read_checkpoint(path: str | os.PathLike[str], sha256: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The `cfg` and the state dict in a checkpoint; only tensors and plain values are ever unpickled.
+
+    Raises:
+        InputError: the file is not there, not the one `sha256` means, or no checkpoint.
+    """
+    file = local_file(str(path), sha256)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not a BEATs checkpoint: not a file of tensors saved by torch") from error
+    match content:
+        case {"cfg": dict() as cfg, "model": dict() as state} if all(isinstance(t, Tensor) for t in state.values()):
+            return cfg, state
+    raise InputError(f'{path} is not a BEATs checkpoint: it must hold "cfg" and "model" (a state dict)')
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def local_file(path: str, sha256: str | None) -> Path:
+    """`path` itself if it is local, else its copy in the cache; its digest begins with `sha256`."""
+    digest = (sha256 or "").lower()
+    if sha256 is not None and (len(digest) not in range(_MIN_DIGEST, 65) or set(digest) - set("0123456789abcdef")):
+        raise InputError(f"sha256 {sha256!r} must be {_MIN_DIGEST} to 64 hex digits")
+    if "://" in path and not path.startswith("file://"):
+        return _fetch(path, digest)
+    file = Path(path.removeprefix("file://"))
+    if not file.is_file():
+        raise InputError(f"{path}: no such file; give a BEATs checkpoint's path or URI, or the name tiny")
+    if digest:
+        with file.open("rb") as stream:
+            _check(path, hashlib.file_digest(stream, "sha256").hexdigest(), digest)
+    return file
+
+
+def _check(path: str, found: str, wanted: str) -> None:
+    if not found.startswith(wanted):
+        raise InputError(f"{path} has sha256 {found}, not {wanted}…; fetch the right file or correct the digest")
+
+
+def _fetch(uri: str, digest: str) -> Path:
+    """The cached copy of a remote file; the copy's name is its whole digest."""
+    folder = _cache_folder()
+    known = sorted(folder.glob(f"{digest}*.pt")) if digest else []
+    if known:
+        return known[0]
+    with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
+        part = Path(temporary) / "part"
+        try:
+            with fsspec.open(uri, "rb") as source, part.open("wb") as target:
+                shutil.copyfileobj(source, target, length=2**20)
+        except Exception as error:  # each protocol has its own exceptions
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{uri} cannot be read: {reason}") from error
+        with part.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        _check(uri, found, digest)
+        return part.replace(folder / f"{found}.pt")
+
+
+def _cache_folder() -> Path:
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("TUTTI_CACHE") or Path(user) / "tutti")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when all is written."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

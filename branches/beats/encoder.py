@@ -1,0 +1,136 @@
+"""The BEATs encoder: embedded patches → positional convolution → transformer layers.
+
+Modules carry the names of the released checkpoints, so that a state dict is read and written as it is
+(`checkpoint.py` sees to the one exception, the table of relative positions).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from branches.beats.attention import GatedAttention, relative_bias
+from branches.beats.config import BEATsConfig
+
+
+class PositionalConv(nn.Module):
+    """Grouped convolution over the patches, weight-normed for each kernel position.
+
+    The weight norm is computed here because the released parameters, `weight_g` and `weight_v`, are those of a
+    PyTorch function that is deprecated.
+    """
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight_g = nn.Parameter(torch.ones(1, 1, kernel))
+        self.weight_v = nn.Parameter(torch.ones(dim, dim // groups, kernel))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, D) → (B, P, D)."""
+        kernel = self.weight_v.shape[-1]
+        norm = torch.linalg.vector_norm(self.weight_v, dim=(0, 1), keepdim=True)
+        weight = self.weight_v * (self.weight_g / norm)
+        # As an image of height 1 the patches keep their channels-last layout, which is 1.6 times as fast on a CPU.
+        image = x.transpose(1, 2).unsqueeze(2)
+        y = F.conv2d(image, weight.unsqueeze(2), self.bias, padding=(0, kernel // 2), groups=self.groups)
+        # An even kernel gives one output too many.
+        return F.gelu(y.squeeze(2)[..., : x.shape[1]]).transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward network, post-norm (with deep norm) or pre-norm."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        dim = config.encoder_embed_dim
+        self.pre_norm = config.layer_norm_first
+        # Deep norm (Wang et al. 2022, arXiv:2203.00555).
+        scaled = config.deep_norm and not self.pre_norm
+        self.residual_scale = (2 * config.encoder_layers) ** 0.25 if scaled else 1.0
+        self.self_attn = GatedAttention(dim, config.encoder_attention_heads, config.attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, config.encoder_ffn_embed_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_embed_dim, dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, x: Tensor, position_bias: Tensor, padding_bias: Tensor | None) -> Tensor:
+        """(B, P, D) → (B, P, D)."""
+        if self.pre_norm:
+            x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), position_bias, padding_bias))
+            out: Tensor = x + self._feed_forward(self.final_layer_norm(x))
+            return out
+        attended = self.dropout(self.self_attn(x, position_bias, padding_bias))
+        x = self.self_attn_layer_norm(x * self.residual_scale + attended)
+        out = self.final_layer_norm(x * self.residual_scale + self._feed_forward(x))
+        return out
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation_dropout(F.gelu(self.fc1(x)))
+        out: Tensor = self.dropout(self.fc2(hidden))
+        return out
+
+
+class Encoder(nn.Module):
+    """Positional convolution and transformer layers."""
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        dim = config.encoder_embed_dim
+        self.config = config
+        self.gradient_checkpointing = False
+        self.pos_conv = nn.ModuleList([PositionalConv(dim, config.conv_pos, config.conv_pos_groups)])
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        # All layers use one table; as in the released files it is filed under the first.
+        table = nn.Embedding(config.num_buckets, config.encoder_attention_heads)
+        self.layers[0].self_attn.relative_attention_bias = table  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor, patch_mask: Tensor | None, depth: int) -> list[Tensor]:
+        """(B, P, D) → the input of the first layer and the outputs of the first `depth` layers, each (B, P, D)."""
+        if patch_mask is not None:
+            x = x.masked_fill(patch_mask.unsqueeze(-1), 0.0)
+        x = x + self.pos_conv[0](x)
+        if not self.config.layer_norm_first:
+            x = self.layer_norm(x)
+        x = self.dropout(x)
+        bias = self._position_bias(x.shape[1])
+        padding_bias = _padding_bias(patch_mask, bias.dtype)
+        outputs = [x]
+        for layer, skipped in zip(self.layers[:depth], self._skipped(depth), strict=True):
+            if not skipped:
+                x = self._run(layer, x, bias, padding_bias)
+            outputs.append(x)
+        if self.config.layer_norm_first and depth == len(self.layers):
+            outputs[-1] = self.layer_norm(x)
+        return outputs
+
+    def _position_bias(self, length: int) -> Tensor:
+        table: Tensor = self.layers[0].self_attn.relative_attention_bias.weight  # type: ignore[union-attr, assignment]
+        return relative_bias(table, length, self.config.max_distance)
+
+    def _skipped(self, depth: int) -> list[bool]:
+        p = self.config.encoder_layerdrop
+        if not self.training or p == 0:
+            return [False] * depth
+        drawn: list[bool] = (torch.rand(depth) < p).tolist()
+        return drawn
+
+    def _run(self, layer: nn.Module, x: Tensor, bias: Tensor, padding_bias: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(layer, x, bias, padding_bias, use_reentrant=False)
+        else:
+            out = layer(x, bias, padding_bias)
+        return out
+
+
+def _padding_bias(patch_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, P) bool → (B, 1, 1, P): 0, or the lowest finite number, which keeps a clip of padding alone free of NaN."""
+    if patch_mask is None:
+        return None
+    zeros = torch.zeros(patch_mask.shape, dtype=dtype, device=patch_mask.device)
+    return zeros.masked_fill(patch_mask, torch.finfo(dtype).min)[:, None, None, :]

@@ -1,0 +1,193 @@
+"""The BEATs network (Chen et al. 2022, arXiv:2212.09058): waveforms or log-mel features → patch features."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from branches.beats.config import BEATsConfig
+from branches.beats.encoder import Encoder
+from branches.frontend import MIN_SAMPLES, N_MELS, fbank, frame_padding
+from scoring.errors import InputError
+
+Combine = Literal["concat", "mean"]
+
+
+class BEATs(nn.Module):
+    """BEATs backbone: waveforms → patch features. Made by `load_beats`.
+
+    A clip of T samples has P = 8 · (frames // 16) patches, ordered by time, then frequency (frequency runs
+    fastest); D is `embed_dim`. In a batch of clips of different lengths `valid_samples` (B,) holds each clip's own
+    length; the rest of its row is padding.
+
+    Two rules say which patches are padding. Calling the module, or `predict`, follows the BEATs authors' rule, which
+    depends on the length of the batch and lets a few patches beyond the clip's end take part: it gives their numbers.
+    `features`, and `encode` with `branches.frontend.frame_padding`, take exactly the patches that the clip alone
+    would have: a clip's features do not depend on the clips beside it.
+    """
+
+    def __init__(self, config: BEATsConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.input_patch_size
+        self.patch_embedding = nn.Conv2d(1, config.embed_dim, size, stride=size, bias=config.conv_bias)
+        self.layer_norm = nn.LayerNorm(config.embed_dim)
+        self.post_extract_proj = (
+            nn.Linear(config.embed_dim, config.encoder_embed_dim)
+            if config.embed_dim != config.encoder_embed_dim
+            else nn.Identity()
+        )
+        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.encoder = Encoder(config)
+        if config.finetuned_model:
+            self.predictor = nn.Linear(config.encoder_embed_dim, config.predictor_class)
+            self.predictor_dropout = nn.Dropout(config.predictor_dropout)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the features."""
+        return self.config.encoder_embed_dim
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers, first to last."""
+        return self.encoder.layers
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Recompute each layer in the backward pass instead of keeping its intermediate results."""
+        return self.encoder.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.encoder.gradient_checkpointing = on
+
+    def forward(self, waveforms: Tensor, valid_samples: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the BEATs authors' `extract_features` returns.
+
+        Args:
+            waveforms: (B, T) float32, 16 kHz, in [−1, 1]; T ≥ 2 800.
+            valid_samples: (B,) int64, or None if no clip is padded.
+
+        Returns:
+            Features (B, P, D), or for a checkpoint fine-tuned on classes (`config.finetuned_model`) the class
+            probabilities (B, classes); and the patch mask (B, P) bool, True = padding, None if `valid_samples` is.
+
+        Raises:
+            InputError: a shape is wrong or the clip too short.
+        """
+        features = fbank(waveforms)
+        mask = None if valid_samples is None else self._grouped_mask(waveforms, features, valid_samples)
+        x, _ = self._encode(features, mask)
+        return (self._classify(x, mask), mask) if self.config.finetuned_model else (x, mask)
+
+    def predict(self, waveforms: Tensor, valid_samples: Tensor | None = None) -> Tensor:
+        """Class probabilities (B, classes) of a fine-tuned checkpoint; arguments as for the call.
+
+        Raises:
+            InputError: the checkpoint has no predictor.
+        """
+        if not self.config.finetuned_model:
+            raise InputError("this BEATs checkpoint has no predictor; load one that was fine-tuned on classes")
+        probabilities, _ = self(waveforms, valid_samples)
+        return probabilities  # type: ignore[no-any-return]
+
+    def features(
+        self,
+        waveforms: Tensor,
+        valid_samples: Tensor | None = None,
+        layers: int | Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features of any checkpoint, fine-tuned or not; each clip's own patches alone take part.
+
+        Arguments as for the call and `encode`; returns (B, P, D) and the patch mask (B, P) or None.
+        """
+        features = fbank(waveforms)
+        padding = None if valid_samples is None else frame_padding(valid_samples, features.shape[1])
+        return self.encode(features, padding, layers, combine)
+
+    def encode(
+        self,
+        features: Tensor,
+        padding: Tensor | None = None,
+        layers: int | Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised log-mel features → patch features.
+
+        Args:
+            features: (B, F, 128) from `branches.frontend.fbank`; F ≥ 16.
+            padding: (B, F) bool, True = padding, or None. A patch with a padded frame is padding.
+            layers: which layers' outputs: n is the output of the n-th layer, 0 the input of the first, −1 the last;
+                several are combined; None is the last. Layers above the highest wanted are not computed.
+            combine: "concat" (B, P, n·D) or "mean" (B, P, D) of several layers.
+
+        Returns:
+            (B, P, D) or (B, P, n·D), and the patch mask (B, P) bool or None if `padding` is.
+
+        Raises:
+            InputError: a shape is wrong, the clip too short, or there is no such layer.
+        """
+        if padding is None:
+            return self._encode(features, None, layers, combine)
+        if padding.shape != features.shape[:2]:
+            raise InputError(f"padding is {tuple(padding.shape)}, must be {tuple(features.shape[:2])}")
+        size = self.config.input_patch_size
+        steps = padding[:, : padding.shape[1] // size * size].unflatten(1, (-1, size)).any(-1)
+        mask = steps.repeat_interleave(self.config.freq_patches, dim=1)
+        return self._encode(features, mask, layers, combine)
+
+    def _encode(
+        self,
+        features: Tensor,
+        mask: Tensor | None,
+        layers: int | Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> tuple[Tensor, Tensor | None]:
+        wanted = self._layer_numbers(layers)
+        outputs = self.encoder(self._embed(features), mask, max(wanted))
+        chosen = [outputs[n] for n in wanted]
+        if len(chosen) == 1:
+            return chosen[0], mask
+        return (torch.cat(chosen, -1) if combine == "concat" else torch.stack(chosen).mean(0)), mask
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """(B, F, 128) → (B, P, D): patches, before the encoder."""
+        if features.dim() != 3 or features.shape[2] != N_MELS or features.shape[1] < self.config.input_patch_size:
+            raise InputError(
+                f"features are {tuple(features.shape)}, must be (batch, frames ≥ {self.config.input_patch_size}, "
+                f"{N_MELS}); a clip needs at least {MIN_SAMPLES} samples"
+            )
+        patches = self.patch_embedding(features.unsqueeze(1)).flatten(2).transpose(1, 2)
+        x: Tensor = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
+        return x
+
+    def _layer_numbers(self, layers: int | Sequence[int] | None) -> list[int]:
+        depth = len(self.layers)
+        asked = [depth] if layers is None else [layers] if isinstance(layers, int) else list(layers)
+        numbers = [n + depth + 1 if n < 0 else n for n in asked]
+        if not numbers or not all(0 <= n <= depth for n in numbers):
+            raise InputError(f"layers {layers!r}: this BEATs has outputs 0 to {depth} (or −1 to −{depth + 1})")
+        return numbers
+
+    def _grouped_mask(self, waveforms: Tensor, features: Tensor, valid_samples: Tensor) -> Tensor:
+        """(B, P) bool by the authors' rule: samples, then frames, are cut into equal groups without a remainder.
+
+        Padding begins somewhere and lasts to the end, so a group is wholly padding if its first sample is.
+        """
+        if valid_samples.shape != waveforms.shape[:1]:
+            raise InputError(f"valid_samples is {tuple(valid_samples.shape)}, must be ({waveforms.shape[0]},)")
+        frames = features.shape[1]
+        patches = frames // self.config.input_patch_size * self.config.freq_patches
+        group = (waveforms.shape[1] // frames) * (frames // max(patches, 1))
+        return torch.arange(patches, device=features.device) * group >= valid_samples.unsqueeze(1)
+
+    def _classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, P, D) → (B, classes): the mean of the patches' logits, through a sigmoid."""
+        logits = self.predictor(self.predictor_dropout(x))
+        if mask is None:
+            return torch.sigmoid(logits.mean(1))
+        kept = (~mask).unsqueeze(-1).to(logits.dtype)
+        return torch.sigmoid((logits * kept).sum(1) / kept.sum(1).clamp_min(1))

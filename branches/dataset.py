@@ -1,0 +1,204 @@
+"""The clip index: what the challenge's folders and file names say, as one Arrow table.
+
+Understands the layout `<root>/<machine>/{train,test}/` and the names of DCASE Task 2 from 2020 to 2026:
+
+    section_00_source_train_normal_0000_spd_1.wav     2022–2026; attributes or `noAttribute` at the end
+    section_00_0000.wav                               evaluation: domain and condition are hidden
+    normal_id_06_00000933.wav                         2020: the id is the section, there is one domain
+
+and the folders `source_test` and `target_test` of 2021.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scoring.errors import InputError
+from scoring.table import KEY
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("machine", pa.string()),
+        ("section", pa.int64()),
+        ("clip", pa.string()),
+        ("split", pa.string()),
+        ("domain", pa.string()),
+        ("condition", pa.string()),
+        ("attributes", pa.map_(pa.string(), pa.string())),
+        ("path", pa.string()),
+    ]
+)
+
+_SECTION_NAME = re.compile(
+    r"section_(?P<section>\d+)"
+    r"(?:_(?P<domain>source|target))?(?:_(?P<split>train|test))?(?:_(?P<condition>normal|anomaly))?"
+    r"_(?P<number>\d{4,8})(?:_(?P<attributes>.+))?\.wav"
+)
+_ID_NAME = re.compile(r"(?:(?P<condition>normal|anomaly)_)?id_(?P<section>\d+)_(?P<number>\d{8})\.wav")
+_FOLDERS = {
+    "train": ("train", None),
+    "test": ("test", None),
+    "source_test": ("test", "source"),
+    "target_test": ("test", "target"),
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a path says of a clip; `path` is relative to the data set's root.
+
+    Attributes are pairs in the order of the name: a key may come twice (`mic_2_mic_1`).
+    """
+
+    machine: str
+    section: int
+    clip: str
+    split: str
+    domain: str | None
+    condition: str | None
+    attributes: tuple[tuple[str, str], ...]
+    path: str
+
+
+def parse_path(path: str) -> Clip:
+    """Read `<machine>/<folder>/<name>.wav`.
+
+    Raises
+    ------
+    InputError
+        If the folder or the name is none of the challenge's, or they contradict each other.
+    """
+    machine, folder, name = PurePosixPath(path).parts[-3:]
+    if folder not in _FOLDERS:
+        raise InputError(f"{path}: the folder is none of {', '.join(_FOLDERS)}")
+    split, domain = _FOLDERS[folder]
+    if found := _SECTION_NAME.fullmatch(name):
+        fields = found.groupdict()
+        domain = fields["domain"] or domain
+    elif found := _ID_NAME.fullmatch(name):
+        fields = {**found.groupdict(), "split": None, "attributes": None}
+        domain = "source"  # 2020 has one domain, and the banks call the main one source
+    else:
+        raise InputError(
+            f"{path}: not a name of the challenge, e.g. section_00_source_train_normal_0000_noAttribute.wav"
+        )
+    if fields["split"] not in (None, split):
+        raise InputError(f"{path}: the name says {fields['split']}, the folder says {split}")
+    condition = fields["condition"] or ("normal" if split == "train" else None)
+    if split == "train" and condition == "anomaly":
+        raise InputError(f"{path}: an anomaly among the training clips; training data are normal")
+    return Clip(
+        machine, int(fields["section"]), name, split, domain, condition, _attributes(fields["attributes"]), path
+    )
+
+
+def _attributes(text: str | None) -> tuple[tuple[str, str], ...]:
+    """`spd_1_mic_2` → (("spd", "1"), ("mic", "2")); a word left over gets the empty key (2021 has such)."""
+    if text is None or text == "noAttribute":
+        return ()
+    words = text.split("_")
+    pairs = list(zip(words[::2], words[1::2], strict=False))
+    return tuple(pairs + [("", words[-1])] * (len(words) % 2))
+
+
+def index_of(paths: Iterable[str]) -> pa.Table:
+    """The clip index of paths relative to a root, sorted by key."""
+    rows = [asdict(parse_path(path)) for path in paths]
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA).sort_by([(column, "ascending") for column in KEY])
+
+
+def read_index(root: str | Path) -> pa.Table:
+    """The clip index of a data set's folder.
+
+    Raises
+    ------
+    InputError
+        If `root` is no data set, a name cannot be read, two clips share a key, or a machine and section with
+        test clips has no training clips.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds one folder per machine")
+    paths = sorted(path.relative_to(root).as_posix() for folder in _FOLDERS for path in root.glob(f"*/{folder}/*.wav"))
+    if not paths:
+        hint = "; this is a machine's own folder, give its parent" if (root / "train").is_dir() else ""
+        raise InputError(f"{root}: not a data set: no <machine>/train/*.wav in it{hint}")
+    index = index_of(paths)
+    _check_unique(index)
+    _check_training(index)
+    return index
+
+
+def _check_unique(index: pa.Table) -> None:
+    counts = index.group_by(list(KEY)).aggregate([("path", "count"), ("path", "min")])
+    twice = counts.filter(pc.greater(counts["path_count"], 1))
+    if twice.num_rows:
+        raise InputError(f"{twice['path_min'][0]}: another folder of this machine holds a clip of the same name")
+
+
+def _check_training(index: pa.Table) -> None:
+    splits: dict[tuple[str, int], set[str]] = {}
+    for machine, section, split in zip(*(index[c].to_pylist() for c in ("machine", "section", "split")), strict=True):
+        splits.setdefault((machine, section), set()).add(split)
+    for (machine, section), found in splits.items():
+        if "train" not in found:
+            raise InputError(
+                f"machine {machine} section {section} has test clips but no training clips to compare them with"
+            )
+
+
+def counts(index: pa.Table) -> dict[str, dict[str, int]]:
+    """Clips of each machine by kind, e.g. {"fan": {"sections": 1, "train source": 990, "test hidden": 200}}."""
+    found: dict[str, dict[str, int]] = {}
+    columns = (index[c].to_pylist() for c in ("machine", "section", "split", "domain", "condition"))
+    sections: dict[str, set[int]] = {}
+    for machine, section, split, domain, condition in zip(*columns, strict=True):
+        sections.setdefault(machine, set()).add(section)
+        kind = f"{split} {domain or 'hidden'}" + (f" {condition or 'hidden'}" if split == "test" else "")
+        machine_counts = found.setdefault(machine, {"sections": 0})
+        machine_counts[kind] = machine_counts.get(kind, 0) + 1
+    for machine, machine_counts in found.items():
+        machine_counts["sections"] = len(sections[machine])
+    return found
+
+
+def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
+    """Labels of attribute classification: machine, section and attributes together are one class.
+
+    Returns
+    -------
+    labels: (rows,) int64
+    names: the classes, sorted
+    """
+    columns = (index[c].to_pylist() for c in ("machine", "section", "attributes"))
+    keys = [
+        "/".join([machine, f"section_{section:02d}", *(f"{k}={v}" for k, v in attributes)])
+        for machine, section, attributes in zip(*columns, strict=True)
+    ]
+    names, labels = np.unique(keys, return_inverse=True)
+    return labels.astype(np.int64), names.tolist()
+
+
+def fingerprint(root: str | Path, index: pa.Table) -> str:
+    """Hash of the data set: names, sizes and three 4 KiB blocks of every clip.
+
+    Reading 9 GB to name a data set would take longer than planning the run; a recording that is replaced
+    changes its first, middle or last block.
+    """
+    digest = hashlib.sha256()
+    for path in index["path"].to_pylist():
+        with open(Path(root) / path, "rb") as file:
+            size = file.seek(0, 2)
+            digest.update(f"{path}\0{size}\0".encode())
+            for start in {0, size // 2, max(0, size - 4096)}:
+                file.seek(start)
+                digest.update(file.read(4096))
+    return digest.hexdigest()

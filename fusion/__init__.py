@@ -1,0 +1,1 @@
+"""Score tables → weights, and how far they can be trusted."""

@@ -1,0 +1,1 @@
+"""Specs, plan, launch (Ray Tune), tracking (MLflow), deliverables and the command line."""

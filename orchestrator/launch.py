@@ -1,0 +1,99 @@
+"""Train branches with Ray Tune: one trial per branch, one branch's failure does not stop the others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.session import require
+from orchestrator.plan import Branch
+from orchestrator.worker import Job, train_and_score
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow is the record
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+from ray import tune
+
+# A second try covers a worker that was killed; a branch that fails twice in a row fails for a reason.
+RETRIES = 1
+
+
+def launch(
+    branches: Sequence[Branch], job: Job, index: pa.Table, folder: Path, gpus_per_branch: float | None
+) -> dict[str, str]:
+    """Train and score the branches on the connected Ray cluster.
+
+    Parameters
+    ----------
+    folder: for Tune's own files; removed at the end
+    gpus_per_branch: GPUs of each trial, may be a fraction; None takes one where there are GPUs. CPUs are the
+        job's threads
+
+    Returns
+    -------
+    failures: branch_id → traceback of every branch that failed
+    """
+    if gpus_per_branch is None:
+        gpus_per_branch = min(1.0, ray.cluster_resources().get("GPU", 0.0))
+    resources = {"CPU": float(job.threads), **({"GPU": gpus_per_branch} if gpus_per_branch else {})}
+    require(resources)
+    by_id = {branch.branch_id: branch for branch in branches}
+    trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space={"branch_id": tune.grid_search(list(by_id))},
+        tune_config=tune.TuneConfig(
+            trial_name_creator=lambda trial: trial.config["branch_id"],
+            trial_dirname_creator=lambda trial: trial.config["branch_id"],
+            # A new process per GPU trial, since a process keeps its GPU memory.
+            reuse_actors=not gpus_per_branch,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[_Lines(by_id)],
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
+    shutil.rmtree(folder, ignore_errors=True)
+    return failures
+
+
+def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table) -> None:
+    branch = branches[config["branch_id"]]
+    omega = train_and_score(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
+    tune.report({"omega": omega})
+
+
+class _Lines(tune.Callback):
+    """A line on stderr for each branch that starts, ends or fails."""
+
+    def __init__(self, branches: dict[str, Branch]) -> None:
+        self._branches = branches
+        self._ended = 0
+        self._started = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        omega = trial.last_result.get("omega")
+        self._ended += 1
+        self._say(trial, "no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended += 1
+        self._say(trial, "failed")
+
+    def _say(self, trial: Any, text: str) -> None:
+        name = self._branches[trial.config["branch_id"]].name
+        elapsed = time.monotonic() - self._started
+        print(f"[{self._ended}/{len(self._branches)}] {name}: {text} ({elapsed:.0f} s)", file=sys.stderr, flush=True)

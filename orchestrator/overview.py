@@ -1,0 +1,82 @@
+"""What `tutti plan` shows: the branches, what is done, and a rough cost of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from branches.dataset import fingerprint, read_index
+from branches.spec import BranchSpec
+from orchestrator.plan import Branch, detector_id, make_plan
+from orchestrator.preflight import BUILT_IN, with_resolved_backbones
+from orchestrator.spec import SystemSpec
+from orchestrator.tracking import Tracker, experiment_name, find_tracker
+from scoring.errors import InputError
+
+# A training step costs about 6 floating-point operations per parameter and patch, a forward pass 2.
+PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
+PARAMETERS = {"tiny": 86_000}
+BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint
+ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
+CLIP_SECONDS = 10.0
+
+
+def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None, tracking_uri: str | None) -> dict[str, Any]:
+    """Branches with state and cost, as printed by `tutti plan --json`. Writes nothing.
+
+    A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
+    `done` is None where no store was named.
+    """
+    index = read_index(data)
+    mark = fingerprint(data, index)
+    notes: list[str] = []
+    plan = make_plan([_resolved(system, notes) for system in systems], mark)
+    tracker = _existing_tracker(data, mark, out, tracking_uri)
+    branches = [_describe(branch, index.num_rows, tracker) for branch in plan.branches]
+    to_train = [branch for branch in branches if not branch["done"]]
+    return {
+        "branches": branches,
+        "to_train": len(to_train),
+        "gpu_hours": sum(branch["pflop"] for branch in to_train) * 1000 / ASSUMED_TFLOPS / 3600,
+        "assumed_tflops": ASSUMED_TFLOPS,
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
+    try:
+        return with_resolved_backbones(system)
+    except InputError as error:
+        notes.append(f"{error}; until then branch ids are provisional and nothing is known to be done")
+        return system
+
+
+def _existing_tracker(data: Path, mark: str, out: Path | None, tracking_uri: str | None) -> Tracker | None:
+    """The run's store; None if no folder was named or nothing has been run there."""
+    if out is None or (tracking_uri is None and not (out / "mlflow.db").exists()):
+        return None
+    return find_tracker(tracking_uri, out, experiment_name(data, mark, out))
+
+
+def _describe(branch: Branch, clips: int, tracker: Tracker | None) -> dict[str, Any]:
+    detectors = [detector_id(d) for d in branch.detectors]
+    passes = branch.spec.training.steps * branch.spec.training.batch_size
+    return {
+        "branch_id": branch.branch_id,
+        "config_id": branch.config_id,
+        "name": branch.name,
+        "systems": list(branch.systems),
+        "seed": branch.spec.seed,
+        "detectors": detectors,
+        "done": None if tracker is None else tracker.finished(branch.branch_id, detectors) is not None,
+        "clip_passes": passes,
+        "pflop": _petaflop(branch.spec, clips),
+    }
+
+
+def _petaflop(spec: BranchSpec, clips: int) -> float:
+    parameters = PARAMETERS[spec.backbone.path] if spec.backbone.path in BUILT_IN else BASE_PARAMETERS
+    trained = 6 * spec.training.steps * spec.training.batch_size * spec.training.crop_seconds
+    embedded = 2 * clips * CLIP_SECONDS
+    return parameters * PATCHES_PER_SECOND * (trained + embedded) / 1e15

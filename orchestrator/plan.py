@@ -1,0 +1,126 @@
+"""The plan: which branches the systems need, each once, and what identifies them."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from branches.spec import BranchSpec
+from fusion.hierarchy import Tree
+from orchestrator.spec import SystemSpec
+from scoring.detectors import DetectorSpec
+
+_ROOT = Path(__file__).resolve().parent.parent
+SCORE_CODE = ("branches", "scoring")
+_NO_SCORE_DEPENDS_ON = ("synthetic.py", "synthetic_machines.py", "decisions.py", "errors.py")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One training, and the detectors that score its embeddings.
+
+    name: where it stands in the first system that needs it, for people
+    """
+
+    branch_id: str
+    config_id: str
+    name: str
+    systems: tuple[str, ...]
+    spec: BranchSpec
+    detectors: tuple[DetectorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All branches of the systems, and each system's tree of score tables named `<branch_id>/<detector>`."""
+
+    branches: tuple[Branch, ...]
+    trees: dict[str, Tree]
+
+
+def detector_id(detector: DetectorSpec) -> str:
+    """A name for files: `mahalanobis`, `knn-k1`."""
+    settings = detector.model_dump(exclude={"name"})
+    return "-".join([detector.name, *(f"{key}{value}" for key, value in sorted(settings.items()))])
+
+
+def make_plan(systems: Sequence[SystemSpec], fingerprint: str) -> Plan:
+    """Collect the branches of all systems on the data set with this fingerprint."""
+    found: dict[str, Branch] = {}
+    trees: dict[str, Tree] = {}
+    for system in systems:
+        trees[system.name] = tree = {}
+        for subsystem, configurations in system.subsystems.items():
+            tree[subsystem] = {}
+            for name, configuration in configurations.items():
+                tables = tree[subsystem][name] = []
+                for seed in configuration.seeds:
+                    spec = configuration.branch.model_copy(update={"seed": seed})
+                    branch = _branch(
+                        spec, configuration.detector, system.name, f"{subsystem}/{name}/{seed}", fingerprint
+                    )
+                    found[branch.branch_id] = _merge(found.get(branch.branch_id), branch)
+                    tables.append(f"{branch.branch_id}/{detector_id(configuration.detector)}")
+    return Plan(tuple(found.values()), trees)
+
+
+def _branch(spec: BranchSpec, detector: DetectorSpec, system: str, name: str, fingerprint: str) -> Branch:
+    config = _identity(spec)
+    return Branch(
+        branch_id=digest([config, spec.seed, fingerprint, code_version(*SCORE_CODE)]),
+        config_id=digest(config),
+        name=name,
+        systems=(system,),
+        spec=spec,
+        detectors=(detector,),
+    )
+
+
+def _merge(known: Branch | None, new: Branch) -> Branch:
+    if known is None:
+        return new
+    return Branch(
+        known.branch_id,
+        known.config_id,
+        known.name,
+        tuple(dict.fromkeys([*known.systems, *new.systems])),
+        known.spec,
+        tuple(dict.fromkeys([*known.detectors, *new.detectors])),
+    )
+
+
+def _identity(spec: BranchSpec) -> dict[str, Any]:
+    """The spec without its seed; a checkpoint counts by its content, not by where it lies."""
+    config = spec.model_dump(exclude={"seed"})
+    if spec.backbone.sha256:
+        config["backbone"] = {"sha256": spec.backbone.sha256}
+    return config
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def code_version(*packages: str) -> str:
+    """Hash of the packages' code that scores depend on, without comments, docstrings and formatting."""
+    hashed = hashlib.sha256()
+    for path in sorted(path for package in packages for path in (_ROOT / package).rglob("*.py")):
+        if path.name not in _NO_SCORE_DEPENDS_ON:
+            hashed.update(f"{path.relative_to(_ROOT)}\0{_bare_code(path)}\0".encode())
+    return hashed.hexdigest()[:16]
+
+
+def _bare_code(path: Path) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)

@@ -1,0 +1,41 @@
+"""The HTML report of a run, one self-contained file, from the results that lie in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from scoring.errors import InputError
+
+
+def write_report(out: Path) -> Path:
+    """Write `out/report.html` from `out/systems/*/result.json` and return its path.
+
+    Raises
+    ------
+    InputError
+        If there is no result.
+    """
+    results = [json.loads(path.read_text()) for path in sorted((out / "systems").glob("*/result.json"))]
+    if not results:
+        raise InputError(f"{out}: no results to report; `tutti run` writes them")
+    environment = Environment(loader=PackageLoader("orchestrator"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["percent"] = _percent
+    page = environment.get_template("report.html").render(results=results, machines=_machines(results))
+    path = out / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page)
+    os.replace(temporary, path)
+    return path
+
+
+def _machines(results: list[dict[str, Any]]) -> list[str]:
+    return sorted({m for result in results for branch in result["branches"] for m in branch["machines"]})
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,164 @@
+"""System specs: a YAML file with a name and a tree sub-system → configuration → seeds.
+
+name: mine
+branch:                     # settings that all configurations share
+  channel: near
+subsystems:
+  beats:
+    arcface:                # a configuration
+      branch: {objective: {name: arcface, margin: 0.3}}   # replaces the shared setting of that name
+      detector: {name: mahalanobis}
+      seeds: [0, 1, 2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from branches.spec import BackboneSpec, BranchSpec, Settings
+from scoring.detectors import DetectorSpec, MahalanobisSpec
+from scoring.errors import InputError
+
+SYSTEMS = Path(__file__).parent / "systems"
+Name = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class ConfigurationSpec(Settings):
+    """One training recipe and one detector, for some seeds."""
+
+    branch: BranchSpec = BranchSpec()
+    detector: DetectorSpec = MahalanobisSpec()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return seeds
+
+
+class SystemSpec(Settings):
+    """A system: what is trained, how it is scored, and the tree along which it is fused."""
+
+    name: str = Field(pattern=Name)
+    description: str = ""
+    subsystems: dict[str, dict[str, ConfigurationSpec]] = Field(min_length=1)
+
+
+def load_systems(names_or_paths: Sequence[str], backbone: str | None = None) -> list[SystemSpec]:
+    """Several systems; see `load_system`. Two different ones of the same name are an error."""
+    systems = {system.name: system for system in (load_system(name, backbone) for name in names_or_paths)}
+    if len(systems) < len(set(names_or_paths)):
+        raise InputError(f"two of {', '.join(names_or_paths)} have the same name; give each system its own")
+    return list(systems.values())
+
+
+def load_system(name_or_path: str, backbone: str | None = None) -> SystemSpec:
+    """A built-in system by name, or a YAML file.
+
+    Parameters
+    ----------
+    name_or_path: e.g. `s1`, or `my/system.yaml`
+    backbone: checkpoint, URI or built-in name to use in place of every configuration's own
+
+    Raises
+    ------
+    InputError
+        Naming the file, the key and what is allowed there.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SYSTEMS / f"{name_or_path}.yaml"
+        if not path.exists() or path.parent != SYSTEMS:
+            known = ", ".join(sorted(p.stem for p in SYSTEMS.glob("*.yaml")))
+            raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {known}")
+    raw = _with_shared_settings(_read_yaml(path), path)
+    try:
+        system = SystemSpec.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe(error, SystemSpec)}") from None
+    return system if backbone is None else with_backbones(system, lambda _: BackboneSpec(path=backbone))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a system file is a mapping with the keys name, subsystems, branch, description")
+    return raw
+
+
+def _with_shared_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Copy the settings under `branch` into every configuration that does not say otherwise."""
+    shared = raw.pop("branch", {})
+    try:
+        BranchSpec.model_validate(shared)
+    except ValidationError as error:
+        raise InputError(f"{path}: branch.{describe(error, BranchSpec)}") from None
+    subsystems = raw.get("subsystems")
+    for configurations in subsystems.values() if isinstance(subsystems, dict) else []:
+        for name in configurations if isinstance(configurations, dict) else []:
+            configuration = configurations[name] = configurations[name] or {}
+            if isinstance(configuration, dict) and isinstance(configuration.get("branch", {}), dict):
+                configuration["branch"] = {**shared, **configuration.get("branch", {})}
+    return raw
+
+
+def with_backbones(system: SystemSpec, change: Callable[[BackboneSpec], BackboneSpec]) -> SystemSpec:
+    """The system with every configuration's backbone changed."""
+
+    def changed(c: ConfigurationSpec) -> ConfigurationSpec:
+        branch = c.branch.model_copy(update={"backbone": change(c.branch.backbone)})
+        return c.model_copy(update={"branch": branch})
+
+    subsystems = {
+        subsystem: {name: changed(c) for name, c in configurations.items()}
+        for subsystem, configurations in system.subsystems.items()
+    }
+    return system.model_copy(update={"subsystems": subsystems})
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing pydantic found, as one line: key, what is wrong, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"])) or "the file"
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed_keys(model, first["loc"])
+        return f"{key}: unknown key" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+    return f"{key}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r})"
+
+
+def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Keys that may stand where the unknown one at `location` stands, found along the JSON schema."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    for step in location[:-1]:
+        schema = _resolve(_descend(schema, str(step)), definitions)
+    shared = ["branch"] if model is SystemSpec and len(location) == 1 else []
+    return sorted([*schema.get("properties", {}), *shared])
+
+
+def _descend(schema: dict[str, Any], step: str) -> dict[str, Any]:
+    if step in schema.get("properties", {}):
+        return schema["properties"][step]  # type: ignore[no-any-return]
+    mapping = schema.get("discriminator", {}).get("mapping", {})
+    if step in mapping:  # pydantic puts the chosen member of a union into the location
+        return {"$ref": mapping[step]}
+    extra = schema.get("additionalProperties", {})
+    return extra if isinstance(extra, dict) else {}
+
+
+def _resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        return definitions[schema["$ref"].rsplit("/", 1)[-1]]  # type: ignore[no-any-return]
+    return schema

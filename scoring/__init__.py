@@ -1,0 +1,1 @@
+"""Embeddings → calibrated scores → metrics. Owns the score table; never imports torch."""

@@ -1,0 +1,186 @@
+"""The challenge's official metrics, for one score vector or for many at once.
+
+Everything here is in per cent, the unit in which the challenge reports; absent cells stay absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scoring.errors import InputError
+from scoring.table import rows_of
+
+MAX_FPR = 0.1
+CELLS = ("auc_source", "auc_target", "pauc")
+
+
+@dataclass(frozen=True)
+class MachineMetrics:
+    """One machine's values in per cent; None where the data have no clips for them.
+
+    With several sections each value is the harmonic mean over the sections.
+    """
+
+    auc_source: float | None
+    auc_target: float | None
+    pauc: float | None
+    hmean: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Values of every machine, and omega: the harmonic mean of all cells of all machines and sections."""
+
+    machines: dict[str, MachineMetrics]
+    omega: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in which metrics are printed as JSON and saved."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Who is compared with whom: clips of G (machine, section) groups, padded to N clips.
+
+    rows: (G, N) indices into the table's rows; padding repeats a valid index and has no weight
+    positive, negative: (3, G, N) weights of a clip as anomaly and as normal in each cell of `CELLS`
+    machines: the machine of each group
+    """
+
+    machines: tuple[str, ...]
+    rows: NDArray[np.int64]
+    positive: NDArray[np.float64]
+    negative: NDArray[np.float64]
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> LabelledCells:
+        """Cells of the labelled test rows of `table`.
+
+        AUC of a domain compares its normals with the anomalies of both domains; pAUC uses all clips
+        (task description of DCASE 2023–2026 Task 2).
+        """
+        machine, section, split, domain, condition = rows_of(
+            table, ["machine", "section", "split", "domain", "condition"]
+        )
+        labelled = (split == "test") & np.isin(condition.astype(str), ["normal", "anomaly"])
+        if not labelled.any():
+            raise InputError("no test clip has a known condition; metrics need labelled clips")
+        groups = sorted(set(zip(machine[labelled], section[labelled], strict=True)))
+        members = [np.flatnonzero(labelled & (machine == m) & (section == s)) for m, s in groups]
+        width = max(map(len, members))
+        rows = np.stack([np.pad(member, (0, width - len(member)), mode="edge") for member in members])
+        real = np.stack([np.arange(width) < len(member) for member in members])
+        anomaly = real & (condition == "anomaly")[rows]
+        normal = real & (condition == "normal")[rows]
+        in_cell = [(domain == "source")[rows], (domain == "target")[rows], np.ones_like(real)]
+        return cls(
+            machines=tuple(m for m, _ in groups),
+            rows=rows,
+            positive=np.stack([anomaly] * 3).astype(float),
+            negative=np.stack([normal & cell for cell in in_cell]).astype(float),
+        )
+
+    def values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cells in per cent for scores of shape (..., rows of the table): (..., 3, G), NaN where absent."""
+        grouped = scores[..., self.rows][..., None, :, :]
+        limits = np.array([1.0, 1.0, MAX_FPR])[:, None]
+        return 100 * roc_area(grouped, self.positive, self.negative, limits)
+
+    def select(self, machines: Sequence[str]) -> LabelledCells:
+        """The groups of the given machines only."""
+        keep = np.isin(np.array(self.machines), list(machines))
+        names = tuple(np.array(self.machines)[keep])
+        return LabelledCells(names, self.rows[keep], self.positive[:, keep], self.negative[:, keep])
+
+
+def roc_area(
+    scores: NDArray[np.float64],
+    positive: NDArray[np.float64],
+    negative: NDArray[np.float64],
+    max_fpr: NDArray[np.float64] | float = 1.0,
+) -> NDArray[np.float64]:
+    """Area under the ROC curve up to `max_fpr`, for many score vectors at once.
+
+    Ties and the interpolation at `max_fpr` are treated as `sklearn.metrics.roc_auc_score` does; below 1
+    the area is standardised to 0.5 for chance (McClish 1989, https://doi.org/10.1177/0272989X8900900307).
+
+    Parameters
+    ----------
+    scores: (..., N), larger = more anomalous
+    positive, negative: (..., N) weights ≥ 0 of each clip as anomaly and as normal; 0 leaves it out
+    max_fpr: broadcasts against the leading axes
+
+    Returns
+    -------
+    (...) fractions, NaN where the positives or the negatives weigh nothing
+    """
+    order = np.argsort(-scores, axis=-1)
+    ranked = np.take_along_axis(scores, order, axis=-1)
+    shape = np.broadcast_shapes(scores.shape, positive.shape)
+    order = np.broadcast_to(order, shape)
+    # A curve has one point per distinct score: inside a group of ties take the group's last point.
+    n = scores.shape[-1]
+    is_last = np.concatenate([ranked[..., 1:] != ranked[..., :-1], np.ones((*ranked.shape[:-1], 1), bool)], -1)
+    last = np.minimum.accumulate(np.where(is_last, np.arange(n), n - 1)[..., ::-1], axis=-1)[..., ::-1]
+    last = np.broadcast_to(last, shape)
+    y, x = (_cumulated(weights, order, last) for weights in (positive, negative))
+    limit = np.asarray(max_fpr, float)[..., None]
+    width, height = np.diff(x), np.diff(y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.where(width > 0, np.clip((limit - x[..., :-1]) / width, 0, 1), 0)
+    area = np.sum(part * width * (y[..., :-1] + part * height / 2), axis=-1)
+    area = np.where(np.isnan(x[..., -1]) | np.isnan(y[..., -1]), np.nan, area)
+    limit = limit[..., 0]
+    chance = limit**2 / 2
+    return np.where(limit < 1, 0.5 * (1 + (area - chance) / (limit - chance)), area)
+
+
+def _cumulated(weights: NDArray[np.float64], order: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Rate of the weights ranked first … k-th, with a leading zero: (..., N + 1)."""
+    ranked = np.take_along_axis(np.broadcast_to(weights, order.shape), order, axis=-1)
+    total = np.take_along_axis(np.cumsum(ranked, axis=-1), last, axis=-1)
+    with np.errstate(invalid="ignore"):
+        rate = total / np.where(total[..., -1:] > 0, total[..., -1:], np.nan)
+    return np.concatenate([np.zeros((*rate.shape[:-1], 1)), rate], axis=-1)
+
+
+def harmonic_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] | None = None) -> NDArray[np.float64]:
+    """Harmonic mean over `axis` of the values that are not NaN; NaN where there is none, 0 if one is 0."""
+    present = ~np.isnan(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return present.sum(axis=axis) / np.where(present, 1 / values, 0).sum(axis=axis)
+
+
+def official_metrics(table: pa.Table) -> Metrics:
+    """Official metrics of the labelled test rows of a score table, in per cent.
+
+    Raises
+    ------
+    InputError
+        If no test row has a known condition.
+    """
+    cells = LabelledCells.from_table(table)
+    values = cells.values(table["score"].to_numpy())
+    return metrics_of_cells(cells.machines, values)
+
+
+def metrics_of_cells(machines: Sequence[str], values: NDArray[np.float64]) -> Metrics:
+    """Metrics from cell values (3, G) in per cent, NaN where absent; group g belongs to `machines[g]`."""
+    names = np.array(machines)
+    per_machine = {}
+    for machine in dict.fromkeys(machines):
+        own = values[:, names == machine]
+        summary = [*harmonic_mean(own, axis=1), harmonic_mean(own)]
+        per_machine[machine] = MachineMetrics(*map(_optional, summary))
+    return Metrics(per_machine, _optional(harmonic_mean(values)))
+
+
+def _optional(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,205 @@
+"""The score table: one row per clip, one Parquet file per (branch, detector) and per fused system.
+
+A table is a plain `pyarrow.Table` with the columns of `SCHEMA`, sorted by `KEY`. What was computed from
+what is kept in the schema metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from scoring.errors import InputError
+
+SCHEMA = pa.schema(
+    [
+        ("machine", pa.string()),
+        ("section", pa.int64()),
+        ("clip", pa.string()),
+        ("split", pa.string()),
+        ("domain", pa.string()),
+        ("condition", pa.string()),
+        ("score", pa.float64()),
+        ("calibrated", pa.float64()),
+    ]
+)
+KEY = ("machine", "section", "split", "clip")
+
+_ALLOWED = {
+    "split": ("train", "test"),
+    "domain": ("source", "target", None),
+    "condition": ("normal", "anomaly", None),
+}
+# Tables made elsewhere may lack these; a table without training rows has nothing to calibrate on.
+_FILLED = {"split": "test", "calibrated": None}
+
+
+def conform(table: pa.Table, name: str = "score table") -> pa.Table:
+    """The table with exactly the columns of `SCHEMA`, sorted by `KEY`, after every check.
+
+    A missing `split` is read as `test`, a missing `calibrated` as null; further columns are dropped.
+
+    Raises
+    ------
+    InputError
+        Naming `name` and what is wrong: a missing column, a wrong type, an unknown value, a duplicate
+        key, a missing or non-finite score, or no rows.
+    """
+    for column, value in _FILLED.items():
+        if column not in table.column_names:
+            filled = pa.array([value] * table.num_rows, SCHEMA.field(column).type)
+            table = table.append_column(column, filled)
+    missing = [column for column in SCHEMA.names if column not in table.column_names]
+    if missing:
+        raise InputError(f"{name}: no column {', '.join(missing)}; a score table has {', '.join(SCHEMA.names)}")
+    metadata = table.schema.metadata
+    try:
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{name}: a column has the wrong type: {error}") from None
+    _check_rows(table, name)
+    return table.sort_by([(column, "ascending") for column in KEY]).replace_schema_metadata(metadata)
+
+
+def _check_rows(table: pa.Table, name: str) -> None:
+    if table.num_rows == 0:
+        raise InputError(f"{name}: the table has no rows")
+    for column in (*KEY, "score"):
+        if table[column].null_count:
+            raise InputError(f"{name}: column {column} has {table[column].null_count} missing values")
+    for column, allowed in _ALLOWED.items():
+        unknown = set(pc.unique(table[column]).to_pylist()) - set(allowed)
+        if unknown:
+            raise InputError(f"{name}: {column} is {sorted(map(str, unknown))[0]!r}; allowed: {allowed}")
+    for column in ("score", "calibrated"):
+        finite = pc.fill_null(pc.is_finite(table[column]), True).to_numpy(zero_copy_only=False)
+        if not finite.all():
+            clip = table["clip"][int(np.flatnonzero(~finite)[0])].as_py()
+            raise InputError(f"{name}: {column} of {clip} is not a finite number")
+    counts = table.group_by(list(KEY)).aggregate([("score", "count")])
+    twice = counts.filter(pc.greater(counts["score_count"], 1))
+    if twice.num_rows:
+        raise InputError(f"{name}: {_describe(twice, 0)} stands in the table more than once")
+
+
+def _describe(table: pa.Table, row: int) -> str:
+    machine, section, split, clip = (table[column][row].as_py() for column in KEY)
+    return f"{machine}/{split}/{clip} (section {section})"
+
+
+def write_table(table: pa.Table, path: str | Path) -> str:
+    """Check `table`, write it to `path` through a temporary name, and return the file's SHA-256."""
+    path = Path(path)
+    table = conform(table, path.name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary)
+        digest = file_sha256(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """The checked score table in the Parquet file `path`.
+
+    Raises
+    ------
+    InputError
+        If the file is absent, is no Parquet file, or fails a check of `conform`.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such score table") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    return conform(table, str(path))
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def metadata_of(table: pa.Table) -> dict[str, str]:
+    """The table's metadata as text: branch_id, detector, dataset fingerprint, …"""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def with_scores(
+    table: pa.Table, score: NDArray[np.float64], calibrated: NDArray[np.float64] | None, metadata: Mapping[str, str]
+) -> pa.Table:
+    """The rows of `table` with other scores, each of shape (rows,), and other metadata."""
+    columns = [table[name] for name in SCHEMA.names[:-2]]
+    columns += [pa.array(score, pa.float64()), pa.array(calibrated, pa.float64(), from_pandas=True)]
+    return pa.table(columns, schema=SCHEMA).replace_schema_metadata(dict(metadata))
+
+
+def join(tables: Mapping[str, pa.Table], column: str = "calibrated") -> tuple[pa.Table, NDArray[np.float64]]:
+    """One column of several tables, joined by key; the tables come from `read_table` or `conform`.
+
+    Returns
+    -------
+    keys: the first table without its scores and without `condition`; a label cannot leave through here
+    values: (tables, rows) float64, in the order of `tables` and `keys`
+
+    Raises
+    ------
+    InputError
+        If a table lacks a clip or a machine that another has, or has no values in `column`.
+    """
+    named = list(tables.items())
+    if not named:
+        raise InputError("no score tables to fuse")
+    first_name, first = named[0]
+    for name, table in named:
+        _check_same_rows(first_name, first, name, table)
+        if table[column].null_count:
+            raise InputError(
+                f"{name}: {table[column].null_count} rows have no {column} score; "
+                "it is made from training rows, and this table has none for them"
+            )
+    values = np.stack([table[column].to_numpy() for _, table in named])
+    return first.select([*KEY, "domain"]), values
+
+
+def _check_same_rows(first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:
+    if first.select(KEY).equals(table.select(KEY)):
+        return
+    for here, there, of_here, of_there in (
+        (first_name, name, first, table),
+        (name, first_name, table, first),
+    ):
+        lost = set(pc.unique(of_here["machine"]).to_pylist()) - set(pc.unique(of_there["machine"]).to_pylist())
+        if lost:
+            raise InputError(
+                f"{there} has no machine {sorted(lost)[0]}, which {here} has; score it or leave it out of both"
+            )
+        absent = of_here.select(KEY).join(of_there.select(KEY), list(KEY), join_type="left anti")
+        if absent.num_rows:
+            raise InputError(f"{there} lacks {_describe(absent, 0)} and {absent.num_rows - 1} more that {here} has")
+    raise ValueError(f"{first_name} and {name} have the same rows in another order: pass them through conform")
+
+
+def groups(table: pa.Table) -> Iterator[tuple[str, int, NDArray[np.bool_]]]:
+    """Each machine and section with the mask (rows,) of its rows, in order."""
+    machine, section = rows_of(table, ["machine", "section"])
+    for m, s in sorted(set(zip(machine, section, strict=True))):
+        yield m, int(s), (machine == m) & (section == s)
+
+
+def rows_of(table: pa.Table, columns: Sequence[str]) -> list[NDArray[Any]]:
+    """Columns of a table as NumPy arrays; strings as objects, null as None."""
+    return [table[column].to_numpy() for column in columns]
