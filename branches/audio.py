@@ -53,7 +53,7 @@ def read_clip(path: Path) -> NDArray[np.float32]:
             f"{path}: {len(samples) / SAMPLE_RATE:.3f} s is shorter than one patch "
             f"({MIN_SAMPLES / SAMPLE_RATE:.3f} s); remove it"
         )
-    return samples  # type: ignore[no-any-return]
+    return samples
 
 
 def _check_not_truncated(path: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from branches.frontend import N_MELS, PATCH_SIZE
+
+N_BANDS = N_MELS // PATCH_SIZE
+
 
 class MeanPooling(nn.Module):
     """Mean over patches: (B, P, D) → (B, D)."""
@@ -15,9 +19,7 @@ class MeanPooling(nn.Module):
 
     def forward(self, patches: Tensor, padding: Tensor | None) -> Tensor:
         """`padding` (B, P) is True at padded patches."""
-        weights = torch.ones_like(patches[..., 0]) if padding is None else (~padding).to(patches.dtype)
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        return torch.einsum("bp,bpd->bd", weights, patches)
+        return _mean(patches, padding)
 
 
 class AttentiveStatisticsPooling(nn.Module):
@@ -43,7 +45,34 @@ class AttentiveStatisticsPooling(nn.Module):
         return torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
 
 
-POOLINGS: dict[str, type[MeanPooling] | type[AttentiveStatisticsPooling]] = {
+class BandMeanPooling(nn.Module):
+    """Mean over time of each frequency band, the bands one after another: (B, P, D) → (B, 8 D).
+
+    Patches are in time-major order with the frequency fastest, so a row of 8 is one moment.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.output_dim = N_BANDS * dim
+
+    def forward(self, patches: Tensor, padding: Tensor | None) -> Tensor:
+        """`padding` (B, P) is True at padded patches; a moment's bands are padded together."""
+        moments = patches.reshape(len(patches), -1, self.output_dim)
+        return _mean(moments, None if padding is None else padding[:, ::N_BANDS])
+
+
+def _mean(vectors: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean of the vectors (B, P, D) that are not padding: (B, D)."""
+    if padding is None:
+        return vectors.mean(dim=1)
+    weights = (~padding).to(vectors.dtype)
+    return torch.einsum("bp,bpd->bd", weights / weights.sum(dim=1, keepdim=True), vectors)
+
+
+Pooling = MeanPooling | AttentiveStatisticsPooling | BandMeanPooling
+
+POOLINGS: dict[str, type[Pooling]] = {
     "mean": MeanPooling,
+    "band_mean": BandMeanPooling,
     "attentive_statistics": AttentiveStatisticsPooling,
 }

@@ -85,7 +85,7 @@ class BranchSpec(Settings):
     channel: Channel = "near"
     objective: ObjectiveSpec = ArcFaceSpec()
     strategy: StrategySpec = FullSpec()
-    pooling: Literal["attentive_statistics", "mean"] = "attentive_statistics"
+    pooling: Literal["attentive_statistics", "mean", "band_mean"] = "attentive_statistics"
     embedding_dim: int = Field(256, ge=2)
     augmentation: AugmentationSpec = AugmentationSpec()
     training: TrainingSpec = TrainingSpec()

@@ -39,7 +39,7 @@ class Machine:
 
     source_signal: Callable[[Operation], Signal]
     source: Sequence[Condition]
-    target: Sequence[Condition]  # conditions never heard in the source domain
+    target: Sequence[Condition]  # at least one of them is never heard in the source domain
     faults: Sequence[str]
     ambient: float  # ambient level at the near microphone relative to the machine, amplitude ratio
     other_room: bool = False  # the target domain was recorded in another room

@@ -161,7 +161,7 @@ def _step(spec: BranchSpec, clips: TrainingClips, progress: _Progress) -> float:
     nn.utils.clip_grad_norm_(trained, training.gradient_clip)
     optimizer.step()
     progress.step += 1
-    return float(loss)
+    return loss.item()
 
 
 def batch_rows(n_clips: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:

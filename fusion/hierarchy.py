@@ -28,7 +28,7 @@ def tables_of(tree: Tree) -> list[str]:
     InputError
         If the tree, a sub-system or a configuration is empty.
     """
-    names = []
+    names: list[str] = []
     for subsystem, configurations in tree.items():
         for configuration, seeds in configurations.items():
             if not seeds:

@@ -14,7 +14,7 @@ from fusion.search import Task, search_weights
 def run_on_ray(scores: LabelledScores, tree: Tree, tasks: Iterable[Task]) -> list[dict[str, float]]:
     """The runner for `fusion.search.fuse` on the connected Ray cluster."""
     shared = ray.put((scores, tree))
-    return ray.get([_search.remote(shared, task) for task in tasks])  # type: ignore[no-any-return]
+    return ray.get([_search.remote(shared, task) for task in tasks])
 
 
 @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]

@@ -54,7 +54,7 @@ def tpe(scores: LabelledScores, rng: np.random.Generator) -> NDArray[np.float64]
 
 def _on_simplex(point: dict[str, float]) -> NDArray[np.float64]:
     exponential = -np.log([point[str(i)] for i in range(len(point))])
-    return exponential / exponential.sum()  # type: ignore[no-any-return]
+    return exponential / exponential.sum()
 
 
 METHODS: dict[str, Method] = {"uniform": uniform, "best_single": best_single, "tpe": tpe}

@@ -76,7 +76,7 @@ def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index:
     tune.report({"omega": omega})
 
 
-class _Lines(tune.Callback):
+class _Lines(tune.Callback):  # type: ignore[misc]
     """A line on stderr for each branch that starts, ends or fails."""
 
     def __init__(self, branches: dict[str, Branch]) -> None:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from branches.dataset import fingerprint, read_index
 from cluster.session import session
 from orchestrator.fusing import FUSED, fused_system
-from orchestrator.plan import Branch, Plan, detector_id, make_plan
+from orchestrator.plan import Branch, Plan, detector_id, make_plan, table_names
 from orchestrator.preflight import check_models, notes_on, with_resolved_backbones
 from orchestrator.report import write_report
 from orchestrator.spec import SystemSpec
@@ -127,7 +127,7 @@ class _Cluster:
 
 def _finished_tables(branches: Sequence[Branch], tracker: Tracker) -> dict[str, pa.Table]:
     """Tables of the branches that are finished, named as in the plan's trees."""
-    tables = {}
+    tables: dict[str, pa.Table] = {}
     for branch in branches:
         found = tracker.finished(branch.branch_id, [detector_id(d) for d in branch.detectors])
         tables |= {f"{branch.branch_id}/{name}": table for name, table in (found or {}).items()}
@@ -135,7 +135,7 @@ def _finished_tables(branches: Sequence[Branch], tracker: Tracker) -> dict[str, 
 
 
 def _missing(plan: Plan, tables: Mapping[str, pa.Table]) -> list[Branch]:
-    return [b for b in plan.branches if f"{b.branch_id}/{detector_id(b.detectors[0])}" not in tables]
+    return [branch for branch in plan.branches if table_names(branch)[0] not in tables]
 
 
 def _count_finished(plan: Plan, tables: Mapping[str, pa.Table]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from branches.spec import BranchSpec
 from fusion.hierarchy import Tree
-from orchestrator.spec import SystemSpec
+from orchestrator.spec import ConfigurationSpec, SystemSpec
 from scoring.detectors import DetectorSpec
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -55,30 +55,40 @@ def make_plan(systems: Sequence[SystemSpec], fingerprint: str) -> Plan:
     found: dict[str, Branch] = {}
     trees: dict[str, Tree] = {}
     for system in systems:
-        trees[system.name] = tree = {}
-        for subsystem, configurations in system.subsystems.items():
-            tree[subsystem] = {}
-            for name, configuration in configurations.items():
-                tables = tree[subsystem][name] = []
-                for seed in configuration.seeds:
-                    spec = configuration.branch.model_copy(update={"seed": seed})
-                    branch = _branch(
-                        spec, configuration.detector, system.name, f"{subsystem}/{name}/{seed}", fingerprint
-                    )
-                    found[branch.branch_id] = _merge(found.get(branch.branch_id), branch)
-                    tables.append(f"{branch.branch_id}/{detector_id(configuration.detector)}")
+        trees[system.name] = {
+            subsystem: {
+                name: [
+                    _add(found, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", fingerprint))
+                    for seed in c.seeds
+                ]
+                for name, c in configurations.items()
+            }
+            for subsystem, configurations in system.subsystems.items()
+        }
     return Plan(tuple(found.values()), trees)
 
 
-def _branch(spec: BranchSpec, detector: DetectorSpec, system: str, name: str, fingerprint: str) -> Branch:
+def _add(found: dict[str, Branch], branch: Branch) -> str:
+    """Put a branch with one detector among those found, and name its table."""
+    found[branch.branch_id] = _merge(found.get(branch.branch_id), branch)
+    return table_names(branch)[0]
+
+
+def table_names(branch: Branch) -> list[str]:
+    """Names of a branch's score tables in the plan's trees."""
+    return [f"{branch.branch_id}/{detector_id(detector)}" for detector in branch.detectors]
+
+
+def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, fingerprint: str) -> Branch:
+    spec = c.branch.model_copy(update={"seed": seed})
     config = _identity(spec)
     return Branch(
-        branch_id=digest([config, spec.seed, fingerprint, code_version(*SCORE_CODE)]),
+        branch_id=digest([config, seed, fingerprint, code_version(*SCORE_CODE)]),
         config_id=digest(config),
         name=name,
         systems=(system,),
         spec=spec,
-        detectors=(detector,),
+        detectors=(c.detector,),
     )
 
 

@@ -94,9 +94,9 @@ def _score(
         table = score_table(index, embeddings, detector, metadata)  # type: ignore[arg-type]
         checksums[f"sha256.{name}"] = write_table(table, folder / TABLES / f"{name}.parquet")
         found = _metrics(table)
-        summary[name] = found and found.as_dict()
+        summary[name] = found.as_dict() if found else None
         metrics |= flat_metrics(found, f"{name}.")
-        omegas.append(found and found.omega)
+        omegas.append(found.omega if found else None)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return omegas[0], metrics, checksums
 

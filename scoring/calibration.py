@@ -49,4 +49,4 @@ def location_scale(
             f"{name}: all {len(train)} training scores are equal, so there is no scale to calibrate on; "
             "the clips are copies of each other or the branch's embeddings have collapsed"
         )
-    return (scores - train.mean()) / spread  # type: ignore[no-any-return]
+    return (scores - train.mean()) / spread

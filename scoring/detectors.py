@@ -1,7 +1,7 @@
-"""Detectors: distance of an embedding to the normal ones of one machine and section.
+"""Detectors: distance of an embedding to the normal ones of each domain, for one machine and section.
 
-The contract is scikit-learn's, except that larger scores are more anomalous: `fit(X, domain)` with one
-bank per domain, `score_samples(X)` without one, since a test clip's domain is not known.
+`fit(X, domain)` keeps the domains apart; `distances(X)` gives one column per domain, since the domain of a
+test clip is not known. How the columns become one score is the same for all detectors (`scoring.banks`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from sklearn.neighbors import NearestNeighbors
 class Detector(Protocol):
     """What scoring needs of a detector."""
 
+    domains_: list[str]
+
     def fit(self, X: NDArray[np.float64], domain: NDArray[np.object_]) -> Self:
-        """Learn from embeddings X (n, D) of normal clips and the domain of each (n,)."""
+        """Learn from embeddings X (n, E) of normal clips and the domain of each (n,)."""
         ...
 
-    def score_samples(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Anomaly scores (m,) of embeddings X (m, D); larger = more anomalous."""
+    def distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distance of embeddings X (m, E) to each domain's normals: (m, domains), in the order of `domains_`."""
         ...
 
 
 class Mahalanobis:
-    """Smallest Mahalanobis distance to the mean of a domain.
+    """Mahalanobis distance to the mean of each domain.
 
     Ten target clips give a mean but no covariance, so the domains share one: that of all clips after
     subtraction of their domain's mean, shrunk as in Ledoit and Wolf, "A well-conditioned estimator for
@@ -38,9 +40,10 @@ class Mahalanobis:
 
     def fit(self, X: NDArray[np.float64], domain: NDArray[np.object_]) -> Self:
         """See `Detector.fit`."""
-        names, member = np.unique(domain, return_inverse=True)
-        means = np.stack([X[member == d].mean(axis=0) for d in range(len(names))])
-        covariance = LedoitWolf(assume_centered=True).fit(X - means[member]).covariance_
+        self.domains_ = sorted(set(domain))
+        means = np.stack([X[domain == name].mean(axis=0) for name in self.domains_])
+        centred = X - means[np.searchsorted(self.domains_, domain.astype(str))]
+        covariance = LedoitWolf(assume_centered=True).fit(centred).covariance_
         # Only rounding separates a shrunk covariance from a positive definite one; the ridge covers it.
         ridge = 1e-9 * np.trace(covariance) / len(covariance) + np.finfo(float).tiny
         self._factor = np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
@@ -48,32 +51,30 @@ class Mahalanobis:
         return self
 
     def _whiten(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return solve_triangular(self._factor, X.T, lower=True).T  # type: ignore[no-any-return]
+        return solve_triangular(self._factor, X.T, lower=True).T
 
-    def score_samples(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Detector.score_samples`."""
+    def distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See `Detector.distances`."""
         white = self._whiten(X)
-        return np.min([np.linalg.norm(white - mean, axis=1) for mean in self._means], axis=0)
+        return np.stack([np.linalg.norm(white - mean, axis=1) for mean in self._means], axis=1)
 
 
 class KNearestNeighbours:
-    """Mean cosine distance to the k nearest clips of a domain, the smaller of the domains' values."""
+    """Mean cosine distance to the k nearest clips of each domain."""
 
     def __init__(self, k: int = 1) -> None:
         self.k = k
 
     def fit(self, X: NDArray[np.float64], domain: NDArray[np.object_]) -> Self:
         """See `Detector.fit`. A bank of fewer than k clips uses all of them."""
-        self._banks = []
-        for name in np.unique(domain):
-            bank = X[domain == name]
-            k = min(self.k, len(bank))
-            self._banks.append(NearestNeighbors(n_neighbors=k, metric="cosine").fit(bank))
+        self.domains_ = sorted(set(domain))
+        banks = [X[domain == name] for name in self.domains_]
+        self._banks = [NearestNeighbors(n_neighbors=min(self.k, len(b)), metric="cosine").fit(b) for b in banks]
         return self
 
-    def score_samples(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Detector.score_samples`; between 0 and 2."""
-        return np.min([bank.kneighbors(X)[0].mean(axis=1) for bank in self._banks], axis=0)
+    def distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See `Detector.distances`; between 0 and 2."""
+        return np.stack([bank.kneighbors(X)[0].mean(axis=1) for bank in self._banks], axis=1)
 
 
 class _Spec(BaseModel):

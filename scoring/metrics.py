@@ -182,5 +182,5 @@ def metrics_of_cells(machines: Sequence[str], values: NDArray[np.float64]) -> Me
     return Metrics(per_machine, _optional(harmonic_mean(values)))
 
 
-def _optional(value: float) -> float | None:
+def _optional(value: NDArray[np.float64]) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -88,7 +88,7 @@ class _ClipwiseAttention(torch.autograd.Function):
     """The same on a CPU, one clip at a time, with the weights computed again in the backward pass.
 
     PyTorch's fused CPU kernel has no gradient for the bias, and without it a training step keeps several arrays of
-    B · H · P² numbers for each layer. One clip's H · P² are reused by the allocator from clip to clip.
+    B · H · P² numbers for each layer. Here a few arrays of one clip's H · P² are used again for every clip.
     """
 
     @staticmethod
@@ -97,37 +97,42 @@ class _ClipwiseAttention(torch.autograd.Function):
     ) -> Tensor:
         # The layout of the layer's input, so that the heads are joined again without a copy.
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        scratch = torch.empty_like(position_bias)
         for i in range(len(q)):
-            bias = _clip_bias(gate, position_bias, padding_bias, i)
+            bias = _clip_bias(gate, position_bias, padding_bias, i, scratch)[None]
             out[i] = F.scaled_dot_product_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], attn_mask=bias)[0]
         ctx.save_for_backward(q, k, v, gate, position_bias, padding_bias, out)
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, gate, position_bias, padding_bias, out = ctx.saved_tensors
-        dq, dk, dv, dgate = (torch.empty_like(t) for t in (q, k, v, gate))
-        dbias = torch.zeros_like(position_bias) if ctx.needs_input_grad[4] else None
         scale = q.shape[-1] ** -0.5
+        # Batched products would copy strided factors again and again.
+        q, k, v, grad = (q * scale).contiguous(), (k * scale).contiguous(), v.contiguous(), grad.contiguous()
+        dq, dk, dv, dgate = (torch.empty_like(t) for t in (q, k, v, gate))
+        dposition = torch.zeros_like(position_bias) if ctx.needs_input_grad[4] else None
+        inner = (grad * out).sum(-1, keepdim=True)
+        logits, weights, dlogits = (torch.empty_like(position_bias) for _ in range(3))
         for i in range(len(q)):
-            bias = _clip_bias(gate, position_bias, padding_bias, i)[0]
-            weights = torch.baddbmm(bias, q[i], k[i].mT, alpha=scale).softmax(-1)
-            dv[i] = weights.mT @ grad[i]
+            _clip_bias(gate, position_bias, padding_bias, i, logits).baddbmm_(q[i], k[i].mT, alpha=1 / scale)
+            torch.softmax(logits, -1, out=weights)
+            torch.bmm(weights.mT, grad[i], out=dv[i])
             # Gradient of the softmax: w · (dw − Σ w·dw), the sum being that of grad · out.
-            dlogits = (grad[i] @ v[i].mT).sub_((grad[i] * out[i]).sum(-1, keepdim=True)).mul_(weights)
-            dq[i] = torch.bmm(dlogits, k[i]).mul_(scale)
-            dk[i] = torch.bmm(dlogits.mT, q[i]).mul_(scale)
-            dgate[i] = torch.mul(dlogits, position_bias, out=weights).sum(-1, keepdim=True)
-            if dbias is not None:
-                dbias.addcmul_(dlogits, gate[i])
-        return dq, dk, dv, dgate, dbias, None
+            torch.bmm(grad[i], v[i].mT, out=dlogits).sub_(inner[i]).mul_(weights)
+            torch.bmm(dlogits, k[i], out=dq[i])
+            torch.bmm(dlogits.mT, q[i], out=dk[i])
+            torch.sum(torch.mul(dlogits, position_bias, out=weights), -1, keepdim=True, out=dgate[i])
+            if dposition is not None:
+                dposition.addcmul_(dlogits, gate[i])
+        return dq, dk, dv, dgate, dposition, None
 
 
-def _clip_bias(gate: Tensor, position_bias: Tensor, padding_bias: Tensor | None, i: int) -> Tensor:
-    """(1, H, P, P): what is added to the logits of clip `i`."""
-    bias = gate[i : i + 1] * position_bias
-    return bias if padding_bias is None else bias.add_(padding_bias[i : i + 1])
+def _clip_bias(gate: Tensor, position_bias: Tensor, padding_bias: Tensor | None, i: int, out: Tensor) -> Tensor:
+    """What is added to the logits of clip `i`, written into `out` (H, P, P)."""
+    bias = torch.mul(gate[i], position_bias, out=out)
+    return bias if padding_bias is None else bias.add_(padding_bias[i])
 
 
 class GatedAttention(nn.Module):
@@ -153,11 +158,11 @@ class GatedAttention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _gate(self, q: Tensor) -> Tensor:
         """(B, H, P, d) unscaled queries → (B, H, P, 1) factors of the position bias."""
-        gates = self.grep_linear(q).unflatten(-1, (2, _GATE_UNITS // 2)).sum(-1).sigmoid()
-        a, b = gates.split(1, dim=-1)
+        sums = self.grep_linear(q).view(*q.shape[:-1], 2, _GATE_UNITS // 2).sum(-1)
+        a, b = sums.sigmoid().split(1, dim=-1)
         factor: Tensor = a * (b * self.grep_a - 1.0) + 2.0
         return factor

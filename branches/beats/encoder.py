@@ -29,6 +29,13 @@ class PositionalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) → (B, P, D)."""
+        if not x.is_cpu:
+            return self._convolve(x)
+        # torch 2.11's bfloat16 convolution on a CPU gives wrong numbers for groups of 8 channels.
+        with torch.autocast("cpu", enabled=False):
+            return self._convolve(x.to(self.weight_v.dtype))
+
+    def _convolve(self, x: Tensor) -> Tensor:
         kernel = self.weight_v.shape[-1]
         norm = torch.linalg.vector_norm(self.weight_v, dim=(0, 1), keepdim=True)
         weight = self.weight_v * (self.weight_g / norm)
@@ -61,12 +68,12 @@ class EncoderLayer(nn.Module):
         """(B, P, D) → (B, P, D)."""
         if self.pre_norm:
             x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), position_bias, padding_bias))
-            out: Tensor = x + self._feed_forward(self.final_layer_norm(x))
-            return out
-        attended = self.dropout(self.self_attn(x, position_bias, padding_bias))
-        x = self.self_attn_layer_norm(x * self.residual_scale + attended)
-        out = self.final_layer_norm(x * self.residual_scale + self._feed_forward(x))
-        return out
+            x = x + self._feed_forward(self.final_layer_norm(x))
+        else:
+            attended = self.dropout(self.self_attn(x, position_bias, padding_bias))
+            x = self.self_attn_layer_norm(x * self.residual_scale + attended)
+            x = self.final_layer_norm(x * self.residual_scale + self._feed_forward(x))
+        return x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.activation_dropout(F.gelu(self.fc1(x)))

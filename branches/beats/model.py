@@ -91,7 +91,7 @@ class BEATs(nn.Module):
         if not self.config.finetuned_model:
             raise InputError("this BEATs checkpoint has no predictor; load one that was fine-tuned on classes")
         probabilities, _ = self(waveforms, valid_samples)
-        return probabilities  # type: ignore[no-any-return]
+        return probabilities
 
     def features(
         self,
@@ -135,7 +135,7 @@ class BEATs(nn.Module):
         if padding.shape != features.shape[:2]:
             raise InputError(f"padding is {tuple(padding.shape)}, must be {tuple(features.shape[:2])}")
         size = self.config.input_patch_size
-        steps = padding[:, : padding.shape[1] // size * size].unflatten(1, (-1, size)).any(-1)
+        steps = padding.unfold(1, size, size).any(-1)
         mask = steps.repeat_interleave(self.config.freq_patches, dim=1)
         return self._encode(features, mask, layers, combine)
 

@@ -128,9 +128,8 @@ def _patches(features: Tensor) -> Tensor:
     """(B, F, 128) → (B, P, 256): the values of each patch, ordered by time, then frequency."""
     if features.dim() != 3 or features.shape[1] < PATCH_SIZE or features.shape[2] != N_MELS:
         raise InputError(f"features are {tuple(features.shape)}, must be (batch, frames ≥ {PATCH_SIZE}, {N_MELS})")
-    steps = features.shape[1] // PATCH_SIZE
-    cut = features[:, : steps * PATCH_SIZE].unflatten(1, (steps, PATCH_SIZE)).unflatten(3, (-1, PATCH_SIZE))
-    return cut.transpose(2, 3).flatten(3).flatten(1, 2)
+    patches = features.unfold(1, PATCH_SIZE, PATCH_SIZE).unfold(2, PATCH_SIZE, PATCH_SIZE)
+    return patches.flatten(1, 2).flatten(2)
 
 
 def load_tokenizer(path: str | os.PathLike[str], sha256: str | None = None) -> AcousticTokenizer:

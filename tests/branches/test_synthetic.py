@@ -29,10 +29,10 @@ def wavs(root):
 
 
 def bands(signal):
-    """Log power in 32 bands: mean and standard deviation over frames."""
+    """Log power in 64 bands: mean and standard deviation over frames."""
     frames = np.lib.stride_tricks.sliding_window_view(signal, 1024)[::512] * np.hanning(1024)
     power = np.abs(np.fft.rfft(frames)[:, 1:]) ** 2
-    logs = np.log(power.reshape(len(frames), 32, 16).mean(2) + 1e-6)
+    logs = np.log(power.reshape(len(frames), 64, 8).mean(2) + 1e-6)
     return np.concatenate([logs.mean(0), logs.std(0)])
 
 

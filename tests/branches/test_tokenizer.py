@@ -1,0 +1,73 @@
+"""Labels are those of the released tokenizer, or of the seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from branches.beats import RandomProjectionTokenizer, load_tokenizer
+from branches.frontend import fbank
+from scoring.errors import InputError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+@pytest.mark.parametrize("name", ["w2s", "w10s", "w1p37s"])
+def test_released_labels(name):
+    with np.load(FIXTURES / "cases.npz") as cases:
+        waveforms, expected = torch.from_numpy(cases[f"input/{name}"]), torch.from_numpy(cases[f"tokenizer/{name}"])
+    labels = load_tokenizer(FIXTURES / "tokenizer.pt").labels(waveforms)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, expected.view(len(waveforms), -1))
+
+
+def test_released_labels_do_not_change_in_training():
+    tokenizer = load_tokenizer(FIXTURES / "tokenizer.pt").train()
+    labels = tokenizer.labels(noise(1, 8000))
+    assert torch.equal(labels, tokenizer.labels(noise(1, 8000)))
+    assert not labels.requires_grad
+    assert tokenizer.n_codes == 64
+
+
+def test_random_projection_depends_on_the_seed_alone():
+    state = torch.get_rng_state()
+    labels = load_tokenizer("random:3").labels(noise(2, 8000))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert labels.shape == (2, 24)
+    assert labels.unique().numel() > 5
+    assert torch.equal(labels, RandomProjectionTokenizer(3).labels(noise(2, 8000)))
+    assert not torch.equal(labels, RandomProjectionTokenizer(4).labels(noise(2, 8000)))
+    assert RandomProjectionTokenizer(3, n_codes=8, dim=16).labels(noise(2, 8000)).max() < 8
+
+
+def test_random_projection_by_the_formula():
+    tokenizer = RandomProjectionTokenizer(0, n_codes=32, dim=8)
+    features = fbank(noise(1, 8000))
+    labels = tokenizer.patch_labels(features)
+    # Patch 11 is the second step in time, fourth band.
+    patch = features[0, 16:32, 48:64].reshape(-1)
+    cosine = torch.nn.functional.cosine_similarity((patch @ tokenizer.projection)[None], tokenizer.codes)
+    assert labels[0, 11] == cosine.argmax()
+
+
+@pytest.mark.parametrize("name", ["random:", "random:x", "random:-1"])
+def test_a_wrong_seed_is_named(name):
+    with pytest.raises(InputError, match="random:SEED"):
+        load_tokenizer(name)
+
+
+def test_a_backbone_is_no_tokenizer():
+    with pytest.raises(InputError, match=r"pretrained\.pt: .*quant_n"):
+        load_tokenizer(FIXTURES / "pretrained.pt")
+
+
+def test_short_clips_are_named():
+    for tokenizer in (load_tokenizer("random:1"), load_tokenizer(FIXTURES / "tokenizer.pt")):
+        with pytest.raises(InputError, match="frames"):
+            tokenizer.labels(noise(1, 2799))
