@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from scoring.errors import InputError
 
-# Ray reads these when it is imported, and its processes inherit them.
-# Authentication is set on purpose: Ray's own default differs between `ray.init()` and an explicit address.
-_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+
+def prepare_environment(address: str) -> None:
+    """Set what Ray reads when it is first imported, and its processes inherit; what is set already stays.
+
+    Authentication is always explicit, since Ray's own default differs between `ray.init()` and an address. A local
+    Ray can be reached from the network, so it gets a token that only this process and its workers know; a
+    running cluster is taken as open unless `RAY_AUTH_MODE` says otherwise.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences a warning
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 @contextmanager
 def session(address: str = "local", num_cpus: int | None = None) -> Iterator[None]:
     """Connect to Ray at `address`, or start it on this machine for `local`; disconnect at the end.
 
-    A local Ray listens on the loopback interface only and has no dashboard.
+    A local Ray has no dashboard. Ray must not have been imported before, see `prepare_environment`.
 
     Raises
     ------
     InputError
         If nothing answers at `address`.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray  # here, since it reads the environment when imported
+    prepare_environment(address)
+    import ray
 
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address == "local":
-        ray.init(address="local", num_cpus=num_cpus, _node_ip_address="127.0.0.1", include_dashboard=False, **common)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
     else:
         try:
             ray.init(address=address, **common)

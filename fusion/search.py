@@ -19,7 +19,7 @@ from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
 from scoring.calibration import calibrate
 from scoring.errors import InputError
-from scoring.metrics import Metrics, metrics_of_cells
+from scoring.metrics import Metrics, has_labels, metrics_of_cells
 from scoring.table import conform, join, with_scores
 
 
@@ -109,8 +109,10 @@ def fuse(
             f"no score table for {', '.join(absent)}; train these branches or leave them out of the system"
         )
     own = {name: conform(tables[name], name) for name in names}
-    labelled = any(table["condition"].null_count < table.num_rows for table in own.values())
-    methods = _try_methods(LabelledScores.from_tables(own), system, seed, runner) if labelled else _unlabelled(system)
+    if has_labels(own[names[0]]):
+        methods = _try_methods(LabelledScores.from_tables(own), system, seed, runner)
+    else:
+        methods = {"uniform": Choice(uniform_weights(system), None, None)}
     delivered, why = _deliver(methods)
     weights = methods[delivered].weights
     return Fusion(delivered, why, methods, level_weights(system, weights), apply_weights(own, weights, metadata or {}))
@@ -130,10 +132,6 @@ def _try_methods(scores: LabelledScores, tree: Tree, seed: int, runner: Runner) 
             metrics_of_cells(scores.cells.machines, np.concatenate(held, axis=1)) if held else None,
         )
     return choices
-
-
-def _unlabelled(tree: Tree) -> dict[str, Choice]:
-    return {"uniform": Choice(uniform_weights(tree), None, None)}
 
 
 def _deliver(methods: Mapping[str, Choice]) -> tuple[str, str]:

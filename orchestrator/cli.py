@@ -77,13 +77,13 @@ def run(systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, a
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
 @_run_options
 def demo(out: Path, as_json: bool, **options: Any) -> None:
     """Run the whole chain on a generated data set: no GPU, no download.
 
     \b
-    Example: tutti demo --out demo
+    Example: tutti demo --out runs/demo
     """
     data = out / "data"
     if not data.exists():
@@ -174,7 +174,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--size", type=click.Choice(["demo", "challenge"]), default="demo", show_default=True)
+@click.option("--size", type=click.Choice(["demo", "challenge"]), default="runs/demo", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def synth(folder: Path, size: str, seed: int) -> None:
     """Write a generated data set in the layout of DCASE 2026.

@@ -19,8 +19,7 @@ from orchestrator.plan import Plan, code_version, digest
 from orchestrator.spec import SystemSpec
 from orchestrator.tracking import Tracker
 from orchestrator.worker import flat_metrics
-from scoring.errors import InputError
-from scoring.metrics import Metrics, official_metrics
+from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
 FUSED = "fused.parquet"
@@ -124,10 +123,7 @@ def _machines(metrics: Metrics | None) -> dict[str, Any] | None:
 
 
 def _metrics(table: pa.Table) -> dict[str, Any]:
-    try:
-        return official_metrics(table).as_dict()
-    except InputError:  # no label, no metrics
-        return {"omega": None, "machines": {}}
+    return official_metrics(table).as_dict() if has_labels(table) else {"omega": None, "machines": {}}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -154,9 +154,7 @@ def _train_missing(
     missing = _missing(plan, tables)
     if not missing:
         return {}
-    # Torch and Ray take seconds to load, and a run with nothing to train needs neither.
-    from branches.audio import open_cache
-    from orchestrator.launch import launch
+    from branches.audio import open_cache  # loads torch, which a finished run does not need
 
     check_models(missing)
     out = place.out.resolve()
@@ -172,6 +170,8 @@ def _train_missing(
     for note in notes_on(index, open_cache(job.data, index, job.cache), missing):
         log.warning(note)
     cluster.connect()
+    from orchestrator.launch import launch  # imports ray, and that only after the session has set it up
+
     failures = launch(missing, job, index, out / "tune", place.gpus_per_branch)
     tracker.close_unfinished()
     trained = _finished_tables(missing, tracker)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from branches.audio import AudioCache
-from branches.beats import load_beats
-from branches.beats.checkpoint import local_file
 from branches.dataset import class_labels
 from branches.spec import BackboneSpec
-from branches.strategies import prepare
 from orchestrator.plan import Branch
 from orchestrator.spec import SystemSpec, with_backbones
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
+if TYPE_CHECKING:
+    from branches.audio import AudioCache
+
+# Torch is loaded inside the functions that need it: a finished run on a built-in backbone does not.
 BUILT_IN = ("tiny",)
 
 
@@ -36,6 +37,8 @@ def resolve_backbone(spec: BackboneSpec) -> BackboneSpec:
     """One backbone's local file and digest; see `with_resolved_backbones`."""
     if spec.path in BUILT_IN:
         return spec
+    from branches.beats.checkpoint import local_file
+
     try:
         file = Path(local_file(spec.path, spec.sha256))
     except InputError as error:
@@ -51,6 +54,9 @@ def check_models(branches: Sequence[Branch]) -> None:
     InputError
         If a file is no BEATs checkpoint, or a strategy does not fit it.
     """
+    from branches.beats import load_beats
+    from branches.strategies import prepare
+
     for backbone in dict.fromkeys(branch.spec.backbone for branch in branches):
         model = load_beats(backbone.path, sha256=backbone.sha256)
         for branch in branches:

@@ -21,15 +21,17 @@ import pyarrow as pa
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+
+from scoring.errors import InputError
+from scoring.table import file_sha256, read_table
+
+# MLflow sets its own level when imported, and reports each step of making its database.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
-
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-
-from scoring.errors import InputError  # noqa: E402
-from scoring.table import file_sha256, read_table  # noqa: E402
 
 TABLES = "tables"
 _PARENT = "mlflow.parentRunId"

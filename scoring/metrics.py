@@ -69,7 +69,7 @@ class LabelledCells:
         machine, section, split, domain, condition = rows_of(
             table, ["machine", "section", "split", "domain", "condition"]
         )
-        labelled = (split == "test") & np.isin(condition.astype(str), ["normal", "anomaly"])
+        labelled = _labelled(split, condition)
         if not labelled.any():
             raise InputError("no test clip has a known condition; metrics need labelled clips")
         groups = sorted(set(zip(machine[labelled], section[labelled], strict=True)))
@@ -156,6 +156,15 @@ def harmonic_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] | Non
     present = ~np.isnan(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         return present.sum(axis=axis) / np.where(present, 1 / values, 0).sum(axis=axis)
+
+
+def has_labels(table: pa.Table) -> bool:
+    """Whether any test row has a known condition."""
+    return bool(_labelled(*rows_of(table, ["split", "condition"])).any())
+
+
+def _labelled(split: NDArray[np.object_], condition: NDArray[np.object_]) -> NDArray[np.bool_]:
+    return (split == "test") & np.isin(condition.astype(str), ["normal", "anomaly"])
 
 
 def official_metrics(table: pa.Table) -> Metrics:

@@ -46,7 +46,7 @@ def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs
 def save_beats(model: BEATs, path: str | os.PathLike[str]) -> None:
     """Write `model` as a checkpoint that `load_beats` reads; the file appears whole or not at all.
 
-    The gates, buckets and keys are those of the released files. `path` is local; its folder must exist.
+    The keys are those of the released files. `path` is local; its folder must exist.
     """
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     for layer in range(1, model.config.encoder_layers):
@@ -77,7 +77,7 @@ def _initialise(name: str, parameter: Tensor, generator: torch.Generator) -> Non
     elif parameter.dim() == 1 or name.endswith("grep_a"):
         parameter.fill_(1.0)
     elif name.endswith("weight_g"):
-        # As long as the rows it scales would be on average: the convolution starts at unit gain.
+        # Positions begin small beside the features they are added to.
         parameter.fill_(parameter.numel() ** -0.5)
     elif name.endswith("relative_attention_bias.weight"):
         parameter.normal_(0.0, 0.1, generator=generator)

@@ -71,8 +71,8 @@ class EncoderLayer(nn.Module):
             x = x + self._feed_forward(self.final_layer_norm(x))
         else:
             attended = self.dropout(self.self_attn(x, position_bias, padding_bias))
-            x = self.self_attn_layer_norm(x * self.residual_scale + attended)
-            x = self.final_layer_norm(x * self.residual_scale + self._feed_forward(x))
+            x = self.self_attn_layer_norm(torch.add(attended, x, alpha=self.residual_scale))
+            x = self.final_layer_norm(torch.add(self._feed_forward(x), x, alpha=self.residual_scale))
         return x
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,35 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from cluster.session import require, session
+from scoring.errors import InputError
+
+
+def test_a_local_session_starts_checks_and_ends():
+    with session(num_cpus=2):
+        assert ray.cluster_resources()["CPU"] == 2
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        require({"CPU": 2})
+        with pytest.raises(InputError, match="needs 3 CPU, 1 GPU on one node, the largest node has 2 CPU, 0 GPU"):
+            require({"CPU": 3, "GPU": 1})
+    assert not ray.is_initialized()
+
+
+def test_strangers_do_not_get_into_a_local_session():
+    code = "import sys, ray; ray.init(address=sys.argv[1], logging_level='CRITICAL')"
+    others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    with session(num_cpus=1):
+        address = ray.get_runtime_context().gcs_address
+        stranger = subprocess.run(
+            [sys.executable, "-c", code, address],
+            env={**others, "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert stranger.returncode != 0
+    assert "AuthenticationError" in stranger.stderr

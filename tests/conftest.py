@@ -1,0 +1,3 @@
+from cluster.session import prepare_environment
+
+prepare_environment("local")  # before any test imports ray
