@@ -53,7 +53,7 @@ class PartialSpec(Settings):
     """The top layers of the backbone are trained, the rest stays as it was."""
 
     name: Literal["partial"] = "partial"
-    layers: int = Field(ge=0, description="how many, counted from the top; 0 trains pooling and head only")
+    layers: int = Field(ge=0, description="how many from the top, at most all; 0 trains pooling and head only")
 
 
 StrategySpec = Annotated[FullSpec | PartialSpec, Field(discriminator="name")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -64,6 +65,7 @@ def launch(
             verbose=0,
         ),
     )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
     results = tuner.fit()
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
     shutil.rmtree(folder, ignore_errors=True)

@@ -64,11 +64,11 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
     BranchesFailed
         If branches failed; all others are finished then, and running again tries only these.
     """
+    index = read_index(place.data)
+    mark = fingerprint(place.data, index)
+    plan = make_plan([with_resolved_backbones(system) for system in systems], mark)
     place.out.mkdir(parents=True, exist_ok=True)
     with _only_driver(place.out), _Cluster(place.address) as cluster:
-        index = read_index(place.data)
-        mark = fingerprint(place.data, index)
-        plan = make_plan([with_resolved_backbones(system) for system in systems], mark)
         tracker = open_tracker(place.tracking_uri, place.out, experiment_name(place.data, mark, place.out))
         tracker.close_unfinished()
         with tracker.run("run", {"role": "run"}, {}) as parent:

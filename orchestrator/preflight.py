@@ -47,21 +47,17 @@ def resolve_backbone(spec: BackboneSpec) -> BackboneSpec:
 
 
 def check_models(branches: Sequence[Branch]) -> None:
-    """Load each checkpoint once and try each branch's strategy on it.
+    """Load each checkpoint once.
 
     Raises
     ------
     InputError
-        If a file is no BEATs checkpoint, or a strategy does not fit it.
+        If a file is no BEATs checkpoint.
     """
     from branches.beats import load_beats
-    from branches.strategies import prepare
 
     for backbone in dict.fromkeys(branch.spec.backbone for branch in branches):
-        model = load_beats(backbone.path, sha256=backbone.sha256)
-        for branch in branches:
-            if branch.spec.backbone == backbone:
-                prepare(model, branch.spec.strategy)
+        load_beats(backbone.path, sha256=backbone.sha256)
 
 
 def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> list[str]:

@@ -193,12 +193,11 @@ def test_buckets_of_relative_positions():
     assert [of[d] for d in (-8, -11, -16, -32, -63, -64, -100, 16, 100)] == [8, 9, 10, 13, 15, 15, 15, 26, 31]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_model_gives_the_same(tiny, backend):
+def test_compiled_model_gives_the_same(tiny):
     features = fbank(noise(2, 8000))
     expected, _ = tiny.encode(features)
-    compiled = torch.compile(tiny.encode, backend=backend)
+    compiled = torch.compile(tiny.encode, backend="aot_eager")  # the default one would need a C compiler
     x, _ = compiled(features)
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=0)
     x.square().mean().backward()

@@ -1,0 +1,28 @@
+"""Running `tutti` as a user does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+TUTTI = str(Path(sys.executable).with_name("tutti"))
+
+SMALL_SYSTEM = """
+name: small
+branch:
+  embedding_dim: 16
+  pooling: band_mean
+  training: {steps: 10, batch_size: 8, crop_seconds: 0.8, learning_rate: 1.0e-3, warmup_steps: 2}
+subsystems:
+  mahalanobis:
+    softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]}
+  neighbours:
+    softmax: {branch: {objective: {name: softmax}}, detector: {name: knn}}
+"""
+
+
+def tutti(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """The finished command; its exit code is in `returncode`."""
+    command = [TUTTI, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)

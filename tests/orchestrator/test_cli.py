@@ -1,0 +1,120 @@
+"""Commands and errors that need no training."""
+
+import json
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import soundfile
+
+from branches.synthetic import SyntheticSize, write_dataset
+from scoring.metrics import official_metrics
+from scoring.table import write_table
+from tests.commands import tutti
+from tests.tables import make_table
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli") / "data"
+    write_dataset(root, SyntheticSize(3, 2, 1, 1.0), machines=["rotor", "pump"])
+    return root
+
+
+def test_help_has_an_example_for_every_command():
+    listed = tutti("--help").stdout.split("Commands:")[1].split()
+    commands = ["demo", "metrics", "plan", "report", "run", "ui"]
+    assert set(commands) <= set(listed)
+    for command in [[c] for c in commands] + [["data", "synth"], ["data", "check"]]:
+        page = tutti(*command, "--help")
+        assert page.returncode == 0
+        assert f"Example: tutti {' '.join(command)} " in page.stdout
+    assert version("tutti-asd") in tutti("--version").stdout
+
+
+def test_plan_lists_the_branches(data):
+    result = json.loads(tutti("plan", "s1", "s2", "--data", data, "--backbone", "tiny", "--json").stdout)
+    assert len(result["branches"]) == 10  # the one of s1 is among the ten of s2
+    assert result["branches"][0]["systems"] == ["s1", "s2"]
+    assert {branch["done"] for branch in result["branches"]} == {None}
+    assert len({branch["branch_id"] for branch in result["branches"]}) == 10
+    assert result["gpu_hours"] > 0
+
+
+def test_plan_without_the_checkpoint_says_so(data):
+    run = tutti("plan", "s1", "--data", data)
+    assert run.returncode == 0
+    assert "1 branches, 1 to train" in run.stdout
+    assert "BEATs_iter3.pt: no such file" in run.stderr
+    assert "provisional" in run.stderr
+
+
+def test_synth_and_check(tmp_path):
+    made = tutti("data", "synth", tmp_path / "data", "--seed", 3)
+    assert made.returncode == 0, made.stderr
+    checked = tutti("data", "check", tmp_path / "data", "--json")
+    found = json.loads(checked.stdout)
+    assert checked.returncode == 0
+    assert found["problems"] == []
+    assert len(found["machines"]) >= 3
+    assert str(found["clips"]) in made.stdout
+    again = tutti("data", "synth", tmp_path / "data")
+    assert again.returncode == 2
+    assert len(again.stderr.splitlines()) == 1
+
+
+def test_check_names_every_bad_clip(tmp_path):
+    write_dataset(tmp_path / "data", SyntheticSize(3, 2, 1, 1.0), machines=["rotor"])
+    clips = sorted((tmp_path / "data" / "rotor" / "train").iterdir())
+    clips[0].write_bytes(b"")
+    clips[1].write_bytes(clips[1].read_bytes()[:5000])
+    run = tutti("data", "check", tmp_path / "data")
+    assert run.returncode == 2
+    assert clips[0].name in run.stderr
+    assert f"{clips[1].name}: truncated" in run.stderr
+    assert "2 of 9 clips cannot be used" in run.stderr
+
+
+def test_metrics_of_one_and_of_several_tables(tmp_path):
+    for seed in (0, 1):
+        write_table(make_table(seed=seed), tmp_path / f"{seed}.parquet")
+    expected = official_metrics(make_table(seed=0))
+    one = json.loads(tutti("metrics", tmp_path / "0.parquet", "--json").stdout)
+    assert one == expected.as_dict()
+    both = json.loads(tutti("metrics", tmp_path / "0.parquet", tmp_path / "1.parquet", "--json").stdout)
+    assert both["tables"][str(tmp_path / "0.parquet")] == one
+    shown = tutti("metrics", tmp_path / "0.parquet").stdout
+    assert f"{expected.omega:.2f}" in shown
+
+
+def lines_of(run):
+    return [line for line in run.stderr.splitlines() if line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "s99", "--data", "{data}", "--out", "{out}"], "unknown system 's99'"),
+        (["run", "{yaml}", "--data", "{data}", "--out", "{out}"], "bad.yaml: colour: unknown key; allowed:"),
+        (["run", "demo", "--data", "{out}", "--out", "{out}"], "not a data set"),
+        (["run", "demo", "--data", "{data}/rotor", "--out", "{out}"], "give its parent"),
+        (["run", "s1", "--data", "{data}", "--out", "{out}"], "BEATs_iter3.pt: no such file"),
+        (["run", "demo", "--data", "{nan}", "--out", "{out}"], "noAttribute.wav: a sample is not a finite number"),
+        (["metrics", "{yaml}"], "not a readable Parquet file"),
+        (["report", "{data}"], "no results to report"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(arguments, message, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "bad.yaml").write_text("name: bad\ncolour: blue\nsubsystems: {a: {b: }}")
+    nan = tmp_path / "nan" / "fan" / "train"
+    nan.mkdir(parents=True)
+    samples = np.zeros(16_000)
+    samples[5] = np.nan
+    soundfile.write(nan / "section_00_source_train_normal_0000_noAttribute.wav", samples, 16_000, subtype="FLOAT")
+    places = {"data": data, "out": tmp_path / "out", "yaml": tmp_path / "bad.yaml", "nan": tmp_path / "nan"}
+    run = tutti(*[a.format(**places) for a in arguments])
+    assert run.returncode == 2
+    assert message in lines_of(run)[-1]
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""

@@ -1,0 +1,189 @@
+"""Whole runs, with the real Ray, Tune and MLflow."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from mlflow import MlflowClient
+
+from branches.synthetic import SyntheticSize, write_dataset
+from scoring.metrics import official_metrics
+from scoring.table import metadata_of, read_table
+from tests.commands import SMALL_SYSTEM, TUTTI, tutti
+
+pytestmark = pytest.mark.slow
+
+
+class Run:
+    """A folder with a data set, a system and what runs make of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.out, self.system = folder / "data", folder / "out", folder / "small.yaml"
+        write_dataset(self.data, SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
+        self.system.write_text(SMALL_SYSTEM)
+        self.arguments = ["run", self.system, "--data", self.data, "--out", self.out]
+
+    def again(self, *options: object) -> subprocess.CompletedProcess[str]:
+        return tutti(*self.arguments, *options)
+
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.out / 'mlflow.db'}")
+
+    def runs(self, role: str):
+        client = self.client()
+        (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+        return client.search_runs([experiment.experiment_id], f"tags.role = '{role}'")
+
+    def tables(self) -> list[Path]:
+        return sorted((self.out / "mlartifacts").rglob("tables/*.parquet"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def first(run):
+    finished = run.again("--json")
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)["systems"]["small"]
+
+
+def test_every_branch_is_in_mlflow_with_its_tables(run, first):
+    runs = run.runs("branch")
+    assert len(runs) == 2
+    (parent,) = run.runs("run")
+    for tracked in runs:
+        assert tracked.info.status == "FINISHED"
+        assert tracked.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert tracked.data.params["objective.name"] == "softmax"
+        assert tracked.data.tags["system"] == "small"
+        losses = run.client().get_metric_history(tracked.info.run_id, "loss")
+        assert [loss.step for loss in losses] == list(range(1, 11))
+    assert len(run.tables()) == 3  # seed 0 has two detectors
+    for path in run.tables():
+        table = read_table(path)
+        assert table.num_rows == 2 * (13 + 12)
+        assert metadata_of(table)["branch_id"] in {r.data.tags["branch_id"] for r in runs}
+
+
+def test_the_result_is_what_the_tables_say(run, first):
+    fused = read_table(run.out / "systems" / "small" / "fused.parquet")
+    assert first["delivered"]["in_sample"] == pytest.approx(official_metrics(fused).omega)
+    assert set(first["methods"]) == {"uniform", "best_single", "tpe"}
+    assert sum(w for c in first["delivered"]["weights"].values() for w in c.values()) == pytest.approx(1)
+    by_table = {
+        metadata_of(t)["branch_id"] + "/" + p.stem: official_metrics(t).omega
+        for p in run.tables()
+        for t in [read_table(p)]
+    }
+    assert {b["table"]: b["omega"] for b in first["branches"]} == pytest.approx(by_table)
+    (tracked,) = run.runs("fusion")
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.metrics["in_sample.omega"] == pytest.approx(first["delivered"]["in_sample"])
+
+
+def test_report_and_submission_are_written(run, first):
+    page = (run.out / "report.html").read_text()
+    assert f"{first['delivered']['lomo']:.2f}" in page
+    assert "rotor" in page
+    files = sorted(p.name for p in (run.out / "submission" / "small").iterdir())
+    assert len(files) == 4
+    assert len((run.out / "submission" / "small" / files[0]).read_text().splitlines()) == 12
+
+
+def test_nothing_is_left_behind(run, first):
+    assert not list((run.out / "checkpoints").iterdir())
+    assert not (run.out / "tune").exists()
+    assert not list(run.out.rglob("*.tmp"))
+
+
+def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, first):
+    tables = {path: path.read_bytes() for path in run.tables()}
+    report = (run.out / "systems" / "small" / "result.json").stat().st_mtime
+    second = run.again("--json")
+    assert second.returncode == 0, second.stderr
+    assert "2 branches, 2 of them finished" in second.stderr
+    assert (run.out / "systems" / "small" / "result.json").stat().st_mtime == report
+    plan = json.loads(tutti("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
+    assert [branch["done"] for branch in plan["branches"]] == [True, True]
+
+    victim = next(path for path in tables if path.stem == "knn-k1")
+    victim.write_bytes(tables[victim][:-20])
+    plan = json.loads(tutti("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
+    assert sorted(branch["done"] for branch in plan["branches"]) == [False, True]
+    third = run.again("--json")
+    assert third.returncode == 0, third.stderr
+    assert "2 branches, 1 of them finished" in third.stderr
+    assert {path: path.read_bytes() for path in run.tables()} == tables
+    assert json.loads(third.stdout)["systems"]["small"] == json.loads(second.stdout)["systems"]["small"]
+    assert len(run.runs("branch")) == 2
+
+
+def test_two_drivers_on_one_folder(run, first):
+    with FileLock(run.out / ".lock"):
+        refused = run.again()
+    assert refused.returncode == 2
+    assert "another run is writing to this folder" in refused.stderr
+
+
+def test_a_failing_branch_stops_no_other(tmp_path):
+    """A learning rate that diverges fails its branch; the other is kept, and nothing is fused."""
+    broken = Run(tmp_path)
+    text = SMALL_SYSTEM.replace(
+        "neighbours:\n    softmax: {branch: {objective: {name: softmax}}",
+        "neighbours:\n    wild: {branch: {training: {steps: 10, crop_seconds: 0.8, learning_rate: 1.0e+30}}",
+    )
+    broken.system.write_text(text.replace("seeds: [0, 1]", "seeds: [0]"))
+    run = broken.again()
+    assert run.returncode == 1
+    assert "neighbours/wild/0" in run.stderr
+    assert "is not finite: training diverged" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert {r.data.params["objective.name"]: r.info.status for r in broken.runs("branch")} == {
+        "softmax": "FINISHED",
+        "arcface": "FAILED",
+    }
+    assert not (broken.out / "systems").exists()
+
+
+def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
+    killed = Run(tmp_path)
+    killed.system.write_text(SMALL_SYSTEM.replace("steps: 10", "steps: 200"))
+    driver = subprocess.Popen([TUTTI, *map(str, killed.arguments)], stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        _wait_for(lambda: _branch_is_running(killed))
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.communicate()
+    finished = killed.again("--json")
+    assert finished.returncode == 0, finished.stderr
+    assert {r.info.status for role in ("run", "branch", "fusion") for r in killed.runs(role)} == {"FINISHED"}
+    assert len(killed.runs("branch")) == 2
+
+
+def _branch_is_running(run: Run) -> bool:
+    """Asked of the database itself: MLflow would join in making it."""
+    query = (
+        "select 1 from runs join tags using (run_uuid) where status = 'RUNNING' and key = 'role' and value = 'branch'"
+    )
+    try:
+        with closing(sqlite3.connect(f"file:{run.out / 'mlflow.db'}?mode=ro", uri=True)) as database:
+            return database.execute(query).fetchone() is not None
+    except sqlite3.OperationalError:
+        return False
+
+
+def _wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
