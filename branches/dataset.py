@@ -22,18 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import InputError
-from scoring.table import KEY
+from scoring.table import KEY, SCHEMA
 
 INDEX_SCHEMA = pa.schema(
     [
-        ("machine", pa.string()),
-        ("section", pa.int64()),
-        ("clip", pa.string()),
-        ("split", pa.string()),
-        ("domain", pa.string()),
-        ("condition", pa.string()),
-        ("attributes", pa.map_(pa.string(), pa.string())),
-        ("path", pa.string()),
+        *(field for field in SCHEMA if field.name not in ("score", "calibrated")),
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),
+        pa.field("path", pa.string()),
     ]
 )
 

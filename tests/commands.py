@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from click.testing import CliRunner, Result
+
+from orchestrator.cli import main
+
 TUTTI = str(Path(sys.executable).with_name("tutti"))
 
 SMALL_SYSTEM = """
@@ -20,6 +24,11 @@ subsystems:
   neighbours:
     softmax: {branch: {objective: {name: softmax}}, detector: {name: knn}}
 """
+
+
+def tutti_here(*arguments: object) -> Result:
+    """The command in this process, which spares the imports; for what starts no Ray."""
+    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def tutti(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
