@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.errors import InputError
-from scoring.table import KEY, SCHEMA
+from scoring.table import KEY, SCHEMA, groups
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -87,6 +87,8 @@ def parse_path(path: str) -> Clip:
         )
     if fields["split"] not in (None, split):
         raise InputError(f"{path}: the name says {fields['split']}, the folder says {split}")
+    if split == "train" and domain is None:
+        raise InputError(f"{path}: the name of a training clip must say source or target")
     condition = fields["condition"] or ("normal" if split == "train" else None)
     if split == "train" and condition == "anomaly":
         raise InputError(f"{path}: an anomaly among the training clips; training data are normal")
@@ -117,7 +119,7 @@ def read_index(root: str | Path) -> pa.Table:
     ------
     InputError
         If `root` is no data set, a name cannot be read, two clips share a key, or a machine and section with
-        test clips has no training clips.
+        test clips has fewer than two training clips.
     """
     root = Path(root)
     if not root.is_dir():
@@ -140,13 +142,12 @@ def _check_unique(index: pa.Table) -> None:
 
 
 def _check_training(index: pa.Table) -> None:
-    splits: dict[tuple[str, int], set[str]] = {}
-    for machine, section, split in zip(*(index[c].to_pylist() for c in ("machine", "section", "split")), strict=True):
-        splits.setdefault((machine, section), set()).add(split)
-    for (machine, section), found in splits.items():
-        if "train" not in found:
+    train = index["split"].to_numpy() == "train"
+    for machine, section, own in groups(index):
+        if (n := int((own & train).sum())) < 2:
             raise InputError(
-                f"machine {machine} section {section} has test clips but no training clips to compare them with"
+                f"machine {machine} section {section} has {n} training clips; scoring needs at least 2: "
+                "add some, or take the machine out"
             )
 
 
@@ -185,8 +186,8 @@ def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
 def fingerprint(root: str | Path, index: pa.Table) -> str:
     """Hash of the data set: names, sizes and three 4 KiB blocks of every clip.
 
-    Reading 9 GB to name a data set would take longer than planning the run; a recording that is replaced
-    changes its first, middle or last block.
+    Reading 9 GB to name a data set would take longer than planning the run. A recording that is replaced
+    changes these blocks; an edit between them that keeps the size goes unnoticed.
     """
     digest = hashlib.sha256()
     for path in index["path"].to_pylist():

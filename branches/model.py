@@ -18,25 +18,28 @@ from branches.strategies import prepare
 
 
 class BranchModel(nn.Module):
-    """Backbone, pooling and the linear layer that gives the embedding."""
+    """Backbone, pooling and the linear layer that gives the embedding.
 
-    def __init__(self, spec: BranchSpec) -> None:
+    encode_in_bfloat16: whether the encoder computes in it
+    """
+
+    def __init__(self, spec: BranchSpec, encode_in_bfloat16: bool = False) -> None:
         super().__init__()
+        self.encode_in_bfloat16 = encode_in_bfloat16
         self.backbone = load_beats(spec.backbone.path, sha256=spec.backbone.sha256)
         prepare(self.backbone, spec.strategy)
         self.pooling = POOLINGS[spec.pooling](self.backbone.embed_dim)
         self.projection = nn.Linear(self.pooling.output_dim, spec.embedding_dim)
 
     def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
-        """Normalised log-mels (B, F, 128) and padded frames (B, F) → embeddings (B, E)."""
-        patches, patch_padding = self.backbone.encode(features, padding)
-        embeddings: Tensor = self.projection(self.pooling(patches, patch_padding))
+        """Normalised log-mels (B, F, 128) and padded frames (B, F) → embeddings (B, E) float32.
+
+        Only the encoder computes in bfloat16: in what follows, variances and angles would cancel.
+        """
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
+            patches, patch_padding = self.backbone.encode(features, padding)
+        embeddings: Tensor = self.projection(self.pooling(patches.float(), patch_padding))
         return embeddings
-
-
-def device_of_choice() -> torch.device:
-    """The GPU this process may use, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -58,8 +61,7 @@ def embed(model: BranchModel, audio: AudioCache, channel: Channel, batch_size: i
     result: NDArray[np.float32] | None = None
     for rows in _batches_of_like_length(audio.lengths, batch_size):
         features, padding = features_of([audio.waveform(i, channel) for i in rows], device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            embeddings = model(features, padding).float().cpu().numpy()
+        embeddings = model(features, padding).cpu().numpy()
         if result is None:
             result = np.empty((len(audio), embeddings.shape[1]), np.float32)
         result[rows] = embeddings

@@ -37,7 +37,7 @@ class ArcFace(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss."""
-        cosine = F.linear(F.normalize(embeddings.float()), F.normalize(self.centres))
+        cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
         true = labels[:, None]
         # Away from ±1, where the derivative of the arc cosine is infinite.
         angle = torch.acos(cosine.gather(1, true).clamp(-1 + 1e-6, 1 - 1e-6))

@@ -35,8 +35,7 @@ class AttentiveStatisticsPooling(nn.Module):
 
     def forward(self, patches: Tensor, padding: Tensor | None) -> Tensor:
         """`padding` (B, P) is True at padded patches."""
-        patches = patches.float()  # under bf16 the variance below would cancel
-        energy = self.attention(patches).squeeze(-1).float()
+        energy = self.attention(patches).squeeze(-1)
         if padding is not None:
             energy = energy.masked_fill(padding, float("-inf"))
         weights = energy.softmax(dim=1)

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from branches.audio import AudioCache
 from branches.augment import spec_augment
+from branches.dataset import class_labels
 from branches.frontend import SAMPLE_RATE
-from branches.model import BranchModel, device_of_choice, features_of
+from branches.model import BranchModel, features_of
 from branches.objectives import build_objective
 from branches.spec import BranchSpec, TrainingSpec
-
-CHECKPOINT_SECONDS = 60.0
+from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,13 @@ class TrainingClips:
     n_classes: int
 
 
+def training_clips(audio: AudioCache, index: pa.Table) -> TrainingClips:
+    """The training rows of a clip index, each with its class."""
+    rows = np.flatnonzero(index["split"].to_numpy() == "train")
+    labels, names = class_labels(index.take(rows))
+    return TrainingClips(audio, rows, labels, len(names))
+
+
 @dataclass
 class _Progress:
     """Where a training stands; everything of it is in the checkpoint."""
@@ -68,12 +76,12 @@ class _Progress:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         torch.save(state, temporary)
         os.replace(temporary, path)
 
     def restore(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -85,7 +93,8 @@ def train(
     clips: TrainingClips,
     checkpoint: Path | None = None,
     report: Report = lambda step, loss: None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float = 60.0,
+    device: str = "cpu",
 ) -> BranchModel:
     """Fine-tune a branch; the same spec and clips give the same weights on a CPU.
 
@@ -96,10 +105,17 @@ def train(
         network is returned as initialised
     checkpoint: file to resume from, if it exists, and to save to every `checkpoint_seconds`
     report: see `Report`
+    device: `cpu` or `cuda`
 
     Sets the seed of torch's global generators.
+
+    Raises
+    ------
+    InputError
+        If the loss is no longer a finite number. The checkpoint is removed then: going on from it would only
+        end the same.
     """
-    progress = _resume(spec, clips, checkpoint) or _start(spec, clips)
+    progress = _resume(spec, clips, checkpoint, device) or _start(spec, clips, device)
     steps = spec.training.steps
     if clips.n_classes < 2:
         log.warning("the training clips are all of one class: the embedding stays as initialised")
@@ -107,7 +123,12 @@ def train(
     report_every = max(1, steps // 50)
     saved = time.monotonic()
     while progress.step < steps:
-        progress.recent.append(_step(spec, clips, progress))
+        try:
+            progress.recent.append(_step(spec, clips, progress))
+        except InputError:
+            if checkpoint is not None:
+                checkpoint.unlink(missing_ok=True)
+            raise
         if progress.step % report_every == 0 or progress.step == steps:
             report(progress.step, float(np.mean(progress.recent)))
             progress.recent = []
@@ -117,10 +138,10 @@ def train(
     return progress.model
 
 
-def _resume(spec: BranchSpec, clips: TrainingClips, checkpoint: Path | None) -> _Progress | None:
+def _resume(spec: BranchSpec, clips: TrainingClips, checkpoint: Path | None, device: str) -> _Progress | None:
     if checkpoint is None or not checkpoint.exists():
         return None
-    progress = _start(spec, clips)
+    progress = _start(spec, clips, device)
     try:
         progress.restore(checkpoint)
     except Exception as error:  # a damaged file can fail in any way, and starting anew is always right
@@ -129,10 +150,9 @@ def _resume(spec: BranchSpec, clips: TrainingClips, checkpoint: Path | None) -> 
     return progress
 
 
-def _start(spec: BranchSpec, clips: TrainingClips) -> _Progress:
+def _start(spec: BranchSpec, clips: TrainingClips, device: str) -> _Progress:
     torch.manual_seed(spec.seed)
-    device = device_of_choice()
-    model = BranchModel(spec).to(device)
+    model = BranchModel(spec, encode_in_bfloat16=device == "cuda").to(device)
     objective = build_objective(spec.objective, spec.embedding_dim, clips.n_classes).to(device)
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
     training = spec.training
@@ -153,13 +173,16 @@ def _step(spec: BranchSpec, clips: TrainingClips, progress: _Progress) -> float:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(training, progress.step)
     model.train()
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        loss = progress.objective(model(spec_augment(features, spec.augmentation), padding), labels)
+    loss = progress.objective(model(spec_augment(features, spec.augmentation), padding), labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     nn.utils.clip_grad_norm_(trained, training.gradient_clip)
     optimizer.step()
+    if not math.isfinite(loss.item()):
+        raise InputError(
+            f"the loss is {loss.item()} at step {progress.step}: training diverged; lower the learning rate"
+        )
     progress.step += 1
     return loss.item()
 

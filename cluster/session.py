@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from scoring.errors import InputError
 
@@ -44,6 +46,8 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     if address == "local":
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
     else:
+        if address != "auto":
+            require_server(address, "Ray cluster", "start one or use --address local")
         try:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError) as error:
@@ -54,6 +58,22 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -> None:
+    """Refuse an address (`host:port` or a URI) at which nothing listens; clients would try for minutes.
+
+    Raises
+    ------
+    InputError
+        Naming the kind of server, its address and the remedy.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or {"https": 443, "ray": 10001}.get(parts.scheme, 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), seconds).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"no {kind} answers at {address} ({error}); {remedy}") from None
 
 
 def require(resources: dict[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,9 +47,14 @@ class LabelledScores:
         """The same members on some of the machines."""
         return replace(self, cells=self.cells.select(machines))
 
-    def without(self, machine: str) -> LabelledScores:
-        """The same members on all machines but one."""
-        return self.only([m for m in self.machines if m != machine])
+    def without(self, machines: Collection[str]) -> LabelledScores:
+        """The same members on all machines but these."""
+        return self.only([m for m in self.machines if m not in machines]) if machines else self
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there are normals and anomalies to tell apart."""
+        return bool((self.cells.positive.any(axis=-1) & self.cells.negative.any(axis=-1)).any())
 
     def mean_of(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Mean score (rows,) of some members."""

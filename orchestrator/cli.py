@@ -52,6 +52,7 @@ def main() -> None:
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         _json,
+        click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True),
         click.option("--gpus-per-branch", type=click.FloatRange(min=0), help="Default: 1 where there are GPUs."),
         click.option("--cpus-per-branch", type=click.IntRange(min=1), default=1, show_default=True),
         _tracking,
@@ -257,7 +258,10 @@ def ui(out: Path, port: int) -> None:
     \b
     Example: tutti ui --out runs/a
     """
-    store = f"sqlite:///{(out / 'mlflow.db').resolve()}"
+    database = (out / "mlflow.db").resolve()
+    if not database.exists():
+        raise InputError(f"{database}: no such store; a run with --tracking-uri is shown by that server")
+    store = f"sqlite:///{database}"
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
     sys.exit(subprocess.call([*command, "--host", "127.0.0.1"]))
 

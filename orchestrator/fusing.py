@@ -29,7 +29,13 @@ log = logging.getLogger(__name__)
 
 
 def fused_system(
-    system: SystemSpec, plan: Plan, tables: Mapping[str, pa.Table], tracker: Tracker, folder: Path, runner: Runner
+    system: SystemSpec,
+    dataset: str,
+    plan: Plan,
+    tables: Mapping[str, pa.Table],
+    tracker: Tracker,
+    folder: Path,
+    runner: Runner,
 ) -> dict[str, Any]:
     """Fuse a system into `folder` and its MLflow run; what is there already, from the same tables, is kept.
 
@@ -47,15 +53,20 @@ def fused_system(
         fusion = fuse(own, tree, metadata, runner=runner)
         folder.mkdir(parents=True, exist_ok=True)
         checksum = write_table(fusion.table, folder / FUSED)
-        result = _result(system, plan, own, fusion)
-        _write_json(folder / RESULT, {**result, "fusion_id": tags["fusion_id"], "sha256": checksum})
+        result = {
+            **_result(system, plan, own, fusion),
+            "dataset": dataset,
+            "fusion_id": tags["fusion_id"],
+            "sha256": checksum,
+        }
+        _write_json(folder / RESULT, result)
         run.upload(folder)
         choice = fusion.choice
         weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
         run.log(
             metrics={
                 **flat_metrics(choice.in_sample, "in_sample."),
-                **flat_metrics(choice.lomo, "lomo."),
+                **flat_metrics(fusion.lomo, "lomo."),
                 **weights,
             },
             tags={"method": fusion.delivered},
@@ -91,7 +102,7 @@ def _result(system: SystemSpec, plan: Plan, tables: Mapping[str, pa.Table], fusi
             "weights": fusion.configuration_weights,
             "table_weights": fusion.choice.weights,
             "in_sample": _omega(fusion.choice.in_sample),
-            "lomo": _omega(fusion.choice.lomo),
+            "lomo": _omega(fusion.lomo),
         },
         "methods": {
             name: {"in_sample": _omega(choice.in_sample), "lomo": _omega(choice.lomo)}
@@ -99,7 +110,7 @@ def _result(system: SystemSpec, plan: Plan, tables: Mapping[str, pa.Table], fusi
         },
         "machines": {
             "in_sample": _machines(fusion.choice.in_sample),
-            "lomo": _machines(fusion.choice.lomo),
+            "lomo": _machines(fusion.lomo),
         },
         "branches": [
             {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pyarrow as pa
 from cluster.session import require
 from orchestrator.plan import Branch
 from orchestrator.worker import Job, train_and_score
+from scoring.errors import InputError
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow is the record
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -23,6 +27,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 
+PROGRESS_SECONDS = 30.0
 # A second try covers a worker that was killed; a branch that fails twice in a row fails for a reason.
 RETRIES = 1
 
@@ -44,6 +49,7 @@ def launch(
     """
     if gpus_per_branch is None:
         gpus_per_branch = min(1.0, ray.cluster_resources().get("GPU", 0.0))
+    job = replace(job, device="cuda" if gpus_per_branch else "cpu")
     resources = {"CPU": float(job.threads), **({"GPU": gpus_per_branch} if gpus_per_branch else {})}
     require(resources)
     by_id = {branch.branch_id: branch for branch in branches}
@@ -66,30 +72,49 @@ def launch(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
-    results = tuner.fit()
-    failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
+    with redirect_stdout(io.StringIO()):  # stdout belongs to the result; Tune says some things at any verbosity
+        results = tuner.fit()
     shutil.rmtree(folder, ignore_errors=True)
-    return failures
+    failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
+    refused = {r.config["branch_id"]: r.metrics["failure"] for r in results if r.metrics and "failure" in r.metrics}
+    return {**failures, **refused}
 
 
 def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table) -> None:
     branch = branches[config["branch_id"]]
-    omega = train_and_score(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
-    tune.report({"omega": omega})
+    try:
+        omega = train_and_score(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
+    except InputError as error:  # would come again at every try
+        tune.report({"failure": str(error)})
+    else:
+        tune.report({"omega": omega})
 
 
 class _Lines(tune.Callback):  # type: ignore[misc]
-    """A line on stderr for each branch that starts, ends or fails."""
+    """A line on stderr when a branch starts, ends or fails, and now and then while it trains."""
 
     def __init__(self, branches: dict[str, Branch]) -> None:
         self._branches = branches
         self._ended = 0
         self._started = time.monotonic()
+        self._said: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(trial, "started")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        now = time.monotonic()
+        if "step" in result and now - self._said.get(trial.trial_id, self._started) >= PROGRESS_SECONDS:
+            self._said[trial.trial_id] = now
+            steps = self._branches[trial.config["branch_id"]].spec.training.steps
+            self._say(trial, f"step {result['step']} of {steps}, loss {result['loss']:.3f}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        omega = trial.last_result.get("omega")
         self._ended += 1
-        self._say(trial, "no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
+        omega, failure = (trial.last_result.get(key) for key in ("omega", "failure"))
+        self._say(trial, failure or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended += 1

@@ -28,6 +28,8 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None, tracki
     A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
     `done` is None where no store was named.
     """
+    if tracking_uri and out is None:
+        raise InputError("--tracking-uri needs --out: the run folder's name is part of the experiment's")
     index = read_index(data)
     mark = fingerprint(data, index)
     notes: list[str] = []

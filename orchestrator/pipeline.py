@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from branches.dataset import fingerprint, read_index
 from cluster.session import session
 from orchestrator.fusing import FUSED, fused_system
-from orchestrator.plan import Branch, Plan, detector_id, make_plan, table_names
+from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names
 from orchestrator.preflight import check_models, notes_on, with_resolved_backbones
 from orchestrator.report import write_report
 from orchestrator.spec import SystemSpec
@@ -52,6 +52,7 @@ class Place:
     tracking_uri: str | None = None
     cpus_per_branch: int = 1
     gpus_per_branch: float | None = None
+    checkpoint_seconds: float = 60.0
 
 
 def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]]:
@@ -66,22 +67,29 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
     """
     index = read_index(place.data)
     mark = fingerprint(place.data, index)
-    plan = make_plan([with_resolved_backbones(system) for system in systems], mark)
-    place.out.mkdir(parents=True, exist_ok=True)
+    systems = [with_resolved_backbones(system) for system in systems]
+    plan = make_plan(systems, mark)
+    try:
+        place.out.mkdir(parents=True, exist_ok=True)
+        (place.out / ".lock").touch()
+    except OSError as error:
+        raise InputError(f"{place.out}: cannot write there ({error.strerror}); give another --out") from None
     with _only_driver(place.out), _Cluster(place.address) as cluster:
         tracker = open_tracker(place.tracking_uri, place.out, experiment_name(place.data, mark, place.out))
         tracker.close_unfinished()
-        with tracker.run("run", {"role": "run"}, {}) as parent:
+        with tracker.run(place.out.resolve().name, {"role": "run"}, {}) as parent:
             tracker = replace(tracker, parent_id=parent.run_id)
             tables = _finished_tables(plan.branches, tracker)
+            for branch in plan.branches:
+                tracker.add_systems(branch.branch_id, branch.systems)
             log.info("%d branches, %d of them finished", len(plan.branches), _count_finished(plan, tables))
             tables |= _train_missing(plan, tables, index, mark, tracker, place, cluster)
             results = {}
             for system in systems:
                 folder = place.out / "systems" / system.name
-                results[system.name] = fused_system(system, plan, tables, tracker, folder, cluster.fusion_runner)
+                results[system.name] = fused_system(system, mark, plan, tables, tracker, folder, cluster.fusion_runner)
                 write_submission(read_table(folder / FUSED), place.out / "submission" / system.name)
-            parent.upload(write_report(place.out))
+            parent.upload(write_report(place.out, mark))
     return results
 
 
@@ -165,6 +173,9 @@ def _train_missing(
         fingerprint=mark,
         tracker=tracker,
         threads=place.cpus_per_branch,
+        device="cpu",  # until the cluster has been asked for GPUs
+        checkpoint_seconds=place.checkpoint_seconds,
+        code=code_version(*SCORE_CODE),
     )
     job.checkpoints.mkdir(exist_ok=True)
     for note in notes_on(index, open_cache(job.data, index, job.cache), missing):

@@ -43,7 +43,9 @@ def resolve_backbone(spec: BackboneSpec) -> BackboneSpec:
         file = Path(local_file(spec.path, spec.sha256))
     except InputError as error:
         raise InputError(f"{error} (--backbone FILE takes another one)") from None
-    return BackboneSpec(path=str(file.resolve()), sha256=file_sha256(file))
+    # Another node fetches a URI itself; a path must be the same everywhere.
+    path = spec.path if "://" in spec.path else str(file.resolve())
+    return BackboneSpec(path=path, sha256=file_sha256(file))
 
 
 def check_models(branches: Sequence[Branch]) -> None:

@@ -12,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scoring.errors import InputError
 
 
-def write_report(out: Path) -> Path:
+def write_report(out: Path, dataset: str | None = None) -> Path:
     """Write `out/report.html` from `out/systems/*/result.json` and return its path.
+
+    With a data set's fingerprint, results on other data that lie in the same folder are left out.
 
     Raises
     ------
@@ -21,6 +23,7 @@ def write_report(out: Path) -> Path:
         If there is no result.
     """
     results = [json.loads(path.read_text()) for path in sorted((out / "systems").glob("*/result.json"))]
+    results = [result for result in results if dataset in (None, result["dataset"])]
     if not results:
         raise InputError(f"{out}: no results to report; `tutti run` writes them")
     environment = Environment(loader=PackageLoader("orchestrator"), autoescape=True, undefined=StrictUndefined)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -25,7 +25,8 @@ from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
 
 SYSTEMS = Path(__file__).parent / "systems"
-Name = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+# What file systems and MLflow take as a name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class ConfigurationSpec(Settings):
@@ -46,9 +47,9 @@ class ConfigurationSpec(Settings):
 class SystemSpec(Settings):
     """A system: what is trained, how it is scored, and the tree along which it is fused."""
 
-    name: str = Field(pattern=Name)
+    name: Name
     description: str = ""
-    subsystems: dict[str, dict[str, ConfigurationSpec]] = Field(min_length=1)
+    subsystems: dict[Name, dict[Name, ConfigurationSpec]] = Field(min_length=1)
 
 
 def load_systems(names_or_paths: Sequence[str], backbone: str | None = None) -> list[SystemSpec]:
@@ -154,8 +155,8 @@ def _descend(schema: dict[str, Any], step: str) -> dict[str, Any]:
     mapping = schema.get("discriminator", {}).get("mapping", {})
     if step in mapping:  # pydantic puts the chosen member of a union into the location
         return {"$ref": mapping[step]}
-    extra = schema.get("additionalProperties", {})
-    return extra if isinstance(extra, dict) else {}
+    named = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
+    return next((s for s in named if isinstance(s, dict)), {})
 
 
 def _resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,13 @@ from typing import Any
 import pyarrow as pa
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, Run, RunTag
 
+from cluster.session import require_server
 from scoring.errors import InputError
 from scoring.table import file_sha256, read_table
 
@@ -35,15 +37,18 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 TABLES = "tables"
 _PARENT = "mlflow.parentRunId"
-_UNFINISHED = {RunStatus.to_string(s) for s in (RunStatus.RUNNING, RunStatus.SCHEDULED)}
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One experiment on one MLflow store, and the run under which this driver's runs stand."""
+    """One experiment on one MLflow store, and the run under which this driver's runs stand.
+
+    driver: host and output folder, so that nobody closes the runs of another driver on the same store
+    """
 
     uri: str
     experiment_id: str
+    driver: str
     parent_id: str | None = None
 
     @property
@@ -57,16 +62,31 @@ class Tracker:
         if run is None or run.info.status != "FINISHED":
             return None
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                return {name: self._table(run, name, folder) for name in detectors}
-            except (InputError, MlflowException, OSError):
-                return None
+            paths = {name: self.intact(run, f"{TABLES}/{name}.parquet", folder) for name in detectors}
+            return None if None in paths.values() else {name: read_table(path) for name, path in paths.items() if path}
 
-    def _table(self, run: Run, name: str, folder: str) -> pa.Table:
-        path = self.client.download_artifacts(run.info.run_id, f"{TABLES}/{name}.parquet", folder)
-        if file_sha256(path) != run.data.tags.get(f"sha256.{name}"):
-            raise InputError(f"{path}: the checksum is another than its run names")
-        return read_table(path)
+    def add_systems(self, branch_id: str, systems: Sequence[str]) -> None:
+        """Note on a branch's run that these systems use it too."""
+        run = self._find({"role": "branch", "branch_id": branch_id})
+        if run is not None and (joined := joined_systems(run, systems)) != run.data.tags.get("system"):
+            self.client.set_tag(run.info.run_id, "system", joined)
+
+    def intact(self, run: Run, artifact: str, folder: str) -> Path | None:
+        """An artifact's copy in `folder`, or None if it is absent or not what its run's checksum says.
+
+        Raises
+        ------
+        InputError
+            If the store does not answer: what is finished must not be taken for missing.
+        """
+        expected = run.data.tags.get(checksum_tag(artifact))
+        with reaching(self.uri):
+            parent = artifact.rpartition("/")[0] or None
+            present = [file.path for file in self.client.list_artifacts(run.info.run_id, parent)]
+            if expected is None or artifact not in present:
+                return None
+            path = Path(self.client.download_artifacts(run.info.run_id, artifact, folder))
+        return path if file_sha256(path) == expected else None
 
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[TrackedRun]:
@@ -75,17 +95,19 @@ class Tracker:
         parent = {_PARENT: self.parent_id} if self.parent_id else {}
         if found is None:
             found = self.client.create_run(self.experiment_id, tags={**tags, **parent}, run_name=name)
-        run = TrackedRun(self, found.info.run_id)
+        run = TrackedRun(self, found)
         self.client.update_run(run.run_id, status="RUNNING")
+        status = "KILLED"
         try:
-            run.log(params=params, tags=parent)
+            run.log(params=params, tags={**parent, "driver": self.driver, "failure": ""})
             yield run
-        except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            status = "FINISHED"
+        except Exception as error:
+            status = "FAILED"
             run.log(tags={"failure": f"{type(error).__name__}: {error}"[:500]})
-            self.client.set_terminated(run.run_id, status)
             raise
-        self.client.set_terminated(run.run_id, "FINISHED")
+        finally:
+            self.client.set_terminated(run.run_id, status)
 
     def finished_run(self, tags: Mapping[str, str]) -> Run | None:
         """The finished run with these tags, if there is one."""
@@ -93,9 +115,10 @@ class Tracker:
         return run if run is not None and run.info.status == "FINISHED" else None
 
     def close_unfinished(self) -> None:
-        """Close what a killed driver or worker has left open in this experiment."""
-        for run in self.client.search_runs([self.experiment_id], max_results=50_000):
-            if run.info.status in _UNFINISHED and run.info.run_id != self.parent_id:
+        """Close what a killed driver of this output folder, or a worker of it, has left open."""
+        query = f"attributes.status = 'RUNNING' and tags.driver = '{self.driver}'"
+        for run in self.client.search_runs([self.experiment_id], query, max_results=50_000):
+            if run.info.run_id != self.parent_id:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _find(self, tags: Mapping[str, str]) -> Run | None:
@@ -106,10 +129,15 @@ class Tracker:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One open run."""
+    """One open run; `before` is what was in the store when it was opened."""
 
     tracker: Tracker
-    run_id: str
+    before: Run
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in the store."""
+        return str(self.before.info.run_id)
 
     def log(
         self,
@@ -137,6 +165,16 @@ class TrackedRun:
             self.tracker.client.log_artifact(self.run_id, str(path))
 
 
+def joined_systems(run: Run, systems: Sequence[str]) -> str:
+    """The `system` tag of a branch that the systems noted on its run use, and `systems` too."""
+    return ",".join(sorted({*run.data.tags.get("system", "").split(","), *systems} - {""}))
+
+
+def checksum_tag(artifact: str) -> str:
+    """Name of the tag that holds an artifact's SHA-256."""
+    return f"sha256.{artifact}"
+
+
 def experiment_name(data: Path, fingerprint: str, out: Path) -> str:
     """One experiment per data set and run folder."""
     return f"{data.resolve().name}-{fingerprint[:8]}/{out.resolve().name}"
@@ -156,28 +194,47 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     if found is not None:
         return found
     location = (out.resolve() / "mlartifacts").as_uri() if uri is None else None
-    uri = uri or _local_store(out)
-    with _reaching(uri):
-        return Tracker(uri, MlflowClient(uri).create_experiment(experiment, artifact_location=location))
+    store = _store(uri, out)
+    with reaching(store):
+        created = MlflowClient(store).create_experiment(experiment, artifact_location=location)
+    return Tracker(store, created, _driver(out))
 
 
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     """The experiment in the store, or None; see `open_tracker`."""
-    uri = uri or _local_store(out)
-    with _reaching(uri):
-        found = MlflowClient(uri).get_experiment_by_name(experiment)
-    return Tracker(uri, found.experiment_id) if found is not None else None
+    store = _store(uri, out)
+    with reaching(store):
+        found = MlflowClient(store).get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    if found.lifecycle_stage != "active":
+        raise InputError(f"experiment {experiment} was deleted in {store}; restore it there, or give another --out")
+    return Tracker(store, found.experiment_id, _driver(out))
 
 
-def _local_store(out: Path) -> str:
-    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+def _store(uri: str | None, out: Path) -> str:
+    """The store's URI, absolute, since workers have another working directory; a server must answer at once."""
+    if uri is None:
+        return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    if uri.startswith(("http://", "https://")):
+        require_server(uri, "MLflow server", "check --tracking-uri")
+    elif uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
+
+
+def _driver(out: Path) -> str:
+    return f"{socket.gethostname()}:{out.resolve()}"
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
+def reaching(uri: str) -> Iterator[None]:
+    """Turn whatever a store's client raises into an `InputError` that names the store."""
     try:
         yield
-    except Exception as error:  # whatever the store's client raises, the remedy is the same
+    except InputError:
+        raise
+    except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"no MLflow store at {uri} ({reason}); check --tracking-uri") from error
 

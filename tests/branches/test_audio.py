@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from branches.audio import open_cache, problems_of, read_clip
-from branches.dataset import index_of, read_index
+from branches.dataset import index_of
 from branches.frontend import MIN_SAMPLES
 from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
@@ -27,8 +27,12 @@ def noise(n=8_000, channels=2, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, (n, channels)).astype(np.float32)
 
 
+def index_in(root):
+    return index_of(path.relative_to(root).as_posix() for path in sorted(root.rglob("*.wav")))
+
+
 def cache_of(root, tmp_path):
-    return open_cache(root, read_index(root), tmp_path / "cache" / "x")
+    return open_cache(root, index_in(root), tmp_path / "cache" / "x")
 
 
 def test_cached_clips_are_the_files_to_the_last_bit(tmp_path):
@@ -36,7 +40,7 @@ def test_cached_clips_are_the_files_to_the_last_bit(tmp_path):
     write_dataset(root, SyntheticSize(2, 1, 1, 1.0), machines=["rotor"])
     cache = cache_of(root, tmp_path)
     assert cache.samples.dtype == np.int16
-    for i, path in enumerate(read_index(root)["path"].to_pylist()):
+    for i, path in enumerate(index_in(root)["path"].to_pylist()):
         samples, _ = soundfile.read(root / path, dtype="float32")
         np.testing.assert_array_equal(cache.waveform(i, "near"), samples[:, 0])
         np.testing.assert_array_equal(cache.waveform(i, "far"), samples[:, 1])
@@ -69,7 +73,7 @@ def test_other_rates_are_resampled_and_said_once(root, tmp_path, caplog):
 
 def test_the_cache_is_made_once(root, tmp_path):
     path = write(root, 0, noise())
-    index = read_index(root)
+    index = index_in(root)
     first = open_cache(root, index, tmp_path / "cache" / "x").waveform(0, "near")
     path.unlink()
     np.testing.assert_array_equal(open_cache(root, index, tmp_path / "cache" / "x").waveform(0, "near"), first)

@@ -3,11 +3,14 @@ import pytest
 import torch
 
 from branches.audio import open_cache
-from branches.dataset import class_labels, read_index
+from branches.dataset import read_index
 from branches.model import BranchModel, embed
-from branches.spec import BranchSpec
+from branches.objectives import build_objective
+from branches.pooling import POOLINGS
+from branches.spec import ArcFaceSpec, BranchSpec, SoftmaxSpec
 from branches.synthetic import SyntheticSize, write_dataset
-from branches.train import TrainingClips, batch_rows, learning_rate, train
+from branches.train import TrainingClips, batch_rows, learning_rate, train, training_clips
+from scoring.errors import InputError
 
 SPEC = BranchSpec.model_validate(
     {
@@ -24,9 +27,7 @@ def clips(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
     write_dataset(root / "data", SyntheticSize(10, 2, 1, 1.0), machines=["rotor", "valve", "gearbox"])
     index = read_index(root / "data")
-    rows = (index["split"].to_numpy() == "train").nonzero()[0]
-    labels, names = class_labels(index.take(rows))
-    return TrainingClips(open_cache(root / "data", index, root / "cache"), rows, labels, len(names))
+    return training_clips(open_cache(root / "data", index, root / "cache"), index)
 
 
 def weights(model):
@@ -100,6 +101,28 @@ def test_a_single_class_leaves_the_network_as_initialised(clips, caplog):
     torch.manual_seed(SPEC.seed)
     assert torch.equal(weights(trained), weights(BranchModel(SPEC)))
     assert "all of one class" in caplog.text
+
+
+def test_a_diverging_training_says_so_and_leaves_no_checkpoint(clips, tmp_path):
+    checkpoint = tmp_path / "branch.pt"
+    with pytest.raises(InputError, match=r"the loss is nan at step .* training diverged"):
+        train(changed(SPEC, learning_rate=1e30), clips, checkpoint, checkpoint_seconds=0)
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("objective", [SoftmaxSpec(), ArcFaceSpec()], ids=lambda s: s.name)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_only_the_encoder_computes_in_bfloat16(objective, pooling):
+    spec = SPEC.model_copy(update={"pooling": pooling})
+    model, head = BranchModel(spec, encode_in_bfloat16=True), build_objective(objective, 8, 3)
+    seen = []
+    model.backbone.layers[0].fc1.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    model.pooling.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    loss = head(model(torch.randn(4, 64, 128), None), torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert loss.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in (*model.parameters(), *head.parameters()) if p.grad is not None)
 
 
 def test_every_pass_sees_every_clip_once():

@@ -19,6 +19,12 @@ def test_a_local_session_starts_checks_and_ends():
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nobody.invalid:6379"])
+def test_an_address_where_nothing_listens_is_refused_at_once(address):
+    with pytest.raises(InputError, match="no Ray cluster answers at"), session(address):
+        pass
+
+
 def test_strangers_do_not_get_into_a_local_session():
     code = "import sys, ray; ray.init(address=sys.argv[1], logging_level='CRITICAL')"
     others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fusion.hierarchy import choose_weights, flatten, level_weights, tables_of, uniform_weights
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS, best_single, tpe, uniform
-from fusion.search import Task, fuse, run_here, search_weights
+from fusion.search import Task, _best, _search_all, fuse, run_here, search_weights
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
 from scoring.table import conform
@@ -95,28 +95,26 @@ def test_the_search_beats_every_single_member_and_leaves_the_useless_one(scores)
 
 
 def test_the_same_seed_gives_the_same_weights(scores):
-    task = Task("tpe", None, 7)
+    task = Task("tpe", frozenset(), 7)
     assert search_weights(scores, TREE, task) == search_weights(scores, TREE, task)
     assert search_weights(scores, TREE, replace(task, seed=8)) != search_weights(scores, TREE, task)
 
 
+@pytest.fixture(scope="module")
+def turned(tables):
+    """The same scores, with the labels of one machine turned round."""
+    other = {"normal": "anomaly", "anomaly": "normal"}
+    result = {}
+    for name, table in tables.items():
+        columns = (table[k].to_pylist() for k in ("machine", "split", "condition"))
+        labels = [other[c] if m == "pump" and s == "test" else c for m, s, c in zip(*columns, strict=True)]
+        result[name] = table.set_column(5, "condition", pa.array(labels))
+    return result
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_machine_left_out_has_no_say(tables, method):
-    """Turning its labels round changes nothing of the weights chosen without it."""
-    turned = {
-        name: table.set_column(
-            5,
-            "condition",
-            pa.array(
-                [
-                    {"normal": "anomaly", "anomaly": "normal"}[c] if m == "pump" and s == "test" else c
-                    for m, s, c in zip(*(table[k].to_pylist() for k in ("machine", "split", "condition")), strict=True)
-                ]
-            ),
-        )
-        for name, table in tables.items()
-    }
-    task = Task(method, "pump", 0)
+def test_a_machine_left_out_has_no_say(tables, turned, method):
+    task = Task(method, frozenset({"pump"}), 0)
     left_out = [search_weights(LabelledScores.from_tables(t), TREE, task) for t in (tables, turned)]
     assert left_out[0] == left_out[1]
 
@@ -125,7 +123,7 @@ def test_lomo_is_measured_on_machines_left_out(tables, fused):
     scores = LabelledScores.from_tables(tables)
     choice = fused.methods["tpe"]
     for machine in MACHINES:
-        weights = search_weights(scores, TREE, Task("tpe", machine, 0))
+        weights = search_weights(scores, TREE, Task("tpe", frozenset({machine}), 0))
         auc_source = scores.only([machine]).fused_cells(weights)[0, 0]
         assert choice.lomo.machines[machine].auc_source == pytest.approx(auc_source)
     assert fused.methods["uniform"].lomo.omega == pytest.approx(fused.methods["uniform"].in_sample.omega)
@@ -154,6 +152,27 @@ def test_one_machine_gives_uniform_and_says_why():
     assert fusion.delivered == "uniform"
     assert "fewer than two labelled machines" in fusion.why
     assert fusion.choice.lomo is None
+    assert fusion.lomo is None
+
+
+def test_labels_of_one_kind_only_choose_nothing():
+    normal = make_table().filter(pa.compute.equal(make_table()["condition"], "normal"))
+    fusion = fuse(dict.fromkeys(["g0", "g1", "p0", "o0"], normal), TREE)
+    assert fusion.delivered == "uniform"
+    assert fusion.choice.in_sample is None
+
+
+def test_the_expected_figure_is_of_a_choice_made_without_the_machine(tables, turned, fused):
+    for data in (tables, turned):
+        scores = LabelledScores.from_tables(data)
+        found = _search_all(scores, TREE, 0, run_here)
+        method = _best(scores, found, frozenset({"pump"}))
+        weights = found[method, frozenset({"pump"})]
+        if data is tables:
+            chosen = (method, weights)
+            assert fused.lomo.machines["pump"].pauc == pytest.approx(scores.only(["pump"]).fused_cells(weights)[2, 0])
+        else:
+            assert (method, weights) == chosen
 
 
 def test_without_labels_weights_are_uniform():
@@ -169,7 +188,7 @@ def test_machines_without_labels_get_the_weights_of_the_labelled_ones(tables, fu
         for i, (name, table) in enumerate(tables.items())
     }
     fusion = fuse(with_hidden, TREE)
-    assert fusion.choice == fused.choice
+    assert (fusion.choice, fusion.lomo) == (fused.choice, fused.lomo)
     drone = fusion.table.filter(pa.compute.equal(fusion.table["machine"], "drone"))
     assert drone.num_rows == with_hidden["g0"].num_rows - tables["g0"].num_rows
 

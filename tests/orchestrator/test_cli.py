@@ -101,6 +101,13 @@ def lines_of(run):
         (["run", "demo", "--data", "{data}/rotor", "--out", "{out}"], "give its parent"),
         (["run", "s1", "--data", "{data}", "--out", "{out}"], "BEATs_iter3.pt: no such file"),
         (["run", "demo", "--data", "{nan}", "--out", "{out}"], "noAttribute.wav: a sample is not a finite number"),
+        (["run", "demo", "--data", "{data}", "--out", "{yaml}"], "cannot write there"),
+        (
+            ["run", "demo", "--data", "{data}", "--out", "{out}", "--tracking-uri", "http://127.0.0.1:1"],
+            "no MLflow server answers",
+        ),
+        (["plan", "demo", "--data", "{data}", "--tracking-uri", "http://127.0.0.1:1"], "needs --out"),
+        (["ui", "--out", "{data}"], "no such store"),
         (["metrics", "{yaml}"], "not a readable Parquet file"),
         (["report", "{data}"], "no results to report"),
     ],
@@ -112,7 +119,10 @@ def test_a_users_error_is_one_line_and_exit_code_2(arguments, message, data, tmp
     nan.mkdir(parents=True)
     samples = np.zeros(16_000)
     samples[5] = np.nan
-    soundfile.write(nan / "section_00_source_train_normal_0000_noAttribute.wav", samples, 16_000, subtype="FLOAT")
+    for i in range(2):
+        soundfile.write(
+            nan / f"section_00_source_train_normal_{i:04d}_noAttribute.wav", samples, 16_000, subtype="FLOAT"
+        )
     places = {"data": data, "out": tmp_path / "out", "yaml": tmp_path / "bad.yaml", "nan": tmp_path / "nan"}
     run = tutti_here(*[a.format(**places) for a in arguments])
     assert run.exit_code == 2

@@ -53,6 +53,7 @@ def test_the_report_shows_absent_values_as_dashes_and_escapes_text(tmp_path):
     branch = {"table": "t", "branch": "one/<b>", "detector": "knn-k1", "omega": None, "machines": {}}
     result = {
         "system": "mine",
+        "dataset": "abc",
         "description": "a <script>",
         "delivered": {
             "method": "uniform",
@@ -71,3 +72,5 @@ def test_the_report_shows_absent_values_as_dashes_and_escapes_text(tmp_path):
     assert "<script>" not in page
     assert "<td>uniform</td><td>–</td><td>–</td>" in page
     assert "None" not in page
+    with pytest.raises(InputError, match="no results to report"):
+        write_report(tmp_path, dataset="of other data")

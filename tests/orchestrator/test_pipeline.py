@@ -1,12 +1,9 @@
 """Whole runs, with the real Ray, Tune and MLflow."""
 
 import json
-import os
-import signal
-import sqlite3
+import shutil
 import subprocess
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -116,16 +113,34 @@ def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, fi
     plan = json.loads(tutti("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
     assert [branch["done"] for branch in plan["branches"]] == [True, True]
 
-    victim = next(path for path in tables if path.stem == "knn-k1")
+    assert json.loads(second.stdout)["systems"]["small"] == first
+
+    # One branch has lost a table, the other a table and its embeddings.
+    _, victim, last = sorted(tables, key=lambda path: (path.stem == "mahalanobis", path))
     victim.write_bytes(tables[victim][:-20])
-    plan = json.loads(tutti("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
-    assert sorted(branch["done"] for branch in plan["branches"]) == [False, True]
+    last.unlink()
+    (last.parent.parent / "embeddings.npy").write_bytes(b"")
     third = run.again("--json")
     assert third.returncode == 0, third.stderr
-    assert "2 branches, 1 of them finished" in third.stderr
+    assert "2 branches, 0 of them finished" in third.stderr
+    assert third.stderr.count("Omega") == 2
     assert {path: path.read_bytes() for path in run.tables()} == tables
-    assert json.loads(third.stdout)["systems"]["small"] == json.loads(second.stdout)["systems"]["small"]
+    assert json.loads(third.stdout)["systems"]["small"] == first
     assert len(run.runs("branch")) == 2
+
+
+def test_another_detector_costs_no_second_training(run, first):
+    other = run.system.with_name("other.yaml")
+    other.write_text(SMALL_SYSTEM.replace("name: small", "name: other").replace("name: knn", "name: knn, k: 3"))
+    before = {r.info.run_id: len(run.client().get_metric_history(r.info.run_id, "loss")) for r in run.runs("branch")}
+    finished = tutti("run", other, *run.arguments[2:], "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert "knn-k3" in {b["detector"] for b in json.loads(finished.stdout)["systems"]["other"]["branches"]}
+    after = {r.info.run_id: len(run.client().get_metric_history(r.info.run_id, "loss")) for r in run.runs("branch")}
+    assert after == before
+    assert {r.data.tags["system"] for r in run.runs("branch")} == {"other,small"}
+    assert "<th>other</th><th>small</th>" in (run.out / "report.html").read_text()
+    assert "2 branches, 2 of them finished" in run.again().stderr
 
 
 def test_two_drivers_on_one_folder(run, first):
@@ -146,7 +161,7 @@ def test_a_failing_branch_stops_no_other(tmp_path):
     run = broken.again()
     assert run.returncode == 1
     assert "neighbours/wild/0" in run.stderr
-    assert "is not finite: training diverged" in run.stderr
+    assert "training diverged; lower the learning rate" in run.stderr
     assert "Traceback" not in run.stderr
     assert {r.data.params["objective.name"]: r.info.status for r in broken.runs("branch")} == {
         "softmax": "FINISHED",
@@ -157,29 +172,48 @@ def test_a_failing_branch_stops_no_other(tmp_path):
 
 def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     killed = Run(tmp_path)
-    killed.system.write_text(SMALL_SYSTEM.replace("steps: 10", "steps: 200"))
-    driver = subprocess.Popen([TUTTI, *map(str, killed.arguments)], stderr=subprocess.PIPE, start_new_session=True)
+    killed.system.write_text(SMALL_SYSTEM.replace("steps: 10", "steps: 150").replace("seeds: [0, 1]", "seeds: [0]"))
+    often = ["--checkpoint-seconds", "0"]
+    driver = subprocess.Popen([TUTTI, *map(str, [*killed.arguments, *often])], stderr=subprocess.PIPE)
     try:
-        _wait_for(lambda: _branch_is_running(killed))
+        _wait_for(lambda: list((killed.out / "checkpoints").glob("*.pt")))
     finally:
-        os.kill(driver.pid, signal.SIGKILL)
+        driver.kill()
         driver.communicate()
-    finished = killed.again("--json")
+    finished = killed.again("--json", *often)
     assert finished.returncode == 0, finished.stderr
     assert {r.info.status for role in ("run", "branch", "fusion") for r in killed.runs(role)} == {"FINISHED"}
-    assert len(killed.runs("branch")) == 2
+    (branch,) = killed.runs("branch")
+    losses = killed.client().get_metric_history(branch.info.run_id, "loss")
+    assert losses[0].step > 3  # the first report of a training from the start
+    assert losses[-1].step == 150
 
 
-def _branch_is_running(run: Run) -> bool:
-    """Asked of the database itself: MLflow would join in making it."""
-    query = (
-        "select 1 from runs join tags using (run_uuid) where status = 'RUNNING' and key = 'role' and value = 'branch'"
-    )
-    try:
-        with closing(sqlite3.connect(f"file:{run.out / 'mlflow.db'}?mode=ro", uri=True)) as database:
-            return database.execute(query).fetchone() is not None
-    except sqlite3.OperationalError:
-        return False
+def test_one_machine_one_domain_one_class(tmp_path):
+    """The shape of a collection from the field, and hidden labels beside it."""
+    field = Run(tmp_path)
+    field.system.write_text(SMALL_SYSTEM.replace("seeds: [0, 1]", "seeds: [0]"))
+    shutil.rmtree(field.data / "rotor")
+    for path in list((field.data / "pump").rglob("*_target_*.wav")):
+        path.unlink()
+    finished = field.again("--json")
+    assert finished.returncode == 0, finished.stderr
+    assert "all training clips are of one class" in finished.stderr
+    result = json.loads(finished.stdout)["systems"]["small"]
+    assert result["delivered"]["method"] == "uniform"
+    assert result["delivered"]["lomo"] is None
+    assert result["machines"]["in_sample"]["pump"]["auc_target"] is None
+    assert "<td>–</td>" in (field.out / "report.html").read_text()
+
+    for i, path in enumerate(sorted((field.data / "pump" / "test").iterdir())):
+        path.rename(path.with_name(f"section_00_{i:04d}.wav"))
+    hidden = field.again("--json")
+    assert hidden.returncode == 0, hidden.stderr
+    result = json.loads(hidden.stdout)["systems"]["small"]
+    assert result["machines"]["in_sample"] is None
+    assert result["branches"][0]["omega"] is None
+    scores = (field.out / "submission" / "small" / "anomaly_score_pump_section_00_test.csv").read_text()
+    assert scores.startswith("section_00_0000.wav,")
 
 
 def _wait_for(condition, seconds=120):

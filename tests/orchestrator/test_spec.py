@@ -78,6 +78,7 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nsubsystems: 3", "subsystems"),
         ("name: x\nsubsystems: {a: 3}", "subsystems.a"),
         ("name: x\nbranch: 3\nsubsystems: {a: {b: }}", "branch"),
+        ("name: x\nsubsystems: {a: {m=0.5: }}", "m=0.5"),
         ("- a list", "a system file is a mapping"),
         ("{", "not YAML"),
     ],
