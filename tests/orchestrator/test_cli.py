@@ -49,8 +49,8 @@ def test_plan_without_the_checkpoint_says_so(data):
     assert "provisional" in run.stderr
 
 
-@pytest.mark.slow
-def test_synth_and_check(tmp_path):
+def test_synth_and_check(tmp_path, monkeypatch):
+    monkeypatch.setattr("branches.synthetic.DEMO", SyntheticSize(3, 2, 1, 1.0))
     made = tutti_here("data", "synth", tmp_path / "data", "--seed", 3)
     assert made.exit_code == 0, made.stderr
     checked = tutti_here("data", "check", tmp_path / "data", "--json")
