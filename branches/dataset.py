@@ -12,6 +12,7 @@ and the folders `source_test` and `target_test` of 2021.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ import pyarrow.compute as pc
 
 from scoring.errors import InputError
 from scoring.table import KEY, SCHEMA, groups
+
+log = logging.getLogger(__name__)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -119,7 +122,7 @@ def read_index(root: str | Path) -> pa.Table:
     ------
     InputError
         If `root` is no data set, a name cannot be read, two clips share a key, or a machine and section with
-        test clips has fewer than two training clips.
+        test clips has fewer than three training clips.
     """
     root = Path(root)
     if not root.is_dir():
@@ -128,6 +131,9 @@ def read_index(root: str | Path) -> pa.Table:
     if not paths:
         hint = "; this is a machine's own folder, give its parent" if (root / "train").is_dir() else ""
         raise InputError(f"{root}: not a data set: no <machine>/train/*.wav in it{hint}")
+    ignored = [p for folder in _FOLDERS for p in root.glob(f"*/{folder}/*.*") if p.suffix != ".wav" and not p.is_dir()]
+    if ignored:
+        log.warning("%d files whose names do not end in .wav are ignored, e.g. %s", len(ignored), ignored[0])
     index = index_of(paths)
     _check_unique(index)
     _check_training(index)
@@ -144,9 +150,10 @@ def _check_unique(index: pa.Table) -> None:
 def _check_training(index: pa.Table) -> None:
     train = index["split"].to_numpy() == "train"
     for machine, section, own in groups(index):
-        if (n := int((own & train).sum())) < 2:
+        # Of two clips each is as far from the other: no scale to calibrate on.
+        if (n := int((own & train).sum())) < 3:
             raise InputError(
-                f"machine {machine} section {section} has {n} training clips; scoring needs at least 2: "
+                f"machine {machine} section {section} has {n} training clips; scoring needs at least 3: "
                 "add some, or take the machine out"
             )
 
@@ -186,15 +193,20 @@ def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
 def fingerprint(root: str | Path, index: pa.Table) -> str:
     """Hash of the data set: names, sizes and three 4 KiB blocks of every clip.
 
+    Raises `InputError` naming a clip that cannot be opened.
+
     Reading 9 GB to name a data set would take longer than planning the run. A recording that is replaced
     changes these blocks; an edit between them that keeps the size goes unnoticed.
     """
     digest = hashlib.sha256()
     for path in index["path"].to_pylist():
-        with open(Path(root) / path, "rb") as file:
-            size = file.seek(0, 2)
-            digest.update(f"{path}\0{size}\0".encode())
-            for start in {0, size // 2, max(0, size - 4096)}:
-                file.seek(start)
-                digest.update(file.read(4096))
+        try:
+            with open(Path(root) / path, "rb") as file:
+                size = file.seek(0, 2)
+                digest.update(f"{path}\0{size}\0".encode())
+                for start in sorted({0, size // 2, max(0, size - 4096)}):
+                    file.seek(start)
+                    digest.update(file.read(4096))
+        except OSError as error:
+            raise InputError(f"{Path(root) / path}: cannot be read ({error.strerror}); replace or remove it") from None
     return digest.hexdigest()

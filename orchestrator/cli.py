@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import subprocess
@@ -14,6 +15,9 @@ import click
 
 from scoring.errors import InputError
 
+# Faults of the place a user has chosen, not of the program.
+_NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
 
 class _Commands(click.Group):
     """Turns a user's error into one line and exit code 2."""
@@ -22,8 +26,13 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
+            message = str(error)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            message = f"{error.filename}: {error.strerror}; make room or give another folder"
+        click.echo(f"Error: {message}", err=True)
+        return ctx.exit(2)
 
 
 _data = click.option(

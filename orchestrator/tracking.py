@@ -177,7 +177,7 @@ def checksum_tag(artifact: str) -> str:
 
 def experiment_name(data: Path, fingerprint: str, out: Path) -> str:
     """One experiment per data set and run folder."""
-    return f"{data.resolve().name}-{fingerprint[:8]}/{out.resolve().name}"
+    return f"{out.resolve().name} on {data.resolve().name} {fingerprint[:8]}"
 
 
 def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:

@@ -45,7 +45,10 @@ def score_table(
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad):
         name = f"{clips['machine'][bad[0]]}/{clips['clip'][bad[0]]}"
-        raise InputError(f"the embedding of {name} is not finite: training diverged; lower the learning rate")
+        raise InputError(
+            f"the embedding of {name} is not finite: the recording's level is absurd, or training diverged "
+            "and needs a lower learning rate"
+        )
     score = np.empty(len(X))
     for machine, section, own in groups(clips):
         train, test = np.flatnonzero(own & (split == "train")), np.flatnonzero(own & (split == "test"))

@@ -144,6 +144,21 @@ def test_folders_that_are_no_data_set(dataset, tmp_path):
         read_index(dataset / "pump")
 
 
+def test_files_that_are_ignored_are_told(dataset, caplog):
+    wav = next((dataset / "pump" / "test").iterdir())
+    wav.rename(wav.with_suffix(".WAV"))
+    assert read_index(dataset).num_rows == 19
+    assert "1 files whose names do not end in .wav are ignored" in caplog.text
+
+
+def test_a_clip_that_cannot_be_opened_is_named(dataset):
+    index = read_index(dataset)
+    wav = next((dataset / "pump" / "test").iterdir())
+    wav.unlink()
+    with pytest.raises(InputError, match=f"{wav.name}: cannot be read"):
+        fingerprint(dataset, index)
+
+
 def test_a_machine_without_training_clips_is_named(dataset):
     for wav in (dataset / "pump" / "train").iterdir():
         wav.unlink()

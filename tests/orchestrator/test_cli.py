@@ -107,6 +107,7 @@ def lines_of(run):
             "no MLflow server answers",
         ),
         (["plan", "demo", "--data", "{data}", "--tracking-uri", "http://127.0.0.1:1"], "needs --out"),
+        (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),
         (["metrics", "{yaml}"], "not a readable Parquet file"),
         (["report", "{data}"], "no results to report"),
@@ -119,7 +120,7 @@ def test_a_users_error_is_one_line_and_exit_code_2(arguments, message, data, tmp
     nan.mkdir(parents=True)
     samples = np.zeros(16_000)
     samples[5] = np.nan
-    for i in range(2):
+    for i in range(3):
         soundfile.write(
             nan / f"section_00_source_train_normal_{i:04d}_noAttribute.wav", samples, 16_000, subtype="FLOAT"
         )

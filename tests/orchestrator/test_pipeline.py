@@ -161,7 +161,7 @@ def test_a_failing_branch_stops_no_other(tmp_path):
     run = broken.again()
     assert run.returncode == 1
     assert "neighbours/wild/0" in run.stderr
-    assert "training diverged; lower the learning rate" in run.stderr
+    assert "training diverged" in run.stderr
     assert "Traceback" not in run.stderr
     assert {r.data.params["objective.name"]: r.info.status for r in broken.runs("branch")} == {
         "softmax": "FINISHED",
