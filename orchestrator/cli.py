@@ -132,6 +132,7 @@ def _run(
         delivered = result["delivered"]
         click.echo(f"{name}: {delivered['method']} delivered ({delivered['why']})")
         rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
+        rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
         _print_table(("Omega, %", "in-sample", "LOMO"), rows)
     click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}")
 
