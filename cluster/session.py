@@ -46,8 +46,7 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     if address == "local":
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
     else:
-        if address != "auto":
-            require_server(address, "Ray cluster", "start one or use --address local")
+        check_address(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError) as error:
@@ -74,6 +73,12 @@ def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -
         socket.create_connection((parts.hostname or "", port), seconds).close()
     except (OSError, ValueError) as error:
         raise InputError(f"no {kind} answers at {address} ({error}); {remedy}") from None
+
+
+def check_address(address: str) -> None:
+    """Refuse the address of a Ray cluster at which nothing listens; see `require_server`."""
+    if address not in ("local", "auto"):
+        require_server(address, "Ray cluster", "start one or use --address local")
 
 
 def require(resources: dict[str, float]) -> None:

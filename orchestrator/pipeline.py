@@ -20,7 +20,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from branches.dataset import fingerprint, read_index
-from cluster.session import session
+from cluster.session import check_address, session
 from orchestrator.fusing import FUSED, fused_system
 from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names
 from orchestrator.preflight import check_models, notes_on, with_resolved_backbones
@@ -65,6 +65,7 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
     BranchesFailed
         If branches failed; all others are finished then, and running again tries only these.
     """
+    check_address(place.address)  # before minutes go into decoding
     index = read_index(place.data)
     mark = fingerprint(place.data, index)
     systems = [with_resolved_backbones(system) for system in systems]

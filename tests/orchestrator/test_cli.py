@@ -106,6 +106,7 @@ def lines_of(run):
             ["run", "demo", "--data", "{data}", "--out", "{out}", "--tracking-uri", "http://127.0.0.1:1"],
             "no MLflow server answers",
         ),
+        (["run", "demo", "--data", "{data}", "--out", "{out}", "--address", "127.0.0.1:1"], "no Ray cluster answers"),
         (["plan", "demo", "--data", "{data}", "--tracking-uri", "http://127.0.0.1:1"], "needs --out"),
         (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),
