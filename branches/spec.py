@@ -16,7 +16,7 @@ Channel = Literal["near", "far", "mean"]
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneSpec(Settings):

@@ -28,7 +28,9 @@ class LabelledScores:
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, pa.Table]) -> LabelledScores:
-        """Join development tables (from `read_table`) by key; machines without labels are left out.
+        """Join development tables (from `read_table`) by key.
+
+        Machines without labels, or with normals only or anomalies only, tell nothing and are left out.
 
         Raises
         ------
@@ -36,7 +38,7 @@ class LabelledScores:
             If the tables do not have the same clips, or none has a label.
         """
         _, values = join(tables)
-        return cls(tuple(tables), values, LabelledCells.from_table(next(iter(tables.values()))))
+        return cls(tuple(tables), values, LabelledCells.from_table(next(iter(tables.values()))).measurable())
 
     @property
     def machines(self) -> list[str]:
@@ -50,11 +52,6 @@ class LabelledScores:
     def without(self, machines: Collection[str]) -> LabelledScores:
         """The same members on all machines but these."""
         return self.only([m for m in self.machines if m not in machines]) if machines else self
-
-    @property
-    def measurable(self) -> bool:
-        """Whether there are normals and anomalies to tell apart."""
-        return bool((self.cells.positive.any(axis=-1) & self.cells.negative.any(axis=-1)).any())
 
     def mean_of(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Mean score (rows,) of some members."""

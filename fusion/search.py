@@ -118,7 +118,7 @@ def fuse(
         )
     own = {name: conform(tables[name], name) for name in names}
     scores = LabelledScores.from_tables(own) if has_labels(own[names[0]]) else None
-    if scores is not None and scores.measurable:
+    if scores is not None and scores.machines:
         found = _search_all(scores, system, seed, runner)
         methods, delivered, lomo = (
             _choices(scores, found),

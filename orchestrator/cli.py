@@ -116,7 +116,7 @@ def _emptied(folder: Path) -> Path:
 def _run(
     systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from orchestrator.pipeline import BranchesFailed, Place, run
+    from orchestrator.pipeline import BranchesFailed, Place, RunInterrupted, run
     from orchestrator.spec import load_systems
 
     specs = load_systems(systems, backbone)
@@ -124,7 +124,7 @@ def _run(
         results = run(specs, Place(data, out, **options))
     except BranchesFailed as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(130 if isinstance(error, RunInterrupted) else 1)
     if as_json:
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
         return

@@ -39,6 +39,10 @@ class BranchesFailed(RuntimeError):
     """Some branches could not be trained; the others are finished and recorded."""
 
 
+class RunInterrupted(BranchesFailed):
+    """The run was stopped from outside; what it had finished is kept."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a run reads, writes and computes.
@@ -194,11 +198,13 @@ def _train_missing(
 def _raise_for(unfinished: Sequence[Branch], failures: Mapping[str, str], out: Path) -> None:
     if not unfinished:
         return
+    if not failures:
+        raise RunInterrupted(f"interrupted with {len(unfinished)} branches unfinished; run again to continue")
     folder = out / "failures"
     folder.mkdir(exist_ok=True)
     lines = []
     for branch in unfinished:
-        reason = failures.get(branch.branch_id, "its score tables are not in the MLflow store")
+        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the MLflow store")
         path = folder / f"{branch.branch_id}.txt"
         path.write_text(reason)
         lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")

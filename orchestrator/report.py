@@ -22,7 +22,7 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
     InputError
         If there is no result.
     """
-    results = [json.loads(path.read_text()) for path in sorted((out / "systems").glob("*/result.json"))]
+    results = [_read(path) for path in sorted((out / "systems").glob("*/result.json"))]
     results = [result for result in results if dataset in (None, result["dataset"])]
     if not results:
         raise InputError(f"{out}: no results to report; `tutti run` writes them")
@@ -34,6 +34,14 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
     temporary.write_text(page)
     os.replace(temporary, path)
     return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        raise InputError(f"{path}: not a result; run the system again, which writes it anew") from None
+    return result
 
 
 def _machines(results: list[dict[str, Any]]) -> list[str]:

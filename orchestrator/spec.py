@@ -34,13 +34,13 @@ class ConfigurationSpec(Settings):
 
     branch: BranchSpec = BranchSpec()
     detector: DetectorSpec = MahalanobisSpec()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("seeds must be distinct and not negative")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("seeds must be distinct")
         return seeds
 
 
@@ -49,7 +49,7 @@ class SystemSpec(Settings):
 
     name: Name
     description: str = ""
-    subsystems: dict[Name, dict[Name, ConfigurationSpec]] = Field(min_length=1)
+    subsystems: dict[Name, Annotated[dict[Name, ConfigurationSpec], Field(min_length=1)]] = Field(min_length=1)
 
 
 def load_systems(names_or_paths: Sequence[str], backbone: str | None = None) -> list[SystemSpec]:
@@ -101,7 +101,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _with_shared_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """Copy the settings under `branch` into every configuration that does not say otherwise."""
-    shared = raw.pop("branch", {})
+    shared = raw.pop("branch", None) or {}
     try:
         BranchSpec.model_validate(shared)
     except ValidationError as error:

@@ -93,6 +93,11 @@ class LabelledCells:
         limits = np.array([1.0, 1.0, MAX_FPR])[:, None]
         return 100 * roc_area(grouped, self.positive, self.negative, limits)
 
+    def measurable(self) -> LabelledCells:
+        """The groups of the machines that have both normals and anomalies to tell apart."""
+        both = np.any(self.positive.any(axis=-1) & self.negative.any(axis=-1), axis=0).tolist()
+        return self.select([machine for machine, known in zip(self.machines, both, strict=True) if known])
+
     def select(self, machines: Sequence[str]) -> LabelledCells:
         """The groups of the given machines only."""
         keep = np.isin(np.array(self.machines), list(machines))

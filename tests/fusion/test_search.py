@@ -162,6 +162,12 @@ def test_labels_of_one_kind_only_choose_nothing():
     assert fusion.choice.in_sample is None
 
 
+def test_a_machine_without_anomalies_has_no_say(tables, fused):
+    quiet = make_table(["drone"]).filter(pa.compute.equal(make_table(["drone"])["condition"], "normal"))
+    fusion = fuse({name: conform(pa.concat_tables([t, quiet])) for name, t in tables.items()}, TREE)
+    assert (fusion.choice, fusion.lomo) == (fused.choice, fused.lomo)
+
+
 def test_the_expected_figure_is_of_a_choice_made_without_the_machine(tables, turned, fused):
     for data in (tables, turned):
         scores = LabelledScores.from_tables(data)

@@ -49,6 +49,13 @@ def test_a_report_needs_results(tmp_path):
         write_report(tmp_path)
 
 
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "systems" / "mine").mkdir(parents=True)
+    (tmp_path / "systems" / "mine" / "result.json").write_text('{"x":')
+    with pytest.raises(InputError, match=r"mine/result.json: not a result"):
+        write_report(tmp_path)
+
+
 def test_the_report_shows_absent_values_as_dashes_and_escapes_text(tmp_path):
     branch = {"table": "t", "branch": "one/<b>", "detector": "knn-k1", "omega": None, "machines": {}}
     result = {
