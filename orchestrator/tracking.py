@@ -6,6 +6,7 @@ can write at once. A branch is finished when its run is FINISHED and its tables 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -43,7 +44,7 @@ _PARENT = "mlflow.parentRunId"
 class Tracker:
     """One experiment on one MLflow store, and the run under which this driver's runs stand.
 
-    driver: host and output folder, so that nobody closes the runs of another driver on the same store
+    driver: digest of host and output folder, so that nobody closes the runs of another driver on the same store
     """
 
     uri: str
@@ -224,7 +225,8 @@ def _store(uri: str | None, out: Path) -> str:
 
 
 def _driver(out: Path) -> str:
-    return f"{socket.gethostname()}:{out.resolve()}"
+    # A digest, since a quote in a path would end the string in MLflow's queries.
+    return hashlib.sha256(f"{socket.gethostname()}:{out.resolve()}".encode()).hexdigest()[:16]
 
 
 @contextmanager
