@@ -77,11 +77,13 @@ class AudioCache:
 
     samples: (total,) int16 or float32, memory-mapped; a clip's samples and channels are interleaved
     start, channels: (clips,) where a clip begins in `samples` and its number of channels; `start` has one more
+    cancelled: (total per channel,) the clips after far-microphone cancellation (`branches.channels`), or None
     """
 
     samples: NDArray[np.int16] | NDArray[np.float32]
     start: NDArray[np.int64]
     channels: NDArray[np.int64]
+    cancelled: NDArray[np.int16] | NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.channels)
@@ -94,15 +96,31 @@ class AudioCache:
     def waveform(self, clip: int, channel: Channel, first: int = 0, count: int | None = None) -> NDArray[np.float32]:
         """`count` samples of a clip from sample `first`: (count,) float32, full scale = 1.
 
-        `near` is the first channel and `far` the last; a mono clip has one channel for all three.
+        `near` is the first channel and `far` the last; a mono clip has one channel for all. For `cancel` the
+        cache must have been through `branches.channels.with_cancellation`.
         """
+        if channel == "cancel":
+            return self._cancelled(clip, first, count)
         n = int(self.channels[clip])
         begin = int(self.start[clip]) + first * n
         end = int(self.start[clip + 1]) if count is None else begin + count * n
         block = self.samples[begin:end].reshape(-1, n)
         chosen = block.mean(axis=1) if channel == "mean" else block[:, 0 if channel == "near" else -1]
+        return self._scaled(chosen)
+
+    def _cancelled(self, clip: int, first: int, count: int | None) -> NDArray[np.float32]:
+        assert self.cancelled is not None, "call with_cancellation first"
+        begin = int(self._cancelled_start[clip]) + first
+        end = int(self._cancelled_start[clip + 1]) if count is None else begin + count
+        return self._scaled(self.cancelled[begin:end])
+
+    @cached_property
+    def _cancelled_start(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def _scaled(self, samples: NDArray[np.floating] | NDArray[np.int16]) -> NDArray[np.float32]:
         full_scale = 32768 if self.samples.dtype == np.int16 else 1
-        return (chosen / np.float32(full_scale)).astype(np.float32)
+        return (samples / np.float32(full_scale)).astype(np.float32)
 
 
 def open_cache(root: Path, index: pa.Table, folder: Path) -> AudioCache:

@@ -140,6 +140,16 @@ def read_index(root: str | Path) -> pa.Table:
     return index
 
 
+def noise_index(root: str | Path) -> pa.Table:
+    """Recordings of noise alone: columns machine and path, of `<machine>/supplemental/*noise*.wav`, maybe none.
+
+    Since 2025 machines have such a folder, with noise for some and clean sounds of the machine for others.
+    """
+    paths = sorted(path.relative_to(root).as_posix() for path in Path(root).glob("*/supplemental/*noise*.wav"))
+    machines = [path.partition("/")[0] for path in paths]
+    return pa.table({"machine": pa.array(machines, pa.string()), "path": pa.array(paths, pa.string())})
+
+
 def _check_unique(index: pa.Table) -> None:
     counts = index.group_by(list(KEY)).aggregate([("path", "count"), ("path", "min")])
     twice = counts.filter(pc.greater(counts["path_count"], 1))
@@ -191,7 +201,7 @@ def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
 
 
 def fingerprint(root: str | Path, index: pa.Table) -> str:
-    """Hash of the data set: names, sizes and three 4 KiB blocks of every clip.
+    """Hash of the data set: names, sizes and three 4 KiB blocks of every clip, noise clips included.
 
     Raises `InputError` naming a clip that cannot be opened.
 
@@ -199,7 +209,7 @@ def fingerprint(root: str | Path, index: pa.Table) -> str:
     changes these blocks; an edit between them that keeps the size goes unnoticed.
     """
     digest = hashlib.sha256()
-    for path in index["path"].to_pylist():
+    for path in [*index["path"].to_pylist(), *noise_index(root)["path"].to_pylist()]:
         try:
             with open(Path(root) / path, "rb") as file:
                 size = file.seek(0, 2)

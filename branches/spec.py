@@ -1,16 +1,17 @@
 """Branch specs: everything that determines a branch's embeddings, as typed settings.
 
-Each choice (objective, strategy, pooling) is a settings class here with the class or function of the same
-name in its own file; a new one is a class, an entry in the union and a test.
+Each choice (objective, strategy, pooling) is a settings class here and a class or function in its own file,
+bound together in that file's registry; a new one is a settings class, an entry in the union and in the
+registry, and a test. In YAML a choice without settings may be given by its name alone.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Channel = Literal["near", "far", "mean"]
+Channel = Literal["near", "far", "mean", "cancel"]
 
 
 class Settings(BaseModel):
@@ -19,11 +20,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class BackboneSpec(Settings):
-    """A BEATs checkpoint."""
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _by_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class FileSpec(Settings):
+    """A file of weights, which counts by its content and not by where it lies."""
+
+    path: str
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{8,64}$", description="digest, or its first digits")
+
+
+class BackboneSpec(FileSpec):
+    """A BEATs checkpoint, and which of its layers the branch listens to."""
 
     path: str = Field("tiny", description="path or URI of a checkpoint, or `tiny`: a small random network")
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{8,64}$", description="digest, or its first digits")
+    layers: tuple[int, ...] = Field((-1,), min_length=1, description="outputs to use: n-th layer, −1 the last")
+    combine: Literal["concat", "mean"] = Field("concat", description="how several layers become one output")
 
 
 class SoftmaxSpec(Settings):
@@ -40,30 +57,162 @@ class ArcFaceSpec(Settings):
     margin: float = Field(0.5, ge=0, lt=1.5, description="radians added to the angle of the true class")
 
 
-ObjectiveSpec = Annotated[SoftmaxSpec | ArcFaceSpec, Field(discriminator="name")]
+class SubcenterArcFaceSpec(ArcFaceSpec):
+    """Additive angular margin to the nearest of several centres of a class."""
+
+    name: Literal["subcenter_arcface"] = "subcenter_arcface"  # type: ignore[assignment]
+    margin: float = Field(0.2, ge=0, lt=1.5, description="radians added to the angle of the true class")
+    centers: int = Field(16, ge=1, description="centres of each class")
+
+
+class AdaCosSpec(Settings):
+    """Cosines with a scale that adapts itself to the training."""
+
+    name: Literal["adacos"] = "adacos"
+
+
+class SubclusterAdaCosSpec(Settings):
+    """AdaCos with several clusters to each class, whose probabilities add up."""
+
+    name: Literal["subcluster_adacos"] = "subcluster_adacos"
+    clusters: int = Field(16, ge=1, description="clusters of each class")
+
+
+ObjectiveSpec = Annotated[
+    SoftmaxSpec | ArcFaceSpec | SubcenterArcFaceSpec | AdaCosSpec | SubclusterAdaCosSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_by_name),
+]
+
+
+class FrozenSpec(Settings):
+    """Nothing is trained: the pooled output of the backbone is the embedding."""
+
+    name: Literal["frozen"] = "frozen"
+
+
+class HeadSpec(Settings):
+    """Pooling and projection are trained, the backbone stays as it was."""
+
+    name: Literal["head"] = "head"
+
+
+class PartialSpec(Settings):
+    """The top layers of the backbone are trained too."""
+
+    name: Literal["partial"] = "partial"
+    layers: int = Field(ge=0, description="how many from the top, at most all; 0 is the same as `head`")
 
 
 class FullSpec(Settings):
     """The whole backbone is trained."""
 
     name: Literal["full"] = "full"
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a layer over that of the one above")
 
 
-class PartialSpec(Settings):
-    """The top layers of the backbone are trained, the rest stays as it was."""
+class LoraSpec(Settings):
+    """Low-rank adapters of the backbone's projections are trained."""
 
-    name: Literal["partial"] = "partial"
-    layers: int = Field(ge=0, description="how many from the top, at most all; 0 trains pooling and head only")
+    name: Literal["lora"] = "lora"
+    rank: int = Field(64, ge=1)
+    alpha: float = Field(64.0, gt=0, description="adapters count alpha / rank")
+    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ...] = Field(
+        ("q_proj", "v_proj"), min_length=1
+    )
 
 
-StrategySpec = Annotated[FullSpec | PartialSpec, Field(discriminator="name")]
+StrategySpec = Annotated[
+    FrozenSpec | HeadSpec | PartialSpec | FullSpec | LoraSpec, Field(discriminator="name"), BeforeValidator(_by_name)
+]
+
+
+class MeanSpec(Settings):
+    """Mean over all patches."""
+
+    name: Literal["mean"] = "mean"
+
+
+class AttentiveStatisticsSpec(Settings):
+    """Mean and standard deviation, weighted by a trained attention."""
+
+    name: Literal["attentive_statistics"] = "attentive_statistics"
+
+
+class GeneralisedMeanSpec(Settings):
+    """Power mean, from the mean (1) towards the maximum."""
+
+    name: Literal["generalised_mean"] = "generalised_mean"
+    power: float = Field(3.0, gt=0)
+
+
+class BandMeanSpec(Settings):
+    """Mean over time of each frequency band."""
+
+    name: Literal["band_mean"] = "band_mean"
+
+
+class RelativeDeviationSpec(Settings):
+    """Mean over time of each frequency band, weighted towards what departs from it."""
+
+    name: Literal["relative_deviation"] = "relative_deviation"
+    gamma: float = Field(6.0, ge=0, description="0 is the mean")
+
+
+PoolingSpec = Annotated[
+    MeanSpec | AttentiveStatisticsSpec | GeneralisedMeanSpec | BandMeanSpec | RelativeDeviationSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_by_name),
+]
+
+
+class ClassesSpec(Settings):
+    """What the classes are that a branch learns to tell apart, and how often each is heard."""
+
+    pseudo_labels: int = Field(
+        0, ge=0, description="clusters of a machine and section without attributes; 0 leaves them one class"
+    )
+    balance: float = Field(0.0, ge=0, le=1, description="0 hears all clips equally often, 1 all classes")
+
+
+class NoiseSpec(Settings):
+    """Other recordings mixed into training clips."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    snr_db: tuple[float, ...] = Field((5.0, 10.0, 15.0, 20.0), min_length=1, description="one of these is drawn")
+    source: Literal["far", "supplemental"] = Field(
+        "far", description="far microphone of other clips of the machine, or noise clips of its `supplemental` folder"
+    )
+
+
+class MixupSpec(Settings):
+    """Two clips and their labels are mixed."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    alpha: float = Field(1.0, gt=0, description="shares are drawn from Beta(alpha, alpha)")
 
 
 class AugmentationSpec(Settings):
-    """SpecAugment: one masked stretch of frames and one of mel bands per clip, up to so many."""
+    """What is done to training clips; everything is off unless given."""
 
-    time_mask: int = Field(0, ge=0, description="frames of 10 ms")
-    frequency_mask: int = Field(0, ge=0, lt=128, description="mel bands")
+    time_mask: int = Field(0, ge=0, description="SpecAugment: longest masked stretch, frames of 10 ms")
+    frequency_mask: int = Field(0, ge=0, lt=128, description="SpecAugment: widest masked stretch, mel bands")
+    gain_db: float = Field(0.0, ge=0, description="level changes at random by up to so much")
+    speed: float = Field(0.0, ge=0, lt=0.5, description="speed and pitch change by up to this share")
+    noise: NoiseSpec | None = None
+    mixup: MixupSpec | None = None
+
+
+class MaskedPredictionSpec(Settings):
+    """Auxiliary loss: tell the tokenizers' labels of masked patches (our reading of the report's dual tokenizer)."""
+
+    tokenizers: tuple[Annotated[FileSpec, BeforeValidator(_by_path)], ...] = Field(
+        (FileSpec(path="random:0"), FileSpec(path="random:1")),
+        min_length=1,
+        description="released tokenizers (path, sha256), or random:SEED",
+    )
+    weight: float = Field(0.5, gt=0, description="of the loss beside the objective's")
+    mask: float = Field(0.3, gt=0, lt=1, description="share of patches that are masked")
 
 
 class TrainingSpec(Settings):
@@ -71,11 +220,13 @@ class TrainingSpec(Settings):
 
     steps: int = Field(10_000, ge=0)
     batch_size: int = Field(32, ge=2)
+    accumulation: int = Field(1, ge=1, description="batches whose gradients make one step")
     crop_seconds: float = Field(10.0, gt=0.2, description="longer clips are cut at random, shorter ones padded")
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup_steps: int = Field(360, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 keeps the last")
 
 
 class BranchSpec(Settings):
@@ -83,10 +234,18 @@ class BranchSpec(Settings):
 
     backbone: BackboneSpec = BackboneSpec()
     channel: Channel = "near"
+    classes: ClassesSpec = ClassesSpec()
     objective: ObjectiveSpec = ArcFaceSpec()
+    masked_prediction: MaskedPredictionSpec | None = None
     strategy: StrategySpec = FullSpec()
-    pooling: Literal["attentive_statistics", "mean", "band_mean"] = "attentive_statistics"
+    pooling: PoolingSpec = AttentiveStatisticsSpec()
     embedding_dim: int = Field(256, ge=2)
     augmentation: AugmentationSpec = AugmentationSpec()
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _frozen_has_nothing_to_train(self) -> BranchSpec:
+        if isinstance(self.strategy, FrozenSpec) and isinstance(self.pooling, AttentiveStatisticsSpec):
+            raise ValueError("frozen trains nothing, but the pooling attentive_statistics must be; use another one")
+        return self

@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from branches.audio import AudioCache
-from branches.augment import spec_augment
-from branches.dataset import class_labels
-from branches.frontend import SAMPLE_RATE
+from branches.augment import mix, mixing, spec_augment
+from branches.batches import Batch, batches
+from branches.masked_prediction import MaskedPrediction
 from branches.model import BranchModel, features_of
 from branches.objectives import build_objective
-from branches.spec import BranchSpec, TrainingSpec
+from branches.spec import BranchSpec, FrozenSpec, TrainingSpec
+from branches.training_set import TrainingClips
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -36,45 +34,39 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, float], None]
 
 
-@dataclass(frozen=True)
-class TrainingClips:
-    """What a branch is trained on.
-
-    audio: decoded clips
-    rows: (n,) the clips of `audio` to train on, and labels: (n,) the class of each
-    n_classes: how many classes there are
-    """
-
-    audio: AudioCache
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    n_classes: int
-
-
-def training_clips(audio: AudioCache, index: pa.Table) -> TrainingClips:
-    """The training rows of a clip index, each with its class."""
-    rows = np.flatnonzero(index["split"].to_numpy() == "train")
-    labels, names = class_labels(index.take(rows))
-    return TrainingClips(audio, rows, labels, len(names))
-
-
 @dataclass
 class _Progress:
-    """Where a training stands; everything of it is in the checkpoint."""
+    """Where a training stands; everything of it that changes is in the checkpoint.
+
+    averaged: moving averages of the trained weights of the model, in the order of its parameters
+    """
 
     model: BranchModel
     objective: nn.Module
+    masked: MaskedPrediction | None
     optimizer: torch.optim.Optimizer
+    averaged: list[Tensor]
     step: int = 0
     recent: list[float] = field(default_factory=list)
 
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _modules(self) -> dict[str, nn.Module]:
+        masked = {} if self.masked is None else {"masked": self.masked}
+        return {"model": self.model, "objective": self.objective, **masked}
+
     def save(self, path: Path) -> None:
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        states = {name: module.state_dict() for name, module in self._modules().items()}
+        # What stays as the backbone's checkpoint has it need not be written again and again.
+        states["model"] = {key: value for key, value in states["model"].items() if key not in frozen}
         state = {
             "step": self.step,
             "recent": self.recent,
-            "model": self.model.state_dict(),
-            "objective": self.objective.state_dict(),
+            "states": states,
             "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged,
         }
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         torch.save(state, temporary)
@@ -82,10 +74,24 @@ class _Progress:
 
     def restore(self, path: Path) -> None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.objective.load_state_dict(state["objective"])
+        for name, module in self._modules().items():
+            known = module.state_dict() if name == "model" else {}
+            module.load_state_dict({**known, **state["states"][name]})
         self.optimizer.load_state_dict(state["optimizer"])
+        for kept, saved in zip(self.averaged, state["averaged"], strict=True):
+            kept.copy_(saved)
         self.step, self.recent = state["step"], state["recent"]
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """The first steps count little in the end, so that the average does not remember the start."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.averaged, [p.detach() for p in self.trained()], 1 - decay)
+
+    @torch.no_grad()
+    def take_average(self) -> None:
+        for parameter, averaged in zip(self.trained(), self.averaged, strict=True):
+            parameter.copy_(averaged)
 
 
 def train(
@@ -102,7 +108,7 @@ def train(
     ----------
     spec: the branch
     clips: normal training clips with their classes; with a single class nothing can be learnt, and the
-        network is returned as initialised
+        network is returned as initialised, as it is with the strategy `frozen`
     checkpoint: file to resume from, if it exists, and to save to every `checkpoint_seconds`
     report: see `Report`
     device: `cpu` or `cuda`
@@ -116,26 +122,43 @@ def train(
         end the same.
     """
     progress = _resume(spec, clips, checkpoint, device) or _start(spec, clips, device)
-    steps = spec.training.steps
+    if isinstance(spec.strategy, FrozenSpec):
+        return progress.model
     if clips.n_classes < 2:
         log.warning("the training clips are all of one class: the embedding stays as initialised")
-        steps = 0
+        return progress.model
+    try:
+        _run(spec, clips, progress, checkpoint, report, checkpoint_seconds)
+    except InputError:
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        raise
+    if progress.averaged:
+        progress.take_average()
+    return progress.model
+
+
+def _run(
+    spec: BranchSpec,
+    clips: TrainingClips,
+    progress: _Progress,
+    checkpoint: Path | None,
+    report: Report,
+    checkpoint_seconds: float,
+) -> None:
+    steps = spec.training.steps
     report_every = max(1, steps // 50)
     saved = time.monotonic()
+    ahead = batches(spec, clips, progress.step)
     while progress.step < steps:
-        try:
-            progress.recent.append(_step(spec, clips, progress))
-        except InputError:
-            if checkpoint is not None:
-                checkpoint.unlink(missing_ok=True)
-            raise
+        loss = _step(spec, progress, [next(ahead) for _ in range(spec.training.accumulation)])
+        progress.recent.append(loss)
         if progress.step % report_every == 0 or progress.step == steps:
             report(progress.step, float(np.mean(progress.recent)))
             progress.recent = []
         if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
             progress.save(checkpoint)
             saved = time.monotonic()
-    return progress.model
 
 
 def _resume(spec: BranchSpec, clips: TrainingClips, checkpoint: Path | None, device: str) -> _Progress | None:
@@ -153,55 +176,83 @@ def _resume(spec: BranchSpec, clips: TrainingClips, checkpoint: Path | None, dev
 def _start(spec: BranchSpec, clips: TrainingClips, device: str) -> _Progress:
     torch.manual_seed(spec.seed)
     model = BranchModel(spec, encode_in_bfloat16=device == "cuda").to(device)
-    objective = build_objective(spec.objective, spec.embedding_dim, clips.n_classes).to(device)
-    parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    objective = build_objective(spec.objective, spec.embedding_dim * model.pooling.bands, clips.n_classes).to(device)
+    masked = None if spec.masked_prediction is None else MaskedPrediction(spec.masked_prediction, model.width)
+    masked = masked.to(device) if masked else None
+    in_backbone = {id(p) for p in model.backbone.parameters()}
+    heads = [p for module in (model, objective, masked) if module for p in module.parameters()]
+    groups = [
+        *({"params": group.parameters, "factor": group.factor} for group in model.groups),
+        {"params": [p for p in heads if id(p) not in in_backbone], "factor": 1.0},
+    ]
     training = spec.training
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
-    return _Progress(model, objective, optimizer)
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+    trained = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    return _Progress(model, objective, masked, optimizer, trained if training.average else [])
 
 
-def _step(spec: BranchSpec, clips: TrainingClips, progress: _Progress) -> float:
-    """One optimiser step; returns the loss."""
-    model, optimizer, training = progress.model, progress.optimizer, spec.training
-    rng = np.random.default_rng([spec.seed, progress.step])
-    torch.manual_seed(int(rng.integers(2**63)))
-    chosen = batch_rows(len(clips.rows), training.batch_size, progress.step, spec.seed)
-    device = next(model.parameters()).device
-    waveforms = [_crop(clips.audio, int(clips.rows[i]), spec, rng) for i in chosen]
-    features, padding = features_of(waveforms, device)
-    labels = torch.from_numpy(clips.labels[chosen]).to(device)
+def _step(spec: BranchSpec, progress: _Progress, parts: list[Batch]) -> float:
+    """One optimiser step over the batches of its accumulation; returns the mean loss."""
+    training, optimizer = spec.training, progress.optimizer
+    torch.manual_seed(int(np.random.default_rng([spec.seed, progress.step]).integers(2**63)))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(training, progress.step)
-    model.train()
-    loss = progress.objective(model(spec_augment(features, spec.augmentation), padding), labels)
+        group["lr"] = group["factor"] * learning_rate(training, progress.step)
+    progress.model.train()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = 0.0
+    for batch in parts:
+        loss = _loss(spec, progress, batch) / len(parts)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     nn.utils.clip_grad_norm_(trained, training.gradient_clip)
     optimizer.step()
-    if not math.isfinite(loss.item()):
-        raise InputError(
-            f"the loss is {loss.item()} at step {progress.step}: training diverged; lower the learning rate"
-        )
+    if not math.isfinite(total):
+        raise InputError(f"the loss is {total} at step {progress.step}: training diverged; lower the learning rate")
+    if progress.averaged:
+        progress.update_average(training.average)
     progress.step += 1
-    return loss.item()
+    return total
 
 
-def batch_rows(n_clips: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Positions (batch_size,) of the clips of a step: the endless row of shuffled passes, cut into batches."""
-    first = step * batch_size
-    passes = range(first // n_clips, (first + batch_size - 1) // n_clips + 1)
-    order = np.concatenate([np.random.default_rng([seed, 1, p]).permutation(n_clips) for p in passes])
-    offset = first - passes[0] * n_clips
-    return order[offset : offset + batch_size]
+def _loss(spec: BranchSpec, progress: _Progress, batch: Batch) -> Tensor:
+    """Mean loss of a batch: mixed, masked, encoded, classified."""
+    model = progress.model
+    device = next(model.parameters()).device
+    features, padding = _features(batch, device)
+    labels = torch.from_numpy(batch.labels).to(device)
+    partner, share = (t.to(device) for t in mixing(len(labels), spec.augmentation.mixup))
+    if spec.augmentation.mixup is not None:
+        features = mix(features, partner, share)
+        if padding is not None:
+            padding = padding | (padding[partner] & (share < 1)[:, None])
+    masked = progress.masked
+    hidden = masked.labels(features) if masked else []
+    if masked:
+        features, where = masked.mask(features)
+    patches, patch_padding = model.encode(spec_augment(features, spec.augmentation), padding)
+    embeddings = model.pool(patches, patch_padding).flatten(1)
+    loss = (share * progress.objective(embeddings, labels)).mean()
+    if spec.augmentation.mixup is not None:
+        loss = loss + ((1 - share) * progress.objective(embeddings, labels[partner])).mean()
+    if masked:
+        loss = loss + masked(patches, hidden, where if patch_padding is None else where & ~patch_padding)
+    return loss
 
 
-def _crop(audio: AudioCache, clip: int, spec: BranchSpec, rng: np.random.Generator) -> NDArray[np.float32]:
-    length = int(audio.lengths[clip])
-    wanted = round(spec.training.crop_seconds * SAMPLE_RATE)
-    if length <= wanted:
-        return audio.waveform(clip, spec.channel)
-    return audio.waveform(clip, spec.channel, int(rng.integers(length - wanted + 1)), wanted)
+def _features(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Log-mels (B, F, 128) of recorded and generated clips, and padded frames (B, F) or None."""
+    if not batch.features:
+        return features_of(batch.waveforms, device)
+    parts: list[Tensor] = [torch.from_numpy(features).to(device) for features in batch.features]
+    if batch.waveforms:
+        recorded, padding = features_of(batch.waveforms, device)
+        kept = [len(clip) for clip in recorded] if padding is None else (~padding).sum(dim=1).tolist()
+        parts = [*(clip[:n] for clip, n in zip(recorded, kept, strict=True)), *parts]
+    features = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    lengths = torch.tensor([len(part) for part in parts], device=device)
+    padding = torch.arange(features.shape[1], device=device) >= lengths[:, None]
+    return features, padding if bool(padding.any()) else None
 
 
 def learning_rate(training: TrainingSpec, step: int) -> float:

@@ -9,12 +9,14 @@ from typing import Any
 from branches.dataset import fingerprint, read_index
 from branches.spec import BranchSpec
 from orchestrator.plan import Branch, detector_id, make_plan
-from orchestrator.preflight import BUILT_IN, with_resolved_backbones
+from orchestrator.preflight import BUILT_IN, with_resolved_files
 from orchestrator.spec import SystemSpec
 from orchestrator.tracking import Tracker, experiment_name, find_tracker
 from scoring.errors import InputError
 
-# A training step costs about 6 floating-point operations per parameter and patch, a forward pass 2.
+# Floating-point operations per parameter and patch: a forward pass has 2, gradients of the activations cost 2 more,
+# and those of the weights another 2. Of `partial` the dearest case is assumed.
+FLOP_PER_PARAMETER = {"frozen": 0, "head": 2, "partial": 6, "lora": 4, "full": 6}
 PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
 PARAMETERS = {"tiny": 86_000}
 BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint
@@ -48,7 +50,7 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None, tracki
 
 def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
     try:
-        return with_resolved_backbones(system)
+        return with_resolved_files(system)
     except InputError as error:
         notes.append(f"{error}; until then branch ids are provisional and nothing is known to be done")
         return system
@@ -63,7 +65,6 @@ def _existing_tracker(data: Path, mark: str, out: Path | None, tracking_uri: str
 
 def _describe(branch: Branch, clips: int, tracker: Tracker | None) -> dict[str, Any]:
     detectors = [detector_id(d) for d in branch.detectors]
-    passes = branch.spec.training.steps * branch.spec.training.batch_size
     return {
         "branch_id": branch.branch_id,
         "config_id": branch.config_id,
@@ -72,13 +73,19 @@ def _describe(branch: Branch, clips: int, tracker: Tracker | None) -> dict[str, 
         "seed": branch.spec.seed,
         "detectors": detectors,
         "done": None if tracker is None else tracker.finished(branch.branch_id, detectors) is not None,
-        "clip_passes": passes,
+        "clip_passes": _clip_passes(branch.spec),
         "pflop": _petaflop(branch.spec, clips),
     }
 
 
+def _clip_passes(spec: BranchSpec) -> int:
+    """How often training hears a clip."""
+    training = spec.training
+    return 0 if spec.strategy.name == "frozen" else training.steps * training.batch_size * training.accumulation
+
+
 def _petaflop(spec: BranchSpec, clips: int) -> float:
     parameters = PARAMETERS[spec.backbone.path] if spec.backbone.path in BUILT_IN else BASE_PARAMETERS
-    trained = 6 * spec.training.steps * spec.training.batch_size * spec.training.crop_seconds
+    trained = FLOP_PER_PARAMETER[spec.strategy.name] * _clip_passes(spec) * spec.training.crop_seconds
     embedded = 2 * clips * CLIP_SECONDS
     return parameters * PATCHES_PER_SECOND * (trained + embedded) / 1e15

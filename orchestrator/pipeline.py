@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from branches.dataset import fingerprint, read_index
+from branches.dataset import fingerprint, noise_index, read_index
 from cluster.session import check_address, session
 from orchestrator.fusing import FUSED, fused_system
 from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names
-from orchestrator.preflight import check_models, notes_on, with_resolved_backbones
+from orchestrator.preflight import check_models, check_noise, notes_on, with_resolved_files
 from orchestrator.report import write_report
 from orchestrator.spec import SystemSpec
 from orchestrator.submission import write_submission
@@ -72,7 +72,7 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
     check_address(place.address)  # before minutes go into decoding
     index = read_index(place.data)
     mark = fingerprint(place.data, index)
-    systems = [with_resolved_backbones(system) for system in systems]
+    systems = [with_resolved_files(system) for system in systems]
     plan = make_plan(systems, mark)
     try:
         place.out.mkdir(parents=True, exist_ok=True)
@@ -170,6 +170,7 @@ def _train_missing(
     from branches.audio import open_cache  # loads torch, which a finished run does not need
 
     check_models(missing)
+    check_noise(noise_index(place.data), missing)
     out = place.out.resolve()
     job = Job(
         data=place.data.resolve(),
@@ -181,6 +182,7 @@ def _train_missing(
         device="cpu",  # until the cluster has been asked for GPUs
         checkpoint_seconds=place.checkpoint_seconds,
         code=code_version(*SCORE_CODE),
+        specs=tuple(branch.spec for branch in plan.branches),
     )
     job.checkpoints.mkdir(exist_ok=True)
     for note in notes_on(index, open_cache(job.data, index, job.cache), missing):

@@ -81,7 +81,7 @@ def table_names(branch: Branch) -> list[str]:
 
 def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, fingerprint: str) -> Branch:
     spec = c.branch.model_copy(update={"seed": seed})
-    config = _identity(spec)
+    config = identity(spec.model_dump(exclude={"seed"}))
     return Branch(
         branch_id=digest([config, seed, fingerprint, code_version(*SCORE_CODE)]),
         config_id=digest(config),
@@ -105,12 +105,14 @@ def _merge(known: Branch | None, new: Branch) -> Branch:
     )
 
 
-def _identity(spec: BranchSpec) -> dict[str, Any]:
-    """The spec without its seed; a checkpoint counts by its content, not by where it lies."""
-    config = spec.model_dump(exclude={"seed"})
-    if spec.backbone.sha256:
-        config["backbone"] = {"sha256": spec.backbone.sha256}
-    return config
+def identity(settings: Any) -> Any:
+    """Settings as they count: a file with a digest by its content, not by where it lies."""
+    if isinstance(settings, dict):
+        place = ("path",) if settings.get("sha256") else ()
+        return {key: identity(value) for key, value in settings.items() if key not in place}
+    if isinstance(settings, (list, tuple)):
+        return [identity(value) for value in settings]
+    return settings
 
 
 def digest(value: Any) -> str:

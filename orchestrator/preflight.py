@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from branches.dataset import class_labels
-from branches.spec import BackboneSpec
+from branches.spec import BackboneSpec, BranchSpec, FileSpec, NoiseSpec
 from orchestrator.plan import Branch
-from orchestrator.spec import SystemSpec, with_backbones
+from orchestrator.spec import SystemSpec, with_files
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
@@ -22,44 +22,51 @@ if TYPE_CHECKING:
 BUILT_IN = ("tiny",)
 
 
-def with_resolved_backbones(system: SystemSpec) -> SystemSpec:
-    """The system with every checkpoint as an absolute path and its whole digest.
+def with_resolved_files(system: SystemSpec) -> SystemSpec:
+    """The system with every checkpoint and tokenizer as an absolute path and its whole digest.
 
     Raises
     ------
     InputError
         If a checkpoint is not there or is another than its digest says.
     """
-    return with_backbones(system, resolve_backbone)
+    return with_files(system, resolve_file)
 
 
-def resolve_backbone(spec: BackboneSpec) -> BackboneSpec:
-    """One backbone's local file and digest; see `with_resolved_backbones`."""
-    if spec.path in BUILT_IN:
+def resolve_file(spec: FileSpec) -> FileSpec:
+    """One checkpoint's local file and digest; see `with_resolved_files`."""
+    if spec.path in BUILT_IN or spec.path.startswith("random:"):
         return spec
     from branches.beats.checkpoint import local_file
 
     try:
         file = Path(local_file(spec.path, spec.sha256))
     except InputError as error:
-        raise InputError(f"{error} (--backbone FILE takes another one)") from None
+        remedy = " (--backbone FILE takes another one)" if isinstance(spec, BackboneSpec) else ""
+        raise InputError(f"{error}{remedy}") from None
     # Another node fetches a URI itself; a path must be the same everywhere.
     path = spec.path if "://" in spec.path else str(file.resolve())
-    return BackboneSpec(path=path, sha256=file_sha256(file))
+    return spec.model_copy(update={"path": path, "sha256": file_sha256(file)})
 
 
 def check_models(branches: Sequence[Branch]) -> None:
-    """Load each checkpoint once.
+    """Load each checkpoint and tokenizer once, and put each kind of branch together.
 
     Raises
     ------
     InputError
-        If a file is no BEATs checkpoint.
+        If a file is no BEATs checkpoint or tokenizer, or a branch cannot be made of it.
     """
-    from branches.beats import load_beats
+    from branches.beats import load_tokenizer
+    from branches.model import BranchModel
 
-    for backbone in dict.fromkeys(branch.spec.backbone for branch in branches):
-        load_beats(backbone.path, sha256=backbone.sha256)
+    for backbone, strategy, pooling in dict.fromkeys(
+        (b.spec.backbone, b.spec.strategy, b.spec.pooling) for b in branches
+    ):
+        BranchModel(BranchSpec(backbone=backbone, strategy=strategy, pooling=pooling))
+    masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
+    for file in dict.fromkeys(file for spec in masked for file in spec.tokenizers):
+        load_tokenizer(file.path, file.sha256)
 
 
 def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> list[str]:
@@ -70,5 +77,19 @@ def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> 
         notes.append("all training clips are of one class: there is nothing to classify, embeddings stay untrained")
     mono = int((audio.channels == 1).sum())
     if mono and any(branch.spec.channel != "near" for branch in branches):
-        notes.append(f"{mono} of {len(audio)} clips have one channel: near, far and mean are the same there")
+        notes.append(f"{mono} of {len(audio)} clips have one channel: near, far, mean and cancel are the same there")
+    if mono and any(n.source == "far" for n in _noises(branches)):
+        notes.append(f"{mono} of {len(audio)} clips have one channel: none of their noise is mixed into others")
     return notes
+
+
+def check_noise(noise: pa.Table, branches: Sequence[Branch]) -> None:
+    """Raise `InputError` if a branch wants supplemental noise clips and there are none."""
+    if not noise.num_rows and any(n.source == "supplemental" for n in _noises(branches)):
+        raise InputError(
+            "augmentation.noise.source is supplemental, but no machine has supplemental/*noise*.wav; use far"
+        )
+
+
+def _noises(branches: Sequence[Branch]) -> list[NoiseSpec]:
+    return [b.spec.augmentation.noise for b in branches if b.spec.augmentation.noise is not None]

@@ -3,6 +3,8 @@
 name: mine
 branch:                     # settings that all configurations share
   channel: near
+tiny:                       # what replaces shared settings with `--backbone tiny`
+  training: {steps: 50}
 subsystems:
   beats:
     arcface:                # a configuration
@@ -20,11 +22,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from branches.spec import BackboneSpec, BranchSpec, Settings
+from branches.spec import BackboneSpec, BranchSpec, FileSpec, Settings
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
 
 SYSTEMS = Path(__file__).parent / "systems"
+# Blocks of settings for all configurations, and in place of them with the built-in tiny backbone.
+_SHARED = ("branch", "tiny")
 # What file systems and MLflow take as a name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -79,12 +83,15 @@ def load_system(name_or_path: str, backbone: str | None = None) -> SystemSpec:
         if not path.exists() or path.parent != SYSTEMS:
             known = ", ".join(sorted(p.stem for p in SYSTEMS.glob("*.yaml")))
             raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {known}")
-    raw = _with_shared_settings(_read_yaml(path), path)
+    raw = _with_shared_settings(_read_yaml(path), path, backbone == "tiny")
     try:
         system = SystemSpec.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{path}: {describe(error, SystemSpec)}") from None
-    return system if backbone is None else with_backbones(system, lambda _: BackboneSpec(path=backbone))
+    if backbone is None:
+        return system
+    other = {"path": backbone, "sha256": None}
+    return with_files(system, lambda file: file.model_copy(update=other) if isinstance(file, BackboneSpec) else file)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -95,17 +102,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: a system file is a mapping with the keys name, subsystems, branch, description")
+        raise InputError(
+            f"{path}: a system file is a mapping with the keys name, description, subsystems, {', '.join(_SHARED)}"
+        )
     return raw
 
 
-def _with_shared_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+def _with_shared_settings(raw: dict[str, Any], path: Path, tiny: bool) -> dict[str, Any]:
     """Copy the settings under `branch` into every configuration that does not say otherwise."""
-    shared = raw.pop("branch", None) or {}
-    try:
-        BranchSpec.model_validate(shared)
-    except ValidationError as error:
-        raise InputError(f"{path}: branch.{describe(error, BranchSpec)}") from None
+    blocks = {block: raw.pop(block, None) or {} for block in _SHARED}
+    for block, settings in blocks.items():
+        try:
+            BranchSpec.model_validate(settings)
+        except ValidationError as error:
+            raise InputError(f"{path}: {block}.{describe(error, BranchSpec)}") from None
+    shared = {**blocks["branch"], **(blocks["tiny"] if tiny else {})}
     subsystems = raw.get("subsystems")
     for configurations in subsystems.values() if isinstance(subsystems, dict) else []:
         for name in configurations if isinstance(configurations, dict) else []:
@@ -115,12 +126,15 @@ def _with_shared_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return raw
 
 
-def with_backbones(system: SystemSpec, change: Callable[[BackboneSpec], BackboneSpec]) -> SystemSpec:
-    """The system with every configuration's backbone changed."""
+def with_files(system: SystemSpec, change: Callable[[FileSpec], FileSpec]) -> SystemSpec:
+    """The system with every file of weights changed: the configurations' backbones and tokenizers."""
 
     def changed(c: ConfigurationSpec) -> ConfigurationSpec:
-        branch = c.branch.model_copy(update={"backbone": change(c.branch.backbone)})
-        return c.model_copy(update={"branch": branch})
+        update: dict[str, Any] = {"backbone": change(c.branch.backbone)}
+        if (masked := c.branch.masked_prediction) is not None:
+            tokenizers = tuple(change(file) for file in masked.tokenizers)
+            update["masked_prediction"] = masked.model_copy(update={"tokenizers": tokenizers})
+        return c.model_copy(update={"branch": c.branch.model_copy(update=update)})
 
     subsystems = {
         subsystem: {name: changed(c) for name, c in configurations.items()}
@@ -145,7 +159,7 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
     definitions = schema.get("$defs", {})
     for step in location[:-1]:
         schema = _resolve(_descend(schema, str(step)), definitions)
-    shared = ["branch"] if model is SystemSpec and len(location) == 1 else []
+    shared = _SHARED if model is SystemSpec and len(location) == 1 else ()
     return sorted([*schema.get("properties", {}), *shared])
 
 

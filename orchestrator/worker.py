@@ -10,19 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.plan import SCORE_CODE, Branch, code_version, detector_id
+from branches.dataset import noise_index
+from branches.spec import BranchSpec
+from orchestrator.plan import SCORE_CODE, Branch, code_version, detector_id, identity
 from orchestrator.tracking import TABLES, TrackedRun, Tracker, checksum_tag, flatten, joined_systems
 from scoring.banks import score_table
 from scoring.errors import InputError
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
+if TYPE_CHECKING:
+    from branches.audio import AudioCache
+
 EMBEDDINGS = "embeddings.npy"
+WEIGHTS = "branch.pt"
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Job:
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
     device: `cpu` or `cuda`
     code: the driver's code version; a worker with another one would make other scores under the same id
+    specs: all branches of the run, since frozen embeddings are computed for all of them at once
     """
 
     data: Path
@@ -43,6 +51,7 @@ class Job:
     device: str
     checkpoint_seconds: float
     code: str
+    specs: tuple[BranchSpec, ...]
 
 
 def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[[int, float], None]) -> float | None:
@@ -65,7 +74,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[
         folder = Path(name)
         embeddings = _stored_embeddings(run, folder)
         if embeddings is None:
-            embeddings = _train(branch, job, index, record)
+            embeddings = _embed(branch, job, index, record, folder / WEIGHTS)
         omega, metrics = _write(branch, job, index, embeddings, folder)
         checksums = {checksum_tag(str(p.relative_to(folder))): file_sha256(p) for p in folder.rglob("*.*")}
         run.upload(folder)
@@ -78,10 +87,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[
 
 def _params(branch: Branch) -> dict[str, str]:
     """Parameters never change in MLflow, so a checkpoint that may be moved is named by its digest alone."""
-    spec = branch.spec.model_dump()
-    if branch.spec.backbone.sha256:
-        spec["backbone"] = {"sha256": branch.spec.backbone.sha256}
-    return flatten(spec)
+    return flatten(identity(branch.spec.model_dump()))
 
 
 def _stored_embeddings(run: TrackedRun, folder: Path) -> NDArray[np.float32] | None:
@@ -89,26 +95,49 @@ def _stored_embeddings(run: TrackedRun, folder: Path) -> NDArray[np.float32] | N
     return None if path is None else np.load(path)
 
 
-def _train(branch: Branch, job: Job, index: pa.Table, record: Callable[[int, float], None]) -> NDArray[np.float32]:
-    """Embeddings (clips, E) of a branch trained now, or trained on from its checkpoint."""
+def _embed(
+    branch: Branch, job: Job, index: pa.Table, record: Callable[[int, float], None], weights: Path
+) -> NDArray[np.float32]:
+    """Embeddings (clips, …) of a branch that is trained now, trained on from its checkpoint, or frozen.
+
+    What training changed is written to `weights`.
+    """
     # Loaded here, so that the driver, which imports this module, does not load torch.
     import torch
 
     from branches.audio import open_cache
-    from branches.model import embed
-    from branches.train import train, training_clips
+    from branches.channels import with_cancellation
+    from branches.frozen import frozen_embeddings, view_of
+    from branches.model import embed, save_branch
+    from branches.train import train
+    from branches.training_set import training_clips
 
+    spec = branch.spec
     torch.set_num_threads(job.threads)
     audio = open_cache(job.data, index, job.cache)
-    model = train(
-        branch.spec,
-        training_clips(audio, index),
-        job.checkpoints / f"{branch.branch_id}.pt",
-        record,
-        job.checkpoint_seconds,
-        job.device,
-    )
-    return embed(model, audio, branch.spec.channel)
+    if spec.channel == "cancel":
+        audio = with_cancellation(audio, job.cache)
+    view, frozen = view_of(spec), None
+    if view is not None:
+        views = [v for v in map(view_of, job.specs) if v is not None]
+        frozen = frozen_embeddings(view, views, audio, job.cache, job.code, job.device)
+        if spec.strategy.name == "frozen":
+            return frozen
+    clips = training_clips(audio, index, spec, frozen, noise=_supplemental(spec, job))
+    checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
+    model = train(spec, clips, checkpoint, record, job.checkpoint_seconds, job.device)
+    save_branch(model, weights)
+    return embed(model, audio, spec.channel)
+
+
+def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | None:
+    """The supplemental noise clips, decoded, if the branch mixes them in."""
+    from branches.audio import open_cache
+
+    if spec.augmentation.noise is None or spec.augmentation.noise.source != "supplemental":
+        return None
+    noise = noise_index(job.data)
+    return open_cache(job.data, noise, job.cache.with_name(f"{job.cache.name}-noise")), noise
 
 
 def _write(

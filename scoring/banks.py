@@ -31,7 +31,7 @@ def score_table(
     ----------
     clips: rows with machine, section, clip, split, domain and condition; the condition is carried into the
         table and used for nothing
-    embeddings: (rows, E)
+    embeddings: (rows, E), or (rows, bands, E), whose bands are put one after another
     detector: how embeddings become distances
     metadata: written into the table's schema
 
@@ -40,7 +40,7 @@ def score_table(
     InputError
         If an embedding is not finite, or a machine has fewer than two training clips.
     """
-    X = np.asarray(embeddings, np.float64)
+    X = np.asarray(embeddings, np.float64).reshape(len(embeddings), -1)
     split, domain = rows_of(clips, ["split", "domain"])
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad):

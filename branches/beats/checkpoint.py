@@ -1,4 +1,9 @@
-"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them."""
+"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them.
+
+Our own fine-tuned checkpoints may leave out what is as in another checkpoint, their `base`:
+`{"cfg": dict, "model": the tensors that changed, "base": {"path": str, "sha256": str or None}}`, and may carry a
+`branch` (`branches.model.save_branch`). `cfg["lora"]` describes adapters, whose tensors stand in `model`.
+"""
 
 import hashlib
 import os
@@ -6,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from branches.beats.config import TINY, BEATsConfig
+from branches.beats.lora import add_lora
 from branches.beats.model import BEATs
 from scoring.errors import InputError
 
@@ -27,7 +34,7 @@ def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs
 
     Args:
         path: a released or saved checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "tiny": a small
-            random network whose weights are always the same.
+            random network whose weights are always the same. A fine-tuned checkpoint comes with its adapters.
         sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
             (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched
             once, without it each time, because only the file's content says whether it is still the same.
@@ -38,21 +45,51 @@ def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs
     """
     if str(path) == "tiny":
         return random_beats(TINY, _TINY_SEED)
-    cfg, state = read_checkpoint(path, sha256)
+    content = read_content(path, sha256)
     with naming(path):
-        return build_beats(cfg, state)
+        state = content["model"]
+        if "base" in content:
+            state = _with_copied_table({**_base_state(content["base"], Path(path).parent), **state})
+        return build_beats(content["cfg"], state)
 
 
-def save_beats(model: BEATs, path: str | os.PathLike[str]) -> None:
+def save_beats(
+    model: BEATs,
+    path: str | os.PathLike[str],
+    base: tuple[str, str | None] | None = None,
+    branch: Mapping[str, Any] | None = None,
+) -> None:
     """Write `model` as a checkpoint that `load_beats` reads; the file appears whole or not at all.
 
-    The keys are those of the released files. `path` is local; its folder must exist.
+    Args:
+        model: the keys of its tensors are those of the released files.
+        path: local; its folder must exist.
+        base: path (if relative, then to the folder of `path`) and sha256 of the checkpoint that the model was made
+            from: only what has changed since is written, and `load_beats` needs the base again.
+        branch: plain values and tensors to keep beside it.
     """
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    for layer in range(1, model.config.encoder_layers):
-        state[_TABLE.format(layer)] = state[_TABLE.format(0)]
+    content: dict[str, Any] = {"cfg": model.config.to_cfg()}
+    if base is None:
+        state = _with_copied_table(state)
+    else:
+        content["base"] = {"path": base[0], "sha256": base[1]}
+        known = _base_state(content["base"], Path(path).parent)
+        state = {key: value for key, value in state.items() if key not in known or not torch.equal(value, known[key])}
+    content["model"] = state
+    if branch is not None:
+        content["branch"] = dict(branch)
     with replacing(Path(path)) as file:
-        torch.save({"cfg": model.config.to_cfg(), "model": state}, file)
+        torch.save(content, file)
+
+
+def _base_state(base: Any, folder: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's base."""
+    match base:
+        case {"path": str() as path, "sha256": str() | None as sha256}:
+            place = path if path == "tiny" or "://" in path else str(folder / path)
+            return load_beats(place, sha256).state_dict()
+    raise InputError(f"base is {base!r}, must be a path and a sha256")
 
 
 def random_beats(config: BEATsConfig, seed: int) -> BEATs:
@@ -97,9 +134,17 @@ def build_beats(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> BEATs:
     """
     config = BEATsConfig.from_cfg(cfg)
     with torch.device("meta"):  # no time is spent on random weights, and no random numbers
-        model = BEATs(config)
+        model = BEATs(replace(config, lora=None))
+        if config.lora is not None:
+            add_lora(model, config.lora)
     load_state(model, _one_table(state, config.encoder_layers))
     return model.eval()
+
+
+def _with_copied_table(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """File the table of relative positions under every layer, as the released files do."""
+    layers = {key.split(".")[2] for key in state if key.startswith("encoder.layers.")}
+    return {**state, **{_TABLE.format(layer): state[_TABLE.format(0)] for layer in layers}}
 
 
 def _one_table(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
@@ -133,8 +178,8 @@ def _fail_on(what: str, keys: list[str]) -> None:
         raise InputError(f"{what} key {keys[0]}{more}")
 
 
-def read_checkpoint(path: str | os.PathLike[str], sha256: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `cfg` and the state dict in a checkpoint; only tensors and plain values are ever unpickled.
+def read_content(path: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Any]:
+    """What is in a checkpoint, `cfg` and `model` at least; only tensors and plain values are ever unpickled.
 
     Raises:
         InputError: the file is not there, not the one `sha256` means, or no checkpoint.
@@ -147,8 +192,8 @@ def read_checkpoint(path: str | os.PathLike[str], sha256: str | None) -> tuple[d
     except Exception as error:  # the unpickler fails in any way on a file that is no pickle
         raise InputError(f"{path} is not a BEATs checkpoint: not a file of tensors saved by torch") from error
     match content:
-        case {"cfg": dict() as cfg, "model": dict() as state} if all(isinstance(t, Tensor) for t in state.values()):
-            return cfg, state
+        case {"cfg": dict(), "model": dict() as state} if all(isinstance(t, Tensor) for t in state.values()):
+            return content
     raise InputError(f'{path} is not a BEATs checkpoint: it must hold "cfg" and "model" (a state dict)')
 
 

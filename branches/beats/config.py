@@ -9,6 +9,36 @@ from scoring.errors import InputError
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters of a fine-tuned network; released checkpoints have none."""
+
+    rank: int
+    alpha: float
+    """Adapters count alpha / rank."""
+    targets: tuple[str, ...]
+    """Names of the projections of a layer that have an adapter."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - set(LORA_TARGETS))
+        if unknown or not self.targets:
+            raise InputError(f"cfg: lora.targets {', '.join(unknown) or 'are empty'}; known: {', '.join(LORA_TARGETS)}")
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> Self:
+        """From the `lora` entry of a checkpoint's `cfg`; raises `InputError` as `BEATsConfig.from_cfg`."""
+        if not isinstance(cfg, dict) or set(cfg) != {"rank", "alpha", "targets"}:
+            raise InputError(f"cfg: lora must have rank, alpha and targets, not {cfg!r}")
+        kinds = (("rank", int), ("alpha", float))
+        rank, alpha = (_number(f"lora.{name}", kind, cfg[name]) for name, kind in kinds)
+        if not isinstance(cfg["targets"], (list, tuple)) or not all(isinstance(t, str) for t in cfg["targets"]):
+            raise InputError(f"cfg: lora.targets must be names, not {cfg['targets']!r}")
+        return cls(int(rank), float(alpha), tuple(cfg["targets"]))
+
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
 class BEATsConfig:
     """Size and behaviour of a BEATs network; the names are those of the released checkpoints.
 
@@ -47,6 +77,8 @@ class BEATsConfig:
     """Whether there is a predictor of classes."""
     predictor_dropout: float = 0.1
     predictor_class: int = 527
+    lora: LoRAConfig | None = None
+    """Adapters; in our own fine-tuned checkpoints only."""
 
     def __post_init__(self) -> None:
         if self.encoder_embed_dim % self.encoder_attention_heads:
@@ -72,11 +104,16 @@ class BEATsConfig:
             # All of BEATs' releases say these; the authors' code knows other networks too.
             if cfg.get(key, needed if key == "activation_fn" else None) != needed:
                 raise InputError(f"cfg: {key} is {cfg.get(key)!r}, only {needed!r} is supported")
-        return cls(**{f.name: _value(f.name, f.type, cfg) for f in fields(cls) if _given(f, cfg)})
+        plain = [f for f in fields(cls) if f.name != "lora" and _given(f, cfg)]
+        lora = None if cfg.get("lora") is None else LoRAConfig.from_cfg(cfg["lora"])
+        return cls(**{f.name: _value(f.name, f.type, cfg) for f in plain}, lora=lora)
 
     def to_cfg(self) -> dict[str, Any]:
         """The `cfg` to save; `from_cfg` gives this configuration back."""
-        return {**asdict(self), **_FIXED}
+        cfg = {**asdict(self), **_FIXED}
+        if self.lora is None:  # the released files have no such key
+            del cfg["lora"]
+        return cfg
 
 
 _FIXED: dict[str, Any] = {"activation_fn": "gelu", "relative_position_embedding": True, "gru_rel_pos": True}
@@ -92,14 +129,18 @@ def _given(f: Any, cfg: Mapping[str, Any]) -> bool:
 
 def _value(name: str, kind: Any, cfg: Mapping[str, Any]) -> Any:
     """`cfg[name]`, checked for its type and sign; a whole number will do for a float."""
-    value = cfg[name]
+    value = _number(name, kind, cfg[name])
+    if kind is float and not value < 1:
+        raise InputError(f"cfg: {name} must be in [0, 1), not {value}")
+    return value
+
+
+def _number(name: str, kind: Any, value: Any) -> Any:
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"cfg: {name} must be {kind.__name__}, not {value!r}")
-    if kind is int and value <= 0:
+    if (kind is int and value <= 0) or (kind is float and not value >= 0):
         raise InputError(f"cfg: {name} must be positive, not {value}")
-    if kind is float and not 0 <= value < 1:
-        raise InputError(f"cfg: {name} must be in [0, 1), not {value}")
     return value
 
 

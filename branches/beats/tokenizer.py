@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from branches.beats.checkpoint import build_beats, load_state, naming, read_checkpoint
+from branches.beats.checkpoint import build_beats, load_state, naming, read_content
 from branches.beats.model import BEATs
 from branches.frontend import N_MELS, PATCH_SIZE, fbank
 from scoring.errors import InputError
@@ -148,9 +148,9 @@ def load_tokenizer(path: str | os.PathLike[str], sha256: str | None = None) -> A
         if not (seed.isascii() and seed.isdigit()):
             raise InputError(f"tokenizer {path}: write random:SEED with a whole number")
         return RandomProjectionTokenizer(int(seed)).eval()
-    cfg, state = read_checkpoint(path, sha256)
+    content = read_content(path, sha256)
     with naming(path):
-        return _build(cfg, state)
+        return _build(content["cfg"], content["model"])
 
 
 def _build(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> BEATsTokenizer:

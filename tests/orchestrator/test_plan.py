@@ -3,7 +3,7 @@ import pytest
 from branches.spec import BackboneSpec
 from orchestrator import plan as planning
 from orchestrator.plan import code_version, detector_id, make_plan
-from orchestrator.preflight import check_models, resolve_backbone, with_resolved_backbones
+from orchestrator.preflight import check_models, resolve_file, with_resolved_files
 from orchestrator.spec import SystemSpec, load_system
 from scoring.detectors import KnnSpec, MahalanobisSpec
 from scoring.errors import InputError
@@ -78,19 +78,19 @@ def checkpoint(tmp_path):
 
 
 def test_a_checkpoint_counts_by_its_content(checkpoint, tmp_path):
-    first = with_resolved_backbones(load_system("s1", backbone=str(checkpoint)))
+    first = with_resolved_files(load_system("s1", backbone=str(checkpoint)))
     moved = checkpoint.rename(tmp_path / "moved.pt")
-    second = with_resolved_backbones(load_system("s1", backbone=str(moved)))
+    second = with_resolved_files(load_system("s1", backbone=str(moved)))
     assert first != second
     assert ids(first) == ids(second)
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named(checkpoint, tmp_path):
     with pytest.raises(InputError, match=r"none.pt: no such file.*--backbone FILE"):
-        resolve_backbone(BackboneSpec(path=str(tmp_path / "none.pt")))
+        resolve_file(BackboneSpec(path=str(tmp_path / "none.pt")))
     with pytest.raises(InputError, match="has sha256"):
-        resolve_backbone(BackboneSpec(path=str(checkpoint), sha256="0" * 8))
+        resolve_file(BackboneSpec(path=str(checkpoint), sha256="0" * 8))
     (tmp_path / "text.pt").write_text("hello")
-    plan = make_plan([with_resolved_backbones(load_system("s1", backbone=str(tmp_path / "text.pt")))], "data")
+    plan = make_plan([with_resolved_files(load_system("s1", backbone=str(tmp_path / "text.pt")))], "data")
     with pytest.raises(InputError, match="is not a BEATs checkpoint"):
         check_models(plan.branches)

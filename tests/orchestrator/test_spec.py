@@ -64,10 +64,10 @@ def test_a_given_backbone_replaces_every_other():
         ),
         (
             "name: x\nbranch: {training: {stps: 1}}\nsubsystems: {a: {b: }}",
-            "branch.training.stps: unknown key; allowed: batch_size",
+            "branch.training.stps: unknown key; allowed: accumulation",
         ),
         ("name: x\nsubsystems: {a: {b: {branch: {objective: {name: arc}}}}}", "'softmax', 'arcface'"),
-        ("name: x\nsubsystems: {a: {b: {branch: {channel: up}}}}", "'near', 'far' or 'mean'"),
+        ("name: x\nsubsystems: {a: {b: {branch: {channel: up}}}}", "'near', 'far', 'mean' or 'cancel'"),
         (
             "name: x\nsubsystems: {a: {b: {detector: {name: knn, k: 0}}}}",
             "detector.knn.k: .* greater than or equal to 1",

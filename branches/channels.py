@@ -1,0 +1,68 @@
+"""Far-microphone cancellation: what the near microphone hears beyond what the far one explains.
+
+For each frequency the near spectrum C is predicted from the far one F by the least-squares filter
+H = Σ C F* / Σ F F* over the frames of the clip, and Y = C − H F is kept: ambient noise that reaches both
+microphones goes, and with it the part of the machine that the far one hears alike. Only the clip itself is used.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from scipy.signal import ShortTimeFFT
+from scipy.signal.windows import hann
+
+from branches.audio import AudioCache
+from branches.frontend import SAMPLE_RATE
+
+WINDOW, HOP = 1024, 512
+# Keeps a silent far channel from dividing by 0.
+_FLOOR = 1e-12
+_STFT = ShortTimeFFT(hann(WINDOW, sym=False), HOP, SAMPLE_RATE)
+
+
+def cancel(near: NDArray[np.float32], far: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The near signal (samples,) without its linear prediction from the far one (samples,).
+
+    A clip shorter than a window has one frame, from which anything can be predicted: it is returned as it is.
+    """
+    if len(near) < WINDOW:
+        return near
+    c, f = _STFT.stft(near), _STFT.stft(far)
+    h = (c * f.conj()).sum(axis=1) / ((np.abs(f) ** 2).sum(axis=1) + _FLOOR)
+    cancelled: NDArray[np.float64] = _STFT.istft(c - h[:, None] * f, k1=len(near))
+    return cancelled.astype(np.float32)
+
+
+def with_cancellation(audio: AudioCache, folder: Path) -> AudioCache:
+    """The cache with the channel `cancel`, computed once into `folder`; other processes wait for the one that does.
+
+    Mono clips have nothing to cancel with and stay as they are.
+    """
+    path = folder / "cancelled.npy"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            _write(audio, temporary)
+            os.replace(temporary, path)
+    return replace(audio, cancelled=np.load(path, mmap_mode="r"))
+
+
+def _write(audio: AudioCache, path: Path) -> None:
+    dtype = audio.samples.dtype
+    out = np.lib.format.open_memmap(path, "w+", dtype, (int(audio.lengths.sum()),))
+    begin = 0
+    for clip in range(len(audio)):
+        near = audio.waveform(clip, "near")
+        if audio.channels[clip] > 1:
+            near = cancel(near, audio.waveform(clip, "far"))
+        # Rounded as the recording itself is; what is louder than full scale, by cancelling a loud clip, is cut.
+        values = np.clip(np.round(near * 32768), -32768, 32767) if dtype == np.int16 else near
+        out[begin : begin + len(near)] = values
+        begin += len(near)
+    out.flush()

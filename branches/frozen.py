@@ -1,0 +1,119 @@
+"""Embeddings of a backbone as it is, without training: one pass over the clips serves every branch that asks.
+
+Frozen branches differ in the layers they listen to and in their pooling; pseudo-labels need a plain mean. All that
+a run wants of one backbone and channel is computed together, by whoever comes first, and kept in files that every
+branch of the node maps into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from branches.audio import AudioCache
+from branches.beats import BEATs, load_beats
+from branches.model import batches_of_like_length, features_of, patch_width
+from branches.pooling import Pooling, build_pooling
+from branches.spec import BackboneSpec, BranchSpec, Channel, FrozenSpec, MeanSpec, PoolingSpec, Settings
+
+BATCH = 64
+
+
+class View(Settings):
+    """What is asked of a frozen backbone."""
+
+    backbone: BackboneSpec
+    channel: Channel
+    pooling: PoolingSpec
+
+
+def view_of(spec: BranchSpec) -> View | None:
+    """What a branch needs of its frozen backbone: its embeddings, or those behind its pseudo-labels; or nothing."""
+    if isinstance(spec.strategy, FrozenSpec):
+        return View(backbone=spec.backbone, channel=spec.channel, pooling=spec.pooling)
+    if spec.classes.pseudo_labels:
+        plain = BackboneSpec(path=spec.backbone.path, sha256=spec.backbone.sha256)
+        return View(backbone=plain, channel=spec.channel, pooling=MeanSpec())
+    return None
+
+
+def frozen_embeddings(
+    view: View, views: Sequence[View], audio: AudioCache, folder: Path, code: str, device: str
+) -> NDArray[np.float32]:
+    """Embeddings of all clips, (clips, D) or (clips, 8, D), mapped from a file in `folder`.
+
+    Parameters
+    ----------
+    view: what is wanted
+    views: all that the run will want; what goes with `view` is computed with it
+    folder: shared by all branches on the same data
+    code: version of the code that computes; another version does not use the file
+    device: `cpu` or `cuda`
+    """
+    path = folder / _name(view, code)
+    with FileLock(folder / "frozen.lock"):
+        if not path.exists():
+            together = [v for v in dict.fromkeys([view, *views]) if _source(v) == _source(view)]
+            missing = [v for v in together if not (folder / _name(v, code)).exists()]
+            for made, embeddings in zip(missing, embed_views(missing, audio, device), strict=True):
+                temporary = folder / f"{_name(made, code)}.tmp"
+                with temporary.open("wb") as file:
+                    np.save(file, embeddings)
+                os.replace(temporary, folder / _name(made, code))
+    embeddings_found: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return embeddings_found
+
+
+def _source(view: View) -> tuple[str, str]:
+    return view.backbone.sha256 or view.backbone.path, view.channel
+
+
+def _name(view: View, code: str) -> str:
+    backbone = view.backbone.model_dump(exclude={"path"} if view.backbone.sha256 else set())
+    text = f"{code} {backbone} {view.channel} {view.pooling!r}"
+    return f"frozen-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+
+
+@torch.inference_mode()
+def embed_views(
+    views: Sequence[View], audio: AudioCache, device: str, batch_size: int = BATCH
+) -> list[NDArray[np.float32]]:
+    """Embeddings of all clips for views of one backbone and channel: the encoder runs once."""
+    first = views[0]
+    backbone = load_beats(first.backbone.path, sha256=first.backbone.sha256).to(device)
+    poolings = [build_pooling(v.pooling, patch_width(backbone, v.backbone)).to(device).eval() for v in views]
+    found: list[NDArray[np.float32]] = []
+    for rows in batches_of_like_length(audio.lengths, batch_size):
+        features, padding = features_of([audio.waveform(i, first.channel) for i in rows], torch.device(device))
+        outputs = _encode(views, poolings, backbone, features, padding)
+        found = found or [np.empty((len(audio), *output.shape[1:]), np.float32) for output in outputs]
+        for embeddings, output in zip(found, outputs, strict=True):
+            embeddings[rows] = output.cpu().numpy()
+    return found
+
+
+def _encode(
+    views: Sequence[View], poolings: Sequence[Pooling], backbone: BEATs, features: Tensor, padding: Tensor | None
+) -> list[Tensor]:
+    """Each view's embeddings of a batch."""
+    depth = len(backbone.layers)
+    wanted = sorted({n % (depth + 1) for view in views for n in view.backbone.layers})
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=features.is_cuda):
+        patches, patch_padding = backbone.encode(features, padding, wanted)
+    layers = dict(zip(wanted, patches.float().chunk(len(wanted), dim=-1), strict=True))
+    return [
+        pooling(_combined([layers[n % (depth + 1)] for n in view.backbone.layers], view.backbone), patch_padding)
+        for view, pooling in zip(views, poolings, strict=True)
+    ]
+
+
+def _combined(layers: list[Tensor], spec: BackboneSpec) -> Tensor:
+    return torch.cat(layers, dim=-1) if spec.combine == "concat" else torch.stack(layers).mean(dim=0)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from branches import frozen
+from branches.audio import open_cache
+from branches.beats import load_beats
+from branches.dataset import read_index
+from branches.frozen import View, embed_views, frozen_embeddings, view_of
+from branches.model import BranchModel, embed
+from branches.spec import BranchSpec
+from branches.synthetic import SyntheticSize, write_dataset
+
+
+def spec(**settings):
+    return BranchSpec.model_validate({"strategy": "frozen", "pooling": "mean", **settings})
+
+
+SPECS = [
+    spec(),
+    spec(pooling={"name": "relative_deviation", "gamma": 4}),
+    spec(pooling="band_mean", backbone={"layers": [0]}),
+    spec(pooling="generalised_mean", backbone={"layers": [1, -1]}),
+    spec(backbone={"layers": [0, 1, 2], "combine": "mean"}),
+]
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    root = tmp_path_factory.mktemp("frozen")
+    write_dataset(root / "data", SyntheticSize(4, 2, 1, 1.0), machines=["rotor"])
+    write_dataset(root / "more", SyntheticSize(3, 2, 1, 1.6), machines=["valve"])
+    (root / "more" / "valve").rename(root / "data" / "valve")
+    return open_cache(root / "data", read_index(root / "data"), root / "cache")
+
+
+@pytest.mark.parametrize("one", SPECS, ids=lambda s: f"{s.pooling.name}{s.backbone.layers}")
+def test_one_pass_gives_each_branch_what_it_would_get_alone(audio, one):
+    views = [view_of(s) for s in SPECS]
+    together = embed_views(views, audio, "cpu")[SPECS.index(one)]
+    np.testing.assert_allclose(together, embed(BranchModel(one), audio, "near", 1), atol=2e-5)
+    torch.manual_seed(1)
+    assert np.array_equal(together, embed_views([view_of(one)], audio, "cpu")[0])
+
+
+def test_the_backbone_runs_once_for_all_that_share_it(audio, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(frozen, "load_beats", lambda *a, **k: loaded.append(a) or load_beats(*a, **k))
+    views = [view_of(s) for s in SPECS] + [view_of(spec(channel="far"))]
+    found = [frozen_embeddings(view, views, audio, tmp_path, "code", "cpu") for view in views]
+    assert len(loaded) == 2  # near and far
+    assert not np.allclose(found[0], found[-1], atol=1e-3)
+    for view, embeddings in zip(views, found, strict=True):
+        np.testing.assert_array_equal(embeddings, frozen_embeddings(view, [], audio, tmp_path, "code", "cpu"))
+    assert len(loaded) == 2
+    frozen_embeddings(views[0], [], audio, tmp_path, "other code", "cpu")
+    assert len(loaded) == 3
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_pseudo_labels_need_a_plain_mean_of_the_last_layer():
+    lora = BranchSpec.model_validate({"classes": {"pseudo_labels": 4}, "backbone": {"layers": [0]}, "channel": "far"})
+    assert view_of(lora) == View.model_validate({"backbone": {}, "channel": "far", "pooling": "mean"})
+    assert view_of(BranchSpec()) is None

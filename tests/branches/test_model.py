@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from branches.audio import open_cache
+from branches.beats import load_beats
+from branches.dataset import read_index
+from branches.model import BranchModel, embed, load_branch, save_branch
+from branches.spec import BranchSpec
+from branches.synthetic import SyntheticSize, write_dataset
+from scoring.errors import InputError
+
+
+def spec(**settings):
+    return BranchSpec.model_validate({"embedding_dim": 8, **settings})
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    root = tmp_path_factory.mktemp("model")
+    write_dataset(root / "a", SyntheticSize(3, 1, 1, 1.0), machines=["rotor"])
+    write_dataset(root / "b", SyntheticSize(3, 1, 1, 1.7), machines=["valve"])
+    (root / "b" / "valve").rename(root / "a" / "valve")
+    return open_cache(root / "a", read_index(root / "a"), root / "cache")
+
+
+def test_embeddings_do_not_depend_on_the_batch(audio):
+    torch.manual_seed(0)
+    model = BranchModel(spec())
+    together = embed(model, audio, "near")
+    np.testing.assert_allclose(together, embed(model, audio, "near", batch_size=1), atol=1e-4)
+    assert together.shape == (len(audio), 8)
+    assert not np.allclose(together, embed(model, audio, "far"), atol=1e-3)
+
+
+@pytest.mark.parametrize(("pooling", "shape"), [("band_mean", (8, 8)), ("mean", (8,)), ("relative_deviation", (8, 8))])
+def test_patch_pooling_gives_an_embedding_for_each_band(audio, pooling, shape):
+    assert embed(BranchModel(spec(pooling=pooling)), audio, "near").shape == (len(audio), *shape)
+
+
+def test_a_frozen_branch_gives_what_the_backbone_gives(audio):
+    model = BranchModel(spec(strategy="frozen", pooling="mean"))
+    features = torch.randn(2, 64, 128)
+    torch.testing.assert_close(model(features, None), load_beats("tiny").encode(features)[0].mean(1))
+
+
+@pytest.mark.parametrize(("combine", "width"), [("concat", 128), ("mean", 64)])
+def test_a_branch_listens_to_the_layers_it_is_told(combine, width):
+    model = BranchModel(spec(backbone={"layers": [1, 2], "combine": combine}))
+    assert model.encode(torch.randn(1, 64, 128), None)[0].shape == (1, 32, width)
+
+
+STRATEGIES = ["frozen", "head", "full", {"name": "partial", "layers": 1}, {"name": "lora", "rank": 2}]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_a_saved_branch_is_loaded_as_it_was(tmp_path, strategy):
+    torch.manual_seed(0)
+    model = BranchModel(spec(strategy=strategy, pooling="band_mean"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    save_branch(model.eval(), tmp_path / "branch.pt")
+    state = torch.get_rng_state()
+    loaded = load_branch(tmp_path / "branch.pt")
+    assert torch.equal(state, torch.get_rng_state())
+    assert loaded.spec == model.spec
+    assert not loaded.training
+    features = torch.randn(2, 64, 128)
+    assert torch.equal(loaded(features, None), model(features, None))
+    backbone = load_beats(tmp_path / "branch.pt")
+    assert torch.equal(backbone.encode(features)[0], model.backbone.encode(features)[0])
+
+
+def test_what_was_not_trained_is_not_written(tmp_path):
+    sizes = {}
+    for strategy in ("head", "full"):
+        model = BranchModel(spec(strategy=strategy, pooling="mean"))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * parameter.requires_grad)
+        save_branch(model, tmp_path / "branch.pt")
+        sizes[strategy] = (tmp_path / "branch.pt").stat().st_size
+    assert sizes["head"] < 0.1 * sizes["full"]
+
+
+def test_a_backbone_is_no_branch(tmp_path):
+    model = BranchModel(spec())
+    save_branch(model, tmp_path / "branch.pt")
+    content = torch.load(tmp_path / "branch.pt", weights_only=True)
+    torch.save({**content, "branch": {**content["branch"], "spec": '{"wings": 2}'}}, tmp_path / "future.pt")
+    with pytest.raises(InputError, match=r"future\.pt: the spec in it is of another version"):
+        load_branch(tmp_path / "future.pt")
+    del content["branch"]
+    torch.save(content, tmp_path / "backbone.pt")
+    with pytest.raises(InputError, match=r"backbone\.pt: no branch in this checkpoint"):
+        load_branch(tmp_path / "backbone.pt")
