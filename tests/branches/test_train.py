@@ -6,12 +6,13 @@ import torch
 
 from branches.audio import open_cache
 from branches.dataset import read_index
+from branches.loop import learning_rate
 from branches.model import BranchModel
 from branches.objectives import OBJECTIVES, build_objective
 from branches.pooling import POOLINGS
 from branches.spec import BranchSpec
 from branches.synthetic import SyntheticSize, write_dataset
-from branches.train import learning_rate, train
+from branches.train import train
 from branches.training_set import training_clips
 from scoring.errors import InputError
 
