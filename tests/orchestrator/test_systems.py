@@ -1,0 +1,66 @@
+"""The built-in systems: their size, what they share, and that every branch of theirs can be made and trained."""
+
+import pytest
+
+from branches.audio import open_cache
+from branches.channels import with_cancellation
+from branches.dataset import read_index
+from branches.frozen import embed_views, view_of
+from branches.spec import AugmentationSpec
+from branches.synthetic import SyntheticSize, write_dataset
+from branches.train import train
+from branches.training_set import training_clips
+from orchestrator.plan import make_plan
+from orchestrator.spec import SYSTEMS, load_systems
+
+NAMES = sorted(path.stem for path in SYSTEMS.glob("s*.yaml"))
+
+
+def plan(*names):
+    return make_plan(load_systems(names, backbone="tiny"), "data")
+
+
+def test_the_systems_have_the_structure_of_the_report():
+    assert len(plan("s1").branches) == 1
+    assert len(plan("s2").branches) == 10
+    assert len(plan("s4").branches) == 7
+    third = plan("s3")
+    assert len(third.trees["s3"]) == 3
+    assert len(third.branches) >= 30
+    assert all(branch.detectors[0].name == "mahalanobis" for branch in (*plan("s1", "s2", "s4").branches,))
+
+
+def test_shared_branches_are_trained_once():
+    assert len(plan("s1", "s2").branches) == 10
+    assert len(plan("s1", "s2", "s3").branches) < sum(len(plan(name).branches) for name in ("s1", "s2", "s3"))
+
+
+def test_the_report_s_differences_are_there():
+    specs = [branch.spec for branch in plan("s2").branches]
+    assert {spec.objective.name for spec in specs} == {"arcface", "softmax", "subcenter_arcface"}
+    assert {spec.strategy.name for spec in specs} == {"full", "partial", "lora"}
+    assert {spec.masked_prediction is None for spec in specs} == {True, False}
+    assert all(branch.spec.augmentation.generated for branch in plan("s4").branches)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp("systems")
+    write_dataset(root / "data", SyntheticSize(10, 4, 1, 1.0), machines=["rotor", "slider"])
+    index = read_index(root / "data")
+    audio = with_cancellation(open_cache(root / "data", index, root / "cache"), root / "cache")
+    return audio, index
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_branch_can_be_made(clips, name):
+    audio, index = clips
+    for spec in dict.fromkeys(branch.spec.model_copy(update={"seed": 0}) for branch in plan(name).branches):
+        view = view_of(spec)
+        frozen = None if view is None else embed_views([view], audio, "cpu")[0]
+        assert frozen is None or len(frozen) == index.num_rows
+        if spec.strategy.name != "frozen":
+            training = spec.training.model_copy(update={"steps": 1, "batch_size": 4, "crop_seconds": 0.5})
+            augmentation = AugmentationSpec.model_validate({**spec.augmentation.model_dump(), "generated": None})
+            short = spec.model_copy(update={"training": training, "augmentation": augmentation})
+            train(short, training_clips(audio, index, short, frozen))
