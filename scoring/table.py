@@ -155,7 +155,8 @@ def with_scores(
 ) -> pa.Table:
     """The rows of `table` with other scores, each of shape (rows,), and other metadata; a transductive mark stays."""
     columns = [table[name] for name in SCHEMA.names[:-2]]
-    columns += [pa.array(score, pa.float64()), pa.array(calibrated, pa.float64(), from_pandas=True)]
+    values = [score, np.full(len(score), np.nan) if calibrated is None else calibrated]
+    columns += [pa.array(v, pa.float64(), from_pandas=True) for v in values]
     return pa.table(columns, schema=SCHEMA).replace_schema_metadata(_marked(metadata, table))
 
 
