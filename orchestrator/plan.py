@@ -45,8 +45,8 @@ class Plan:
 
 
 def detector_id(detector: DetectorSpec) -> str:
-    """A name for files: `mahalanobis`, `knn-k1`."""
-    settings = detector.model_dump(exclude={"name"})
+    """A name for files, with the settings that are not the default: `mahalanobis`, `knn-k4`."""
+    settings = detector.model_dump(exclude={"name"}, exclude_defaults=True)
     return "-".join([detector.name, *(f"{key}{value}" for key, value in sorted(settings.items()))])
 
 

@@ -24,6 +24,7 @@ Shrinkage = Literal["ledoit_wolf", "oas"] | float
 
 BLOCK = 4096  # rows in work at a time
 TINY = 1e-24  # of the squared size: what rounding leaves of no variance
+LOST = 1e-13  # of the variance: what rounding leaves of it when a clip that had all of it is left out
 RIDGE = 1e-9  # of the mean variance: only rounding separates a shrunk covariance from a positive definite one
 
 
@@ -31,20 +32,20 @@ class Moments(NamedTuple):
     """Of n centred clips c with scatter S = Σ c cᵀ: numbers, or one for each clip that is left out."""
 
     n: int
-    trace: Array  # of S
-    square: Array  # sum of the squared entries of S
-    fourth: Array  # Σ |c|⁴
+    trace: Array | np.float64  # of S
+    square: Array | np.float64  # sum of the squared entries of S
+    fourth: Array | np.float64  # Σ |c|⁴
 
 
 class GroupMoments(NamedTuple):
     """Of the centred clips c of one group, in the basis of the scatter: Σ |c|⁴, Σ |c|² c and Σ c cᵀ."""
 
-    fourth: float
+    fourth: np.float64
     third: Array
     scatter: Array
 
 
-class Mahalanobis(BaseEstimator):
+class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
     """Distance to the nearest group's mean; scikit-learn's contract: lower scores are more abnormal.
 
     Parameters
@@ -65,15 +66,15 @@ class Mahalanobis(BaseEstimator):
         InputError
             If no clip differs from its group's mean: there is no covariance.
         """
-        self._X = np.asarray(X)
-        self.groups_, self._member = np.unique(np.zeros(len(self._X)) if y is None else y, return_inverse=True)
+        self.X_ = np.asarray(X)
+        self.groups_, self._member = np.unique(np.zeros(len(self.X_)) if y is None else y, return_inverse=True)
         self._counts = np.bincount(self._member)
-        self.means_ = np.stack([self._X[self._member == g].mean(0, np.float64) for g in range(len(self._counts))])
+        self.means_ = np.stack([self.X_[self._member == g].mean(0, np.float64) for g in range(len(self._counts))])
         self._eigenvalues, self._basis, fourth = self._decomposed()
-        if not self._eigenvalues.sum() > TINY * len(self._X) * np.square(self.means_).sum():
+        if not self._eigenvalues.sum() > TINY * len(self.X_) * np.square(self.means_).sum():
             raise InputError("no embedding differs from its group's mean, so there is no covariance")
         eigenvalues = self._eigenvalues
-        self._moments = Moments(len(self._X), eigenvalues.sum(), np.square(eigenvalues).sum(), fourth)
+        self._moments = Moments(len(self.X_), eigenvalues.sum(), np.square(eigenvalues).sum(), fourth)
         scale, rest = self._shrunk(self._moments)
         self._variance, self._rest = scale * eigenvalues + rest, rest
         return self
@@ -112,7 +113,7 @@ class Mahalanobis(BaseEstimator):
             If leaving a clip out leaves no covariance.
         """
         by_group = [self._moments_of(g) for g in range(len(self._counts))]
-        return np.concatenate([self._held_out(rows, by_group) for rows in _blocks(len(self._X))])
+        return np.concatenate([self._held_out(rows, by_group) for rows in _blocks(len(self.X_))])
 
     def _held_out(self, rows: slice, by_group: Sequence[GroupMoments]) -> Array:
         member = self._member[rows]
@@ -120,7 +121,7 @@ class Mahalanobis(BaseEstimator):
         share = np.where(count > 1, count / np.maximum(count - 1, 1), 0.0)
         c = self._centred(rows) @ self._basis
         moments = self._without(c, member, share, by_group)
-        if not (moments.trace > TINY * self._moments.trace).all():
+        if not (moments.trace > LOST * self._moments.trace).all():
             raise InputError("all training embeddings but one are equal, so there is no covariance without that one")
         scale, rest = self._shrunk(moments)
         variance = np.multiply.outer(scale, self._eigenvalues) + rest[:, None]
@@ -129,7 +130,7 @@ class Mahalanobis(BaseEstimator):
         removed = scale * share / (1 - scale * share * inner)
         squared = np.empty((len(c), len(self.means_)))
         for g, mean in enumerate(self.means_):
-            difference = np.asarray(self._X[rows], np.float64) - mean
+            difference = np.asarray(self.X_[rows], np.float64) - mean
             z = difference @ self._basis
             squared[:, g] = np.sum(z**2 / variance, axis=1) + removed * np.einsum("ij,ij->i", weighted, z) ** 2
             if self._is_partial:
@@ -155,7 +156,7 @@ class Mahalanobis(BaseEstimator):
     def _shrunk(self, moments: Moments) -> tuple[Array, Array]:
         """(1 − δ) / n and δ m with the ridge: the covariance is the one times the scatter, plus the other times I."""
         n, trace, square, fourth = moments
-        E = self._X.shape[1]
+        E = self.X_.shape[1]
         mean = trace / (n * E)
         intensity: Array = np.asarray(0.0 if isinstance(self.shrinkage, str) else self.shrinkage)
         spread = np.maximum(square / (n * n * E) - mean**2, 0)
@@ -168,11 +169,11 @@ class Mahalanobis(BaseEstimator):
         return (1 - intensity) / n, intensity * mean + RIDGE * mean
 
     def _centred(self, rows: slice | NDArray[np.int64]) -> Array:
-        return np.asarray(self._X[rows], np.float64) - self.means_[self._member[rows]]
+        return np.asarray(self.X_[rows], np.float64) - self.means_[self._member[rows]]
 
-    def _decomposed(self) -> tuple[Array, Array, Array]:
+    def _decomposed(self) -> tuple[Array, Array, np.float64]:
         """Eigenvalues (r,) and eigenvectors (E, r) of the scatter, and Σ |c|⁴; r < E with fewer clips than E."""
-        n, E = self._X.shape
+        n, E = self.X_.shape
         if n < E:
             centred = self._centred(slice(None))
             basis, singular, _ = np.linalg.svd(centred.T, full_matrices=False)
@@ -195,12 +196,12 @@ class Mahalanobis(BaseEstimator):
 
     def _moments_of(self, group: int) -> GroupMoments:
         r = len(self._eigenvalues)
-        fourth, third, scatter = 0.0, np.zeros(r), np.zeros((r, r))
+        fourth, third, scatter = np.float64(0), np.zeros(r), np.zeros((r, r))
         members = np.flatnonzero(self._member == group)
         for rows in _blocks(len(members)):
             c = self._centred(members[rows]) @ self._basis
             length = _squares(c)
-            fourth += length @ length
+            fourth += np.square(length).sum()
             third += length @ c
             scatter += c.T @ c
         return GroupMoments(fourth, third, scatter)

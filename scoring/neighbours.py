@@ -23,7 +23,7 @@ BLOCK = 4096  # queries, and clips of the bank, that are compared at once
 SMALL = 1e-12  # a density between copies
 
 
-class NearestNeighbours(BaseEstimator):
+class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
     """Mean distance to the k nearest clips; scikit-learn's contract: lower scores are more abnormal.
 
     Parameters
@@ -48,7 +48,7 @@ class NearestNeighbours(BaseEstimator):
         self._bank = np.asarray(X)
         n = len(self._bank)
         # Rounding in single precision is relative to the distance from the origin; any point amid the bank will do.
-        self._centre = _directions(self._bank[:BLOCK], self.metric).mean(axis=0).astype(np.float32)
+        self._centre = directions(self._bank[:BLOCK], self.metric).mean(axis=0).astype(np.float32)
         self._weight, self._offset = np.ones(n), np.zeros(n)
         self._around = min(self.density_k, n - 1) if self.density != "none" else 0
         if self._around:
@@ -138,7 +138,7 @@ class NearestNeighbours(BaseEstimator):
         found = np.zeros((len(X), X.shape[1] + 2), np.float32)
         for first in range(0, len(X), BLOCK):
             rows = slice(first, first + BLOCK)
-            np.subtract(_directions(X[rows], self.metric), self._centre, out=found[rows, :-2], casting="same_kind")
+            np.subtract(directions(X[rows], self.metric), self._centre, out=found[rows, :-2], casting="same_kind")
         return found
 
     def _exact(self, Q: NDArray[np.floating], who: Rows) -> Array:
@@ -147,13 +147,13 @@ class NearestNeighbours(BaseEstimator):
         size = max(1, 2**22 // (who.shape[1] * Q.shape[1]))
         for first in range(0, len(Q), size):
             rows = slice(first, first + size)
-            found = _directions(self._bank[who[rows]].astype(np.float64), self.metric)
-            difference = _directions(Q[rows].astype(np.float64), self.metric)[:, None] - found
+            found = directions(self._bank[who[rows]].astype(np.float64), self.metric)
+            difference = directions(Q[rows].astype(np.float64), self.metric)[:, None] - found
             distance[rows] = np.einsum("ijk,ijk->ij", difference, difference) / 2
         return self._weight[who] * distance - self._offset[who]
 
 
-class BandNeighbours(BaseEstimator):
+class BandNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
     """Nearest neighbours of each frequency band by itself: the mean over the bands of half the cosine distance.
 
     Parameters
@@ -183,7 +183,7 @@ class BandNeighbours(BaseEstimator):
         return np.mean([bank.held_out_score_samples() for bank in self._banks], axis=0) / 2
 
 
-def _directions(X: NDArray[np.floating], metric: Metric) -> NDArray[np.floating]:
+def directions(X: NDArray[np.floating], metric: Metric) -> NDArray[np.floating]:
     """Embeddings (…, E), of length one where the metric is the cosine."""
     if metric == "euclidean":
         return X
@@ -209,10 +209,7 @@ def _within(pairs: tuple[Rows, Rows], rows: slice, columns: slice) -> tuple[Rows
 def _keep_largest(values: NDArray[np.float32], who: Rows, new: NDArray[np.float32], first: int) -> None:
     """Put those of the new columns, numbered from `first`, that are among a row's k largest in place of others."""
     k = values.shape[1]
-    if k == 1:
-        best = new.argmax(axis=1)[:, None]
-    else:
-        best = np.argpartition(new, max(new.shape[1] - k, 0), axis=1)[:, -k:]
+    best = new.argmax(axis=1)[:, None] if k == 1 else np.argpartition(new, max(new.shape[1] - k, 0), axis=1)[:, -k:]
     all_values = np.concatenate([values, np.take_along_axis(new, best, axis=1)], axis=1)
     all_who = np.concatenate([who, best + first], axis=1)
     kept = np.argsort(-all_values, axis=1, kind="stable")[:, :k]
