@@ -136,13 +136,16 @@ def test_bands_are_kept_apart_or_seen_as_one_vector():
 
 @each_detector
 def test_a_tiny_domain_is_neither_drowned_nor_trusted(detector):
-    """Normals of a domain with ten clips score about as high as those of one with hundreds."""
-    rng = np.random.default_rng(2)
-    domain = np.array(["source"] * 300 + ["target"] * 10, object)
-    X = rng.normal(size=(310, 8)) + np.where(domain == "target", 30.0, 0.0)[:, None]
-    fresh = rng.normal(size=(400, 8)) + 10.0 + np.repeat([-10.0, 20.0], 200)[:, None]
-    _, scores = score_group(detector, X, domain, fresh)
-    assert scores[200:].mean() == pytest.approx(scores[:200].mean(), abs=1.0)
+    """Normals of a domain with ten clips score as high as those of one with hundreds, but for the luck of the ten."""
+    domain = np.array(["source"] * 200 + ["target"] * 10, object)
+    differences = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(210, 8)) + np.where(domain == "target", 30.0, 0.0)[:, None]
+        fresh = rng.normal(size=(200, 8)) + np.repeat([0.0, 30.0], 100)[:, None]
+        _, scores = score_group(detector, X, domain, fresh)
+        differences.append(scores[100:].mean() - scores[:100].mean())
+    assert np.mean(differences) == pytest.approx(0, abs=0.8)
 
 
 @each_detector
