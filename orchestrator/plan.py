@@ -18,7 +18,7 @@ from scoring.detectors import DetectorSpec
 
 _ROOT = Path(__file__).resolve().parent.parent
 SCORE_CODE = ("branches", "scoring")
-_NO_SCORE_DEPENDS_ON = ("synthetic.py", "synthetic_machines.py", "decisions.py", "errors.py")
+_NO_SCORE_DEPENDS_ON = ("synthetic.py", "synthetic_machines.py", "decisions.py", "bootstrap.py", "errors.py")
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ def calibrate(clips: pa.Table, score: Array, method: Method = "tail") -> Array:
 def check_varied(train: Array, name: str, split: str = "training") -> None:
     """Raise `InputError` if scores (n,) tell no scale: fewer than two, or all equal."""
     if len(train) < 2:
-        raise InputError(f"{name} has {len(train)} {split} clips; at least 2 are needed to calibrate its scores")
+        raise InputError(f"{name} has {len(train)} {split} clips; at least 2 are needed for a scale of its scores")
     if not train.std() > 1e-12 * max(1.0, float(np.abs(train).max())):
         raise InputError(
-            f"{name}: all {len(train)} {split} scores are equal, so there is no scale to calibrate on; "
+            f"{name}: all {len(train)} {split} scores are equal, so they have no scale; "
             "the clips are copies of each other or the branch's embeddings have collapsed"
         )
 

@@ -70,6 +70,6 @@ class MixtureDensity(BaseEstimator):  # type: ignore[misc]  # scikit-learn publi
         return self._mixture.score_samples(np.asarray(X, np.float64))
 
 
-def _different(V: NDArray[np.float64]) -> int:
+def _different(V: NDArray[np.floating]) -> int:
     """Embeddings (n, E) without their copies."""
     return len(np.unique(V, axis=0))

@@ -18,6 +18,7 @@ from scoring.table import rows_of
 
 MAX_FPR = 0.1
 CELLS = ("auc_source", "auc_target", "pauc")
+SUMMARY = (*CELLS, "hmean")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class LabelledCells:
     """Who is compared with whom: clips of G (machine, section) groups, padded to N clips.
 
     rows: (G, N) indices into the table's rows; padding repeats a valid index and has no weight
-    positive, negative: (3, G, N) weights of a clip as anomaly and as normal in each cell of `CELLS`
+    positive, negative: (..., 3, G, N) weights of a clip as anomaly and as normal in each cell of `CELLS`
     machines: the machine of each group
     """
 
@@ -194,7 +195,7 @@ def metrics_of_cells(machines: Sequence[str], values: NDArray[np.float64]) -> Me
 
 
 def summarised(machines: Sequence[str], values: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:
-    """The M machines, and the values of `MachineMetrics` for each (..., 4, M), from cell values (..., 3, G)."""
+    """The M machines, and the values in `SUMMARY` of each (..., 4, M), from cell values (..., 3, G)."""
     names = list(dict.fromkeys(machines))
     number = np.array([names.index(machine) for machine in machines])
     order = np.argsort(number, kind="stable")
