@@ -228,22 +228,56 @@ def check(folder: Path, as_json: bool) -> None:
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE...")
 @_json
 def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
-    """Print the official metrics of score tables, in per cent.
+    """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
+
+    Precision, recall and F1 are of decisions at the thresholds from the table's training rows, where it has any.
 
     \b
     Example: tutti metrics runs/a/systems/s2/fused.parquet
     """
-    from scoring.metrics import official_metrics
-    from scoring.table import read_table
-
-    found = {str(path): official_metrics(read_table(path)) for path in tables}
+    found = {str(path): _metrics_of(path) for path in tables}
     if as_json:
-        objects = {name: m.as_dict() for name, m in found.items()}
-        click.echo(json.dumps({"tables": objects} if len(objects) > 1 else next(iter(objects.values()))))
+        click.echo(json.dumps({"tables": found} if len(found) > 1 else next(iter(found.values()))))
         return
+    values = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "hmean"}
     for name, m in found.items():
-        rows = [(machine, v.auc_source, v.auc_target, v.pauc, v.hmean) for machine, v in m.machines.items()]
-        _print_table((name, "AUC source", "AUC target", "pAUC", "hmean"), [*rows, ("Omega", "", "", "", m.omega)])
+        ci, decisions = m["ci"], m["decisions"]
+        extra = {"precision": "precision", "recall": "recall", "f1": "F1"} if decisions else {}
+        rows = [
+            (
+                machine,
+                *(_with_interval(of[key], ci["machines"][machine][key]) for key in values),
+                *(decisions[machine][key] for key in extra),
+            )
+            for machine, of in m["machines"].items()
+        ]
+        rows.append(("Omega", "", "", "", _with_interval(m["omega"], ci["omega"]), *("" for _ in extra)))
+        _print_table((name, *values.values(), *extra.values()), rows)
+        if m["transductive"]:
+            click.echo(f"{name}: statistics of test clips have reached these scores", err=True)
+
+
+def _metrics_of(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from scoring.bootstrap import bootstrap_intervals
+    from scoring.decisions import decision_metrics, thresholds
+    from scoring.metrics import official_metrics
+    from scoring.table import is_transductive, read_table
+
+    table = read_table(path)
+    metrics = official_metrics(table).as_dict()
+    try:
+        decided = {name: asdict(d) for name, d in decision_metrics(table, thresholds(table)).items()}
+    except InputError as error:
+        click.echo(f"{path}: no decisions: {error}", err=True)
+        decided = {}
+    intervals = bootstrap_intervals(table).as_dict()
+    return {**metrics, "ci": intervals, "decisions": decided, "transductive": is_transductive(table)}
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    return _cell(value) if interval is None else f"{value:.2f} ({interval[0]:.1f}–{interval[1]:.1f})"
 
 
 @main.command()

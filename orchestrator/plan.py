@@ -18,7 +18,7 @@ from scoring.detectors import DetectorSpec
 
 _ROOT = Path(__file__).resolve().parent.parent
 SCORE_CODE = ("branches", "scoring")
-_NO_SCORE_DEPENDS_ON = ("synthetic.py", "synthetic_machines.py", "decisions.py", "errors.py")
+_NO_SCORE_DEPENDS_ON = ("synthetic.py", "synthetic_machines.py", "decisions.py", "bootstrap.py", "errors.py")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Plan:
 
 
 def detector_id(detector: DetectorSpec) -> str:
-    """A name for files: `mahalanobis`, `knn-k1`."""
-    settings = detector.model_dump(exclude={"name"})
+    """A name for files, with the settings that are not the default: `mahalanobis`, `knn-k4`."""
+    settings = detector.model_dump(exclude={"name"}, exclude_defaults=True)
     return "-".join([detector.name, *(f"{key}{value}" for key, value in sorted(settings.items()))])
 
 

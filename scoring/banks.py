@@ -1,9 +1,9 @@
 """Reference banks and scoring: a branch's embeddings → its score table.
 
-Each machine and section has its own normals, source and target kept apart. A distance to a domain counts
-relative to what is usual among that domain's own normals, since ten clips leave larger gaps than 990; the
-score is the smallest over the domains. Training clips get cross-fitted scores, so that calibration and
-thresholds see scores like those of unheard clips.
+Each machine and section has its own normals, source and target kept apart. A distance to a domain counts relative
+to the distances that are usual among that domain's own normals, since ten clips leave larger gaps than 990; the
+score is the smallest over the domains, in standard deviations. Training clips get cross-fitted scores, so that
+calibration and thresholds see scores like those of unheard clips.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from scoring.detectors import DetectorSpec
 from scoring.errors import InputError
 from scoring.table import conform, groups, rows_of, with_scores
 
-FOLDS = 10
+Array = NDArray[np.float64]
+
+MIN_CLIPS = 3  # of two clips each is as far from the other: no scale to calibrate on
+PRIOR_CLIPS = 10.0
 
 
 def score_table(
@@ -29,95 +32,140 @@ def score_table(
 
     Parameters
     ----------
-    clips: rows with machine, section, clip, split, domain and condition; the condition is carried into the
-        table and used for nothing
-    embeddings: (rows, E), or (rows, bands, E), whose bands are put one after another
-    detector: how embeddings become distances
+    clips: rows with machine, section, clip, split, domain and condition, and with attributes (a map) if the
+        detector uses them. The condition is carried into the table and used for nothing; of test clips, domain
+        and attributes are not used either
+    embeddings: (rows, E), or (rows, bands, E), which most detectors see as one vector for each clip
+    detector: how embeddings become scores
     metadata: written into the table's schema
 
     Raises
     ------
     InputError
-        If an embedding is not finite, or a machine has fewer than two training clips.
+        If an embedding is not finite or has not the form that the detector needs, if a machine and section has fewer
+        than three training clips or one of unknown domain, or if its training embeddings or scores do not vary.
     """
-    X = np.asarray(embeddings, np.float64).reshape(len(embeddings), -1)
+    X = _in_form(embeddings, detector)
+    _check_finite(clips, X)
     split, domain = rows_of(clips, ["split", "domain"])
-    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    attributes = _attributes(clips, split == "train") if detector.uses_attributes else np.full(len(X), "", object)
+    score = np.empty(len(X))
+    for machine, section, own in groups(clips):
+        train, test = np.flatnonzero(own & (split == "train")), np.flatnonzero(own & (split == "test"))
+        try:
+            score[train], score[test] = score_group(detector, X[train], domain[train], X[test], attributes[train])
+        except InputError as error:
+            raise InputError(f"machine {machine} section {section}: {error}") from None
+    return conform(with_scores(clips, score, calibrate(clips, score, detector.calibration), metadata))
+
+
+def _in_form(embeddings: NDArray[np.floating], detector: DetectorSpec) -> NDArray[np.floating]:
+    X = np.asarray(embeddings)
+    if detector.uses_bands and X.ndim != 3:
+        raise InputError(
+            f"{detector.name} compares frequency bands, but an embedding is one vector for the clip; take a pooling "
+            "that keeps the bands, or another detector"
+        )
+    return X if detector.uses_bands else X.reshape(len(X), -1)
+
+
+def _check_finite(clips: pa.Table, X: NDArray[np.floating]) -> None:
+    bad = np.flatnonzero(~np.isfinite(X.reshape(len(X), -1)).all(axis=1))
     if len(bad):
         name = f"{clips['machine'][bad[0]]}/{clips['clip'][bad[0]]}"
         raise InputError(
             f"the embedding of {name} is not finite: the recording's level is absurd, or training diverged "
             "and needs a lower learning rate"
         )
-    score = np.empty(len(X))
-    for machine, section, own in groups(clips):
-        train, test = np.flatnonzero(own & (split == "train")), np.flatnonzero(own & (split == "test"))
-        if len(train) < 2:
-            raise InputError(
-                f"machine {machine} section {section} has {len(train)} training clips; scoring needs at least 2"
-            )
-        score[train], score[test] = score_group(detector, X[train], domain[train], X[test])
-    return conform(with_scores(clips, score, calibrate(clips, score), metadata))
+
+
+def _attributes(clips: pa.Table, train: NDArray[np.bool_]) -> NDArray[np.object_]:
+    """The attributes of training clips as text; those of test clips are not read, since evaluation hides them."""
+    if "attributes" not in clips.column_names:
+        raise InputError("the detector uses attributes, and the clips have no column attributes")
+    found = np.full(len(train), "", object)
+    found[train] = [repr(pairs) for pairs in clips["attributes"].filter(pa.array(train)).to_pylist()]
+    return found
 
 
 def score_group(
-    detector: DetectorSpec, train: NDArray[np.float64], domain: NDArray[np.object_], test: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    detector: DetectorSpec,
+    train: NDArray[np.floating],
+    domain: NDArray[np.object_],
+    test: NDArray[np.floating],
+    attributes: NDArray[np.object_] | None = None,
+) -> tuple[Array, Array]:
     """Scores of one machine's and section's clips.
 
     Parameters
     ----------
-    train: (n, E) embeddings of normal clips, n ≥ 2, with the domain of each in `domain` (n,)
-    test: (m, E) embeddings of other clips
+    train: (n, …) embeddings of normal clips, with domain and attributes of each (n,)
+    test: (m, …) embeddings of other clips
 
     Returns
     -------
     train_scores: (n,) cross-fitted: no clip is in its own reference
     test_scores: (m,) against all training clips
+
+    Raises
+    ------
+    InputError
+        If there are too few training clips, or the domain of one is not known.
     """
-    names = sorted(set(domain))
-    held_out = cross_fitted_distances(detector, train, domain)
-    usual = _usual_distances(held_out, np.searchsorted(names, domain.astype(str)))
-    train_scores = np.nanmin(held_out / usual, axis=1)
-    if not len(test):
-        return train_scores, np.empty(0)
-    distances = detector.build().fit(train, domain).distances(test)
-    return train_scores, np.min(distances / usual, axis=1)
+    if len(train) < MIN_CLIPS:
+        raise InputError(f"{len(train)} training clips; scoring needs at least {MIN_CLIPS}")
+    if None in domain:
+        raise InputError("the domain of a training clip is not known; name it source or target")
+    if attributes is None:
+        attributes = np.full(len(train), "", object)
+    fitted = detector.build().fit(train, domain, attributes)
+    held_out, member = fitted.held_out_distances(), np.searchsorted(fitted.domains_, domain.astype(str))
+    distances = fitted.distances(test) if len(test) else np.empty((0, len(fitted.domains_)))
+    of_train, of_test = standardised(held_out, member, distances)
+    return _nearest(of_train, detector.softness), _nearest(of_test, detector.softness)
 
 
-def cross_fitted_distances(
-    detector: DetectorSpec, X: NDArray[np.float64], domain: NDArray[np.object_]
-) -> NDArray[np.float64]:
-    """Distances (n, domains) of normals X (n, E), each from a detector that has not seen the clip.
+def standardised(held_out: Array, member: NDArray[np.int64], distances: Array) -> tuple[Array, Array]:
+    """Distances to each domain in standard deviations above what is usual among the domain's own normals.
 
-    Folds are spread over each domain in the order given, so that a domain of up to `FOLDS` clips is left
-    out one by one. NaN where that leaves nothing of a domain.
+    Mean and variance come from the held-out distances of a domain's clips to their own domain; a training clip's
+    own distance has no part in what it is compared with. Ten clips tell a mean well and a variance badly: each
+    variance is drawn to that of all domains, which counts as much as ten clips. A domain of one clip tells
+    nothing, and takes the mean and the variance of the others.
+
+    Parameters
+    ----------
+    held_out: (n, domains) of training clips; NaN where a clip's domain is empty without it
+    member: (n,) the column of each clip's own domain
+    distances: (m, domains) of other clips
     """
-    names = sorted(set(domain))
-    fold = _folds(domain)
-    distances = np.full((len(X), len(names)), np.nan)
-    for k in np.unique(fold):
-        held = fold == k
-        fitted = detector.build().fit(X[~held], domain[~held])
-        columns = np.searchsorted(names, fitted.domains_)
-        distances[np.ix_(held, columns)] = fitted.distances(X[held])
-    return distances
+    own = held_out[np.arange(len(member)), member]
+    known = ~np.isnan(own)
+    centre = own[known].mean() if known.any() else 0.0
+    one = np.equal.outer(member, np.arange(held_out.shape[1])) & known[:, None]
+    value = np.where(one, (own - centre)[:, None], 0.0)
+    sums = one.astype(float), value, value**2
+    totals = [part.sum(axis=0) for part in sums]
+    mean, spread = _usual(*totals)
+    mean_without, spread_without = _usual(*(total - part for total, part in zip(totals, sums, strict=True)))
+    return (held_out - centre - mean_without) / spread_without, (distances - centre - mean) / spread
 
 
-def _folds(domain: NDArray[np.object_]) -> NDArray[np.int64]:
-    """Fold of each clip, counted on through the domains so that no fold holds everything."""
-    order = np.argsort(domain.astype(str), kind="stable")
-    fold = np.empty(len(domain), int)
-    fold[order] = np.arange(len(domain)) % FOLDS
-    return fold
+def _usual(count: Array, total: Array, square: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation (…, domains) from the number, sum and sum of squares of the domains' distances."""
+    everything = np.maximum(count.sum(axis=-1, keepdims=True), 1)
+    mean = np.where(count > 0, total / np.maximum(count, 1), total.sum(axis=-1, keepdims=True) / everything)
+    within = np.maximum(square - count * mean**2, 0)
+    pooled = within.sum(axis=-1, keepdims=True) / everything
+    variance = (within + PRIOR_CLIPS * pooled) / (count + PRIOR_CLIPS)
+    return mean, np.sqrt(np.where(variance > 0, variance, 1))
 
 
-def _usual_distances(held_out: NDArray[np.float64], member: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean distance (domains,) of each domain's clips to their own domain.
-
-    A domain of one clip, or of copies of one, tells nothing and takes the others' mean.
-    """
-    own = [held_out[member == d, d] for d in range(held_out.shape[1])]
-    usual = np.array([0.0 if np.isnan(values).all() else np.nanmean(values) for values in own])
-    known = usual > 0
-    return np.where(known, usual, usual[known].mean() if known.any() else 1.0)
+def _nearest(z: Array, softness: float) -> Array:
+    """Minimum (m,) over the domains of z (m, domains); soft: −s log of the mean of exp(−z / s)."""
+    if not len(z):
+        return np.empty(0)
+    smallest = np.fmin.reduce(z, axis=1)
+    if softness == 0:
+        return smallest
+    return smallest - softness * np.log(np.nanmean(np.exp((smallest[:, None] - z) / softness), axis=1))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from scoring.table import groups
+from scoring.calibration import check_varied
+from scoring.errors import InputError
+from scoring.metrics import has_labels
+from scoring.table import groups, rows_of
 
 QUANTILE = 0.9
+
+Rule = Literal["gamma", "empirical", "false_alarm"]
+Thresholds = Mapping[tuple[str, int], float]
 
 
 def gamma_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> float:
@@ -23,7 +33,95 @@ def gamma_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> f
     return float(stats.pearson3.ppf(quantile, skew, loc=train.mean(), scale=train.std()))
 
 
-def thresholds(table: pa.Table) -> dict[tuple[str, int], float]:
-    """Threshold on `score` of each machine and section, from the table's training rows."""
+def empirical_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> float:
+    """Quantile of the training scores (n,) themselves."""
+    return float(np.quantile(train, quantile))
+
+
+def false_alarm_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> float:
+    """The training score (of n) that a further normal clip exceeds with probability 1 − `quantile` at most.
+
+    Whatever the distribution, the k-th of n scores is exceeded with probability 1 − k / (n + 1), if the further
+    clip is like those of the training (Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005).
+
+    Raises
+    ------
+    InputError
+        If n is too small for any of the scores to be enough.
+    """
+    rank = int(np.ceil((len(train) + 1) * quantile - 1e-9))
+    if rank > len(train):
+        needed = int(np.ceil(quantile / (1 - quantile) - 1e-9))
+        raise InputError(
+            f"{len(train)} training scores cannot keep false alarms below {1 - quantile:.3g}; {needed} can, or take "
+            "the gamma rule"
+        )
+    return float(np.sort(train)[rank - 1])
+
+
+RULES: dict[Rule, Callable[[NDArray[np.float64], float], float]] = {
+    "gamma": gamma_threshold,
+    "empirical": empirical_threshold,
+    "false_alarm": false_alarm_threshold,
+}
+
+
+def thresholds(table: pa.Table, rule: Rule = "gamma", quantile: float = QUANTILE) -> dict[tuple[str, int], float]:
+    """Threshold on `score` of each machine and section, from the table's training rows.
+
+    Raises
+    ------
+    InputError
+        If a machine and section has fewer than two training rows, scores that do not vary, or too few for the rule.
+    """
     train, score = table["split"].to_numpy() == "train", table["score"].to_numpy()
-    return {(machine, section): gamma_threshold(score[own & train]) for machine, section, own in groups(table)}
+    found = {}
+    for machine, section, own in groups(table):
+        check_varied(score[own & train], f"machine {machine} section {section}")
+        found[machine, section] = RULES[rule](score[own & train], quantile)
+    return found
+
+
+@dataclass(frozen=True)
+class DecisionMetrics:
+    """What decisions are worth, in per cent; None where there is nothing to divide by."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def decision_metrics(table: pa.Table, limits: Thresholds) -> dict[str, DecisionMetrics]:
+    """Precision, recall and F1 of each machine with labelled test rows; scores above the threshold are anomalies.
+
+    Parameters
+    ----------
+    table: a score table; a machine's sections are counted together
+    limits: threshold of each machine and section, from `thresholds`
+
+    Raises
+    ------
+    InputError
+        If no test row has a known condition.
+    """
+    if not has_labels(table):
+        raise InputError("no test clip has a known condition; metrics need labelled clips")
+    split, condition, score = rows_of(table, ["split", "condition", "score"])
+    counts: dict[str, NDArray[np.int64]] = {}
+    for machine, section, own in groups(table):
+        own &= split == "test"
+        above = score > limits[machine, section]
+        anomaly, normal = own & (condition == "anomaly"), own & (condition == "normal")
+        found = np.array([(anomaly & above).sum(), (normal & above).sum(), (anomaly & ~above).sum()])
+        if anomaly.any() or normal.any():
+            counts[machine] = counts.get(machine, 0) + found
+    return {machine: _decision_metrics(*map(int, found)) for machine, found in counts.items()}
+
+
+def _decision_metrics(hits: int, false_alarms: int, misses: int) -> DecisionMetrics:
+    def share(part: int, whole: int) -> float | None:
+        return 100 * part / whole if whole else None
+
+    return DecisionMetrics(
+        share(hits, hits + false_alarms), share(hits, hits + misses), share(2 * hits, 2 * hits + false_alarms + misses)
+    )

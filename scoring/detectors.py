@@ -1,19 +1,31 @@
 """Detectors: distance of an embedding to the normal ones of each domain, for one machine and section.
 
-`fit(X, domain)` keeps the domains apart; `distances(X)` gives one column per domain, since the domain of a
-test clip is not known. How the columns become one score is the same for all detectors (`scoring.banks`).
+An estimator with scikit-learn's contract knows one bank of normals (`scoring.mahalanobis`, `neighbours`,
+`clusters`). Here such estimators become detectors, which keep the domains apart: `distances(X)` gives one column
+per domain, since the domain of a test clip is not known, and `held_out_distances()` the same for the training
+clips, none of which is in its own reference. How the columns become one score is the same for all detectors
+(`scoring.banks`).
+
+Each detector's settings are a class here, with an entry in `DetectorSpec`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.linalg import solve_triangular
-from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import NearestNeighbors
+from sklearn.base import BaseEstimator
+
+from scoring.calibration import Method
+from scoring.clusters import KMeansDistance, MixtureDensity
+from scoring.crossfit import fit_augmented, held_out_scores
+from scoring.mahalanobis import Mahalanobis, Shrinkage
+from scoring.neighbours import BandNeighbours, Density, Metric, NearestNeighbours
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.object_]
 
 
 class Detector(Protocol):
@@ -21,85 +33,227 @@ class Detector(Protocol):
 
     domains_: list[str]
 
-    def fit(self, X: NDArray[np.float64], domain: NDArray[np.object_]) -> Self:
-        """Learn from embeddings X (n, E) of normal clips and the domain of each (n,)."""
+    def fit(self, X: NDArray[np.floating], domain: Labels, attributes: Labels) -> Self:
+        """Learn from embeddings X (n, …) of normal clips, and the domain and attributes of each (n,)."""
         ...
 
-    def distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Distance of embeddings X (m, E) to each domain's normals: (m, domains), in the order of `domains_`."""
+    def distances(self, X: NDArray[np.floating]) -> Array:
+        """Distance of embeddings X (m, …) to each domain's normals: (m, domains), in the order of `domains_`."""
+        ...
+
+    def held_out_distances(self) -> Array:
+        """`distances` (n, domains) of the clips of `fit`, none having been in its own reference.
+
+        NaN where that leaves nothing of a domain.
+        """
         ...
 
 
-class Mahalanobis:
-    """Mahalanobis distance to the mean of each domain.
+class MahalanobisDetector:
+    """Mahalanobis distance to the nearest mean of each domain.
 
-    Ten target clips give a mean but no covariance, so the domains share one: that of all clips after
-    subtraction of their domain's mean, shrunk as in Ledoit and Wolf, "A well-conditioned estimator for
-    large-dimensional covariance matrices", 2004.
+    Parameters
+    ----------
+    shrinkage: as in `Mahalanobis`
+    covariance: `pooled` over the domains; `domain`: a domain with more clips than dimensions has its own
+    means: one for each `domain`, or one for each combination of `attributes` in it
     """
 
-    def fit(self, X: NDArray[np.float64], domain: NDArray[np.object_]) -> Self:
+    def __init__(
+        self, shrinkage: Shrinkage, covariance: Literal["pooled", "domain"], means: Literal["domain", "attributes"]
+    ) -> None:
+        self.shrinkage = shrinkage
+        self.covariance = covariance
+        self.means = means
+
+    def fit(self, X: NDArray[np.floating], domain: Labels, attributes: Labels) -> Self:
         """See `Detector.fit`."""
         self.domains_ = sorted(set(domain))
-        means = np.stack([X[domain == name].mean(axis=0) for name in self.domains_])
-        centred = X - means[np.searchsorted(self.domains_, domain.astype(str))]
-        covariance = LedoitWolf(assume_centered=True).fit(centred).covariance_
-        # Only rounding separates a shrunk covariance from a positive definite one; the ridge covers it.
-        ridge = 1e-9 * np.trace(covariance) / len(covariance) + np.finfo(float).tiny
-        self._factor = np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
-        self._means = self._whiten(means)
+        names = attributes if self.means == "attributes" else np.full(len(X), "")
+        groups = np.array([f"{d}\0{a}" for d, a in zip(domain, names, strict=True)])
+        self._domain = domain
+        self._pooled = Mahalanobis(self.shrinkage).fit(X, groups)
+        self._own = {}
+        for name in self.domains_:
+            rows = domain == name
+            if self.covariance == "domain" and rows.sum() > X.shape[1]:
+                self._own[name] = Mahalanobis(self.shrinkage).fit(X[rows], groups[rows])
         return self
 
-    def _whiten(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return solve_triangular(self._factor, X.T, lower=True).T
-
-    def distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+    def distances(self, X: NDArray[np.floating]) -> Array:
         """See `Detector.distances`."""
-        white = self._whiten(X)
-        return np.stack([np.linalg.norm(white - mean, axis=1) for mean in self._means], axis=1)
+        found = self._nearest(self._pooled.distances(X))
+        for name, model in self._own.items():
+            found[:, self.domains_.index(name)] = model.distances(X).min(axis=1)
+        return found
+
+    def held_out_distances(self) -> Array:
+        """See `Detector.held_out_distances`."""
+        found = self._nearest(self._pooled.held_out_distances())
+        for name, model in self._own.items():
+            own = self._domain == name
+            column = self.domains_.index(name)
+            found[own, column] = _nanmin(model.held_out_distances())
+            found[~own, column] = model.distances(self._pooled.X_[~own]).min(axis=1)
+        return found
+
+    def _nearest(self, to_groups: Array) -> Array:
+        of = np.array([group.partition("\0")[0] for group in self._pooled.groups_])
+        return np.stack([_nanmin(to_groups[:, of == name]) for name in self.domains_], axis=1)
 
 
-class KNearestNeighbours:
-    """Mean cosine distance to the k nearest clips of each domain."""
+def _nanmin(distances: Array) -> Array:
+    """Smallest of each row that is not NaN."""
+    found: Array = np.fmin.reduce(distances, axis=1)
+    return found
 
-    def __init__(self, k: int = 1) -> None:
-        self.k = k
 
-    def fit(self, X: NDArray[np.float64], domain: NDArray[np.object_]) -> Self:
-        """See `Detector.fit`. A bank of fewer than k clips uses all of them."""
+class SeparateBanks:
+    """An estimator for each domain by itself.
+
+    Parameters
+    ----------
+    estimator: what is cloned for each domain; lower `score_samples` are more abnormal
+    smote: synthetic clips are added to a domain until it has so many for each clip of the largest domain
+    smote_k: neighbours that a clip is mixed with
+    """
+
+    def __init__(self, estimator: BaseEstimator, smote: float, smote_k: int) -> None:
+        self.estimator = estimator
+        self.smote = smote
+        self.smote_k = smote_k
+
+    def fit(self, X: NDArray[np.floating], domain: Labels, attributes: Labels) -> Self:
+        """See `Detector.fit`."""
         self.domains_ = sorted(set(domain))
-        banks = [X[domain == name] for name in self.domains_]
-        self._banks = [NearestNeighbors(n_neighbors=min(self.k, len(b)), metric="cosine").fit(b) for b in banks]
+        self._X = X
+        self._rows = [np.flatnonzero(domain == name) for name in self.domains_]
+        wanted = self.smote * max(map(len, self._rows))
+        self._synthetic = [max(0, round(wanted - len(rows))) for rows in self._rows]
+        banks = zip(self._rows, self._synthetic, strict=True)
+        self._fitted = [fit_augmented(self.estimator, X[rows], count, self.smote_k) for rows, count in banks]
         return self
 
-    def distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See `Detector.distances`; between 0 and 2."""
-        return np.stack([bank.kneighbors(X)[0].mean(axis=1) for bank in self._banks], axis=1)
+    def distances(self, X: NDArray[np.floating]) -> Array:
+        """See `Detector.distances`."""
+        return np.stack([-bank.score_samples(X) for bank in self._fitted], axis=1)
+
+    def held_out_distances(self) -> Array:
+        """See `Detector.held_out_distances`."""
+        found = np.empty((len(self._X), len(self._rows)))
+        for d, (rows, count) in enumerate(zip(self._rows, self._synthetic, strict=True)):
+            others = np.setdiff1d(np.arange(len(self._X)), rows)
+            if len(others):
+                found[others, d] = -self._fitted[d].score_samples(self._X[others])
+            found[rows, d] = -held_out_scores(self.estimator, self._X[rows], count, self.smote_k)
+        return found
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Settings(BaseModel):
+    """What all detectors have.
+
+    softness: 0 scores by the nearest domain; more lets the others have a say, in standard deviations of a distance
+    calibration: how scores become comparable, see `scoring.calibration`
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    uses_bands: ClassVar[bool] = False
+
+    softness: float = Field(0.0, ge=0)
+    calibration: Method = "tail"
+
+    @property
+    def uses_attributes(self) -> bool:
+        """Whether the attributes of the training clips are needed."""
+        return False
 
 
-class MahalanobisSpec(_Spec):
-    """Mahalanobis distance with a covariance pooled over the domains."""
+class MahalanobisSpec(_Settings):
+    """Mahalanobis distance to the mean of each domain; see `MahalanobisDetector`."""
 
     name: Literal["mahalanobis"] = "mahalanobis"
+    shrinkage: Literal["ledoit_wolf", "oas"] | Annotated[float, Field(gt=0, le=1)] = "ledoit_wolf"
+    covariance: Literal["pooled", "domain"] = "pooled"
+    means: Literal["domain", "attributes"] = "domain"
+
+    @property
+    def uses_attributes(self) -> bool:
+        """Whether the attributes of the training clips are needed."""
+        return self.means == "attributes"
 
     def build(self) -> Detector:
         """An unfitted detector."""
-        return Mahalanobis()
+        return MahalanobisDetector(self.shrinkage, self.covariance, self.means)
 
 
-class KnnSpec(_Spec):
-    """Cosine distance to the k nearest neighbours."""
+class _BankSettings(_Settings):
+    """Of detectors with a bank for each domain; see `SeparateBanks`."""
+
+    smote: float = Field(0.0, ge=0, le=1)
+    smote_k: int = Field(2, ge=1)
+
+    def build(self) -> Detector:
+        """An unfitted detector."""
+        return SeparateBanks(self.estimator(), self.smote, self.smote_k)
+
+    def estimator(self) -> BaseEstimator:
+        """An unfitted estimator for one bank."""
+        raise NotImplementedError
+
+
+class KnnSpec(_BankSettings):
+    """Distance to the nearest clips; see `NearestNeighbours`."""
 
     name: Literal["knn"] = "knn"
     k: int = Field(1, ge=1)
+    metric: Metric = "cosine"
+    density: Density = "none"
+    density_k: int = Field(4, ge=1)
 
-    def build(self) -> Detector:
-        """An unfitted detector."""
-        return KNearestNeighbours(self.k)
+    def estimator(self) -> BaseEstimator:
+        """An unfitted estimator for one bank."""
+        return NearestNeighbours(self.k, self.metric, self.density, self.density_k)
 
 
-DetectorSpec = Annotated[MahalanobisSpec | KnnSpec, Field(discriminator="name")]
+class BandKnnSpec(_BankSettings):
+    """Distance to the nearest clips in each frequency band; see `BandNeighbours`."""
+
+    uses_bands: ClassVar[bool] = True
+
+    name: Literal["band_knn"] = "band_knn"
+    k: int = Field(1, ge=1)
+    density: Density = "none"
+    density_k: int = Field(4, ge=1)
+
+    def estimator(self) -> BaseEstimator:
+        """An unfitted estimator for one bank."""
+        return BandNeighbours(self.k, self.density, self.density_k)
+
+
+class KMeansSpec(_BankSettings):
+    """Distance to the nearest of some centres; see `KMeansDistance`."""
+
+    name: Literal["kmeans"] = "kmeans"
+    clusters: int = Field(16, ge=1)
+    metric: Metric = "cosine"
+
+    def estimator(self) -> BaseEstimator:
+        """An unfitted estimator for one bank."""
+        return KMeansDistance(self.clusters, self.metric)
+
+
+class MixtureSpec(_BankSettings):
+    """Likelihood under a Gaussian mixture; see `MixtureDensity`."""
+
+    name: Literal["gmm"] = "gmm"
+    components: int = Field(4, ge=1)
+    floor: float = Field(0.1, ge=0)
+
+    def estimator(self) -> BaseEstimator:
+        """An unfitted estimator for one bank."""
+        return MixtureDensity(self.components, self.floor)
+
+
+DetectorSpec = Annotated[
+    MahalanobisSpec | KnnSpec | BandKnnSpec | KMeansSpec | MixtureSpec, Field(discriminator="name")
+]

@@ -18,6 +18,7 @@ from scoring.table import rows_of
 
 MAX_FPR = 0.1
 CELLS = ("auc_source", "auc_target", "pauc")
+SUMMARY = (*CELLS, "hmean")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class LabelledCells:
     """Who is compared with whom: clips of G (machine, section) groups, padded to N clips.
 
     rows: (G, N) indices into the table's rows; padding repeats a valid index and has no weight
-    positive, negative: (3, G, N) weights of a clip as anomaly and as normal in each cell of `CELLS`
+    positive, negative: (..., 3, G, N) weights of a clip as anomaly and as normal in each cell of `CELLS`
     machines: the machine of each group
     """
 
@@ -75,10 +76,11 @@ class LabelledCells:
         groups = sorted(set(zip(machine[labelled], section[labelled], strict=True)))
         members = [np.flatnonzero(labelled & (machine == m) & (section == s)) for m, s in groups]
         width = max(map(len, members))
-        rows = np.stack([np.pad(member, (0, width - len(member)), mode="edge") for member in members])
-        real = np.stack([np.arange(width) < len(member) for member in members])
+        place = np.arange(width)
+        rows = np.stack([member[np.minimum(place, len(member) - 1)] for member in members])
+        real = np.stack([place < len(member) for member in members])
         anomaly = real & (condition == "anomaly")[rows]
-        normal = real & (condition == "normal")[rows]
+        normal = real & ~anomaly
         in_cell = [(domain == "source")[rows], (domain == "target")[rows], np.ones_like(real)]
         return cls(
             machines=tuple(m for m, _ in groups),
@@ -169,7 +171,7 @@ def has_labels(table: pa.Table) -> bool:
 
 
 def _labelled(split: NDArray[np.object_], condition: NDArray[np.object_]) -> NDArray[np.bool_]:
-    return (split == "test") & np.isin(condition.astype(str), ["normal", "anomaly"])
+    return (split == "test") & ((condition == "normal") | (condition == "anomaly"))
 
 
 def official_metrics(table: pa.Table) -> Metrics:
@@ -187,13 +189,23 @@ def official_metrics(table: pa.Table) -> Metrics:
 
 def metrics_of_cells(machines: Sequence[str], values: NDArray[np.float64]) -> Metrics:
     """Metrics from cell values (3, G) in per cent, NaN where absent; group g belongs to `machines[g]`."""
-    names = np.array(machines)
-    per_machine = {}
-    for machine in dict.fromkeys(machines):
-        own = values[:, names == machine]
-        summary = [*harmonic_mean(own, axis=1), harmonic_mean(own)]
-        per_machine[machine] = MachineMetrics(*map(_optional, summary))
+    names, summary = summarised(machines, values)
+    per_machine = {name: MachineMetrics(*map(_optional, summary[:, m])) for m, name in enumerate(names)}
     return Metrics(per_machine, _optional(harmonic_mean(values)))
+
+
+def summarised(machines: Sequence[str], values: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:
+    """The M machines, and the values in `SUMMARY` of each (..., 4, M), from cell values (..., 3, G)."""
+    names = list(dict.fromkeys(machines))
+    number = np.array([names.index(machine) for machine in machines])
+    order = np.argsort(number, kind="stable")
+    starts = np.searchsorted(number[order], np.arange(len(names)))
+    present = ~np.isnan(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.add.reduceat(np.where(present, 1 / values, 0)[..., order], starts, axis=-1)
+        count = np.add.reduceat(present[..., order].astype(float), starts, axis=-1)
+        hmean = count.sum(axis=-2, keepdims=True) / inverse.sum(axis=-2, keepdims=True)
+        return names, np.concatenate([count / inverse, hmean], axis=-2)
 
 
 def _optional(value: NDArray[np.float64]) -> float | None:

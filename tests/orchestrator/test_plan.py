@@ -66,7 +66,7 @@ def test_the_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch)
 
 
 def test_detector_names():
-    assert [detector_id(d) for d in (MahalanobisSpec(), KnnSpec(), KnnSpec(k=4))] == ["mahalanobis", "knn-k1", "knn-k4"]
+    assert [detector_id(d) for d in (MahalanobisSpec(), KnnSpec(), KnnSpec(k=4))] == ["mahalanobis", "knn", "knn-k4"]
 
 
 @pytest.fixture

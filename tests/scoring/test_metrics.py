@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from scoring.calibration import calibrate
 from scoring.errors import InputError
 from scoring.metrics import LabelledCells, harmonic_mean, official_metrics, roc_area
-from scoring.table import conform
+from scoring.table import conform, read_table
 from tests.tables import make_table
 
 
@@ -99,3 +102,22 @@ def test_harmonic_mean_skips_absent_values():
     assert harmonic_mean(np.array([50.0, np.nan, 100.0])) == pytest.approx(200 / 3)
     assert harmonic_mean(np.array([50.0, 0.0])) == 0
     assert np.isnan(harmonic_mean(np.array([np.nan])))
+
+
+# Omega as published by those who made the tables.
+PUBLISHED = {
+    "global_ap": 56.98,
+    "freq_ap": 57.83,
+    "freq_ap_beam": 60.35,
+    "freq_rdp4_beam": 61.27,
+    "freq_rdp8_beam": 61.98,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values_of_tables_made_elsewhere(name):
+    table = read_table(Path(__file__).parent / "fixtures" / "frozen_beats" / f"{name}.parquet")
+    assert table.num_rows == 1400
+    assert official_metrics(table).omega == pytest.approx(PUBLISHED[name], abs=0.01)
+    with pytest.raises(InputError, match="ToyCar section 0 has 0 training clips"):
+        calibrate(table, table["score"].to_numpy())

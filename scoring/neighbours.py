@@ -1,0 +1,223 @@
+"""Distance to the nearest normals, in blocks, with the density around each of them if wanted.
+
+Cosine and Euclidean distance are one search: 1 − cos is half the squared distance of vectors of length one. With a
+weight w and an offset v for each clip b of the bank, w |q − b|² / 2 − v is minus an inner product of vectors with
+two more entries. So one matrix product in single precision finds the neighbours; their distances are then computed
+anew in double precision.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Metric = Literal["cosine", "euclidean"]
+Density = Literal["none", "ratio", "difference"]
+
+BLOCK = 4096  # queries, and clips of the bank, that are compared at once
+SMALL = 1e-12  # a density between copies
+
+
+class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
+    """Mean distance to the k nearest clips; scikit-learn's contract: lower scores are more abnormal.
+
+    Parameters
+    ----------
+    k: how many; a bank of fewer clips uses all of them
+    metric: `cosine` is 1 − cos, between 0 and 2; an embedding of zeros has no direction and lies at 0.5
+    density: what a distance counts relative to: the mean distance of the neighbour to its own `density_k`
+        neighbours in the bank, as `ratio` or `difference`, the nearest clip being the one with the smallest result
+        (Wilkinghoff et al., "Keeping the balance: Anomaly score calculation for domain generalization", 2025).
+        With `euclidean`, squared distances are compared
+    density_k: neighbours that tell the density around a clip of the bank, itself not among them
+    """
+
+    def __init__(self, k: int = 1, metric: Metric = "cosine", density: Density = "none", density_k: int = 4) -> None:
+        self.k = k
+        self.metric = metric
+        self.density = density
+        self.density_k = density_k
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Keep embeddings X (n, E) of normal clips as the bank; y is not used."""
+        self._bank = np.asarray(X)
+        n = len(self._bank)
+        # Rounding in single precision is relative to the distance from the origin; any point amid the bank will do.
+        self._centre = directions(self._bank[:BLOCK], self.metric).mean(axis=0).astype(np.float32)
+        self._weight, self._offset = np.ones(n), np.zeros(n)
+        self._around = min(self.density_k, n - 1) if self.density != "none" else 0
+        if self._around:
+            more = min(self.density_k + 1, n - 1)  # one more, to fill the gap when a clip is left out
+            self._near, self._who = self._search(self._bank, more, _diagonal(n))
+            self._weight, self._offset = self._normalisation(self._near[:, : self._around].mean(axis=1))
+        return self
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Minus the mean distance (m,) of embeddings X (m, E) to their nearest clips: lower = more abnormal."""
+        distance, _ = self._search(np.asarray(X), min(self.k, len(self._bank)))
+        return self._score(distance)
+
+    def held_out_score_samples(self) -> Array:
+        """`score_samples` (n,) of the clips of `fit`, each as if it had not been in the bank; n ≥ 2.
+
+        Leaving a clip out takes it from the neighbours, and from the density around those that have it near.
+        """
+        n = len(self._bank)
+        k = min(self.k, n - 1)
+        if not self._around:
+            return self._score(self._search(self._bank, k, _diagonal(n))[0])
+        if n < self.density_k + 2:  # no further neighbour fills the gap
+            return np.concatenate([self._refitted_without(i) for i in range(n)])
+        rows, columns, distance = self._changed_densities()
+        diagonal, _ = _diagonal(n)
+        excluded = np.concatenate([diagonal, rows]), np.concatenate([diagonal, columns])
+        unchanged, _ = self._search(self._bank, k, excluded)
+        rows = np.concatenate([np.repeat(diagonal, k), rows])
+        return self._score(_smallest(rows, np.concatenate([unchanged.ravel(), distance]), k))
+
+    def _refitted_without(self, i: int) -> Array:
+        others = np.delete(self._bank, i, axis=0)
+        return NearestNeighbours(**self.get_params()).fit(others).score_samples(self._bank[i : i + 1])
+
+    def _changed_densities(self) -> tuple[Rows, Rows, Array]:
+        """Pairs of a clip and a neighbour whose density rests on the clip, and their distances without it."""
+        near = self._near[:, : self._around]
+        without = (self._near.sum(axis=1, keepdims=True) - near) / self._around
+        weight, offset = self._normalisation(without)
+        neighbour = np.repeat(np.arange(len(near)), self._around)
+        return self._who[:, : self._around].ravel(), neighbour, (weight * near - offset).ravel()
+
+    def _normalisation(self, usual: Array) -> tuple[Array, Array]:
+        if self.density == "ratio":
+            return 1 / np.maximum(usual, SMALL), np.zeros_like(usual)
+        return np.ones_like(usual), usual
+
+    def _score(self, distance: Array) -> Array:
+        if self.metric == "euclidean" and self.density == "none":
+            distance = np.sqrt(2 * distance)
+        return -distance.mean(axis=1)
+
+    def _search(self, Q: NDArray[np.floating], k: int, excluded: tuple[Rows, Rows] | None = None) -> tuple[Array, Rows]:
+        """Distances (m, k) of the k nearest of the bank, nearest first, and who they are.
+
+        `excluded`: pairs of a query and a clip of the bank that do not count. A distance is infinite where too few
+        are left.
+        """
+        queries = self._prepared(Q)
+        queries[:, -2], queries[:, -1] = _half_squares(queries), 1
+        closeness = np.full((len(Q), k), -np.inf, np.float32)
+        who = np.zeros((len(Q), k), np.int64)
+        for first in range(0, len(self._bank), BLOCK):
+            clips = slice(first, min(first + BLOCK, len(self._bank)))
+            bank = self._weighted(clips)
+            for start in range(0, len(Q), BLOCK):
+                rows = slice(start, min(start + BLOCK, len(Q)))
+                products = queries[rows] @ bank.T
+                if excluded is not None:
+                    products[_within(excluded, rows, clips)] = -np.inf
+                _keep_largest(closeness[rows], who[rows], products, first)
+        distance = np.where(np.isfinite(closeness), self._exact(Q, who), np.inf)
+        order = np.argsort(distance, axis=1, kind="stable")
+        return np.take_along_axis(distance, order, axis=1), np.take_along_axis(who, order, axis=1)
+
+    def _weighted(self, clips: slice) -> NDArray[np.float32]:
+        """Clips of the bank such that their products with queries are minus the distances: (clips, E + 2)."""
+        bank, weight = self._prepared(self._bank[clips]), self._weight[clips].astype(np.float32)
+        bank[:, -1] = self._offset[clips] - weight * _half_squares(bank)
+        bank[:, :-2] *= weight[:, None]
+        bank[:, -2] = -weight
+        return bank
+
+    def _prepared(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Centred embeddings (m, E + 2) in single precision with room for two more entries."""
+        found = np.zeros((len(X), X.shape[1] + 2), np.float32)
+        for first in range(0, len(X), BLOCK):
+            rows = slice(first, first + BLOCK)
+            np.subtract(directions(X[rows], self.metric), self._centre, out=found[rows, :-2], casting="same_kind")
+        return found
+
+    def _exact(self, Q: NDArray[np.floating], who: Rows) -> Array:
+        """Distances (m, k) of queries to the given clips of the bank, in double precision."""
+        distance = np.empty(who.shape)
+        size = max(1, 2**22 // (who.shape[1] * Q.shape[1]))
+        for first in range(0, len(Q), size):
+            rows = slice(first, first + size)
+            found = directions(self._bank[who[rows]].astype(np.float64), self.metric)
+            difference = directions(Q[rows].astype(np.float64), self.metric)[:, None] - found
+            distance[rows] = np.einsum("ijk,ijk->ij", difference, difference) / 2
+        return self._weight[who] * distance - self._offset[who]
+
+
+class BandNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
+    """Nearest neighbours of each frequency band by itself: the mean over the bands of half the cosine distance.
+
+    Parameters
+    ----------
+    k, density, density_k: as in `NearestNeighbours`
+    """
+
+    def __init__(self, k: int = 1, density: Density = "none", density_k: int = 4) -> None:
+        self.k = k
+        self.density = density
+        self.density_k = density_k
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Keep embeddings X (n, bands, E) of normal clips as the banks; y is not used."""
+        bands = np.moveaxis(np.asarray(X), 1, 0)
+        self._banks = [NearestNeighbours(self.k, "cosine", self.density, self.density_k).fit(band) for band in bands]
+        return self
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Minus the distance (m,) of embeddings X (m, bands, E): lower = more abnormal."""
+        bands = np.moveaxis(np.asarray(X), 1, 0)
+        scores = [bank.score_samples(band) for bank, band in zip(self._banks, bands, strict=True)]
+        return np.mean(scores, axis=0) / 2
+
+    def held_out_score_samples(self) -> Array:
+        """`score_samples` (n,) of the clips of `fit`, each as if it had not been in the banks; n ≥ 2."""
+        return np.mean([bank.held_out_score_samples() for bank in self._banks], axis=0) / 2
+
+
+def directions(X: NDArray[np.floating], metric: Metric) -> NDArray[np.floating]:
+    """Embeddings (…, E), of length one where the metric is the cosine."""
+    if metric == "euclidean":
+        return X
+    length = np.sqrt(np.einsum("...i,...i->...", X, X))[..., None]
+    return X / np.where(length > 0, length, 1)
+
+
+def _half_squares(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.einsum("ij,ij->i", X, X) / 2
+
+
+def _diagonal(n: int) -> tuple[Rows, Rows]:
+    return np.arange(n), np.arange(n)
+
+
+def _within(pairs: tuple[Rows, Rows], rows: slice, columns: slice) -> tuple[Rows, Rows]:
+    """The pairs of a block, counted from its corner."""
+    i, j = pairs[0] - rows.start, pairs[1] - columns.start
+    own = (i >= 0) & (pairs[0] < rows.stop) & (j >= 0) & (pairs[1] < columns.stop)
+    return i[own], j[own]
+
+
+def _keep_largest(values: NDArray[np.float32], who: Rows, new: NDArray[np.float32], first: int) -> None:
+    """Put those of the new columns, numbered from `first`, that are among a row's k largest in place of others."""
+    k = values.shape[1]
+    best = new.argmax(axis=1)[:, None] if k == 1 else np.argpartition(new, max(new.shape[1] - k, 0), axis=1)[:, -k:]
+    all_values = np.concatenate([values, np.take_along_axis(new, best, axis=1)], axis=1)
+    all_who = np.concatenate([who, best + first], axis=1)
+    kept = np.argsort(-all_values, axis=1, kind="stable")[:, :k]
+    values[:], who[:] = np.take_along_axis(all_values, kept, axis=1), np.take_along_axis(all_who, kept, axis=1)
+
+
+def _smallest(rows: Rows, values: Array, k: int) -> Array:
+    """The k smallest values of each row: (rows, k); every row has as many."""
+    order = np.lexsort((values, rows))
+    first = np.searchsorted(rows[order], np.arange(rows.max() + 1))
+    return values[order][first[:, None] + np.arange(k)]
