@@ -11,11 +11,11 @@ Each detector's settings are a class here, with an entry in `DetectorSpec`.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sklearn.base import BaseEstimator
 
 from scoring.calibration import Method
@@ -254,6 +254,12 @@ class MixtureSpec(_BankSettings):
         return MixtureDensity(self.components, self.floor)
 
 
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 DetectorSpec = Annotated[
-    MahalanobisSpec | KnnSpec | BandKnnSpec | KMeansSpec | MixtureSpec, Field(discriminator="name")
+    MahalanobisSpec | KnnSpec | BandKnnSpec | KMeansSpec | MixtureSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_by_name),
 ]

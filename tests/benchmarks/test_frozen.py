@@ -1,6 +1,6 @@
 """Frozen branches computed together against one by one, as a ratio measured in one run.
 
-    pytest -m benchmark -s tests/benchmarks/test_frozen.py
+Run by `make bench`.
 """
 
 import time
