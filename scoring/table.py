@@ -39,6 +39,7 @@ _ALLOWED = {
     "domain": ("source", "target", None),
     "condition": ("normal", "anomaly", None),
 }
+TRANSDUCTIVE = "transductive"
 # Tables made elsewhere may lack these; a table without training rows has nothing to calibrate on.
 _FILLED = {"split": "test", "calibrated": None}
 
@@ -138,13 +139,25 @@ def metadata_of(table: pa.Table) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
+def is_transductive(table: pa.Table) -> bool:
+    """Whether statistics of test rows have reached the table's scores; the mark goes with every table made from it."""
+    return metadata_of(table).get(TRANSDUCTIVE) == "true"
+
+
+def _marked(metadata: Mapping[str, str], *sources: pa.Table) -> dict[str, str]:
+    """The metadata of what is made from the sources."""
+    mark = {TRANSDUCTIVE: "true"} if any(map(is_transductive, sources)) else {}
+    return {**metadata, **mark}
+
+
 def with_scores(
     table: pa.Table, score: NDArray[np.float64], calibrated: NDArray[np.float64] | None, metadata: Mapping[str, str]
 ) -> pa.Table:
-    """The rows of `table` with other scores, each of shape (rows,), and other metadata."""
+    """The rows of `table` with other scores, each of shape (rows,), and other metadata; a transductive mark stays."""
     columns = [table[name] for name in SCHEMA.names[:-2]]
-    columns += [pa.array(score, pa.float64()), pa.array(calibrated, pa.float64(), from_pandas=True)]
-    return pa.table(columns, schema=SCHEMA).replace_schema_metadata(dict(metadata))
+    values = [score, np.full(len(score), np.nan) if calibrated is None else calibrated]
+    columns += [pa.array(v, pa.float64(), from_pandas=True) for v in values]
+    return pa.table(columns, schema=SCHEMA).replace_schema_metadata(_marked(metadata, table))
 
 
 def join(tables: Mapping[str, pa.Table], column: str = "calibrated") -> tuple[pa.Table, NDArray[np.float64]]:
@@ -152,7 +165,8 @@ def join(tables: Mapping[str, pa.Table], column: str = "calibrated") -> tuple[pa
 
     Returns
     -------
-    keys: the first table without its scores and without `condition`; a label cannot leave through here
+    keys: the first table without its scores and without `condition`; a label cannot leave through here. Its
+        metadata hold nothing but the transductive mark, if any of the tables has it
     values: (tables, rows) float64, in the order of `tables` and `keys`
 
     Raises
@@ -172,7 +186,8 @@ def join(tables: Mapping[str, pa.Table], column: str = "calibrated") -> tuple[pa
                 "it is made from training rows, and this table has none for them"
             )
     values = np.stack([table[column].to_numpy() for _, table in named])
-    return first.select([*KEY, "domain"]), values
+    keys = first.select([*KEY, "domain"])
+    return keys.replace_schema_metadata(_marked({}, *tables.values())), values
 
 
 def _check_same_rows(first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from scoring.banks import FOLDS, cross_fitted_distances, score_group, score_table
-from scoring.calibration import calibrate, location_scale
+from scoring.calibration import calibrate, location_scale, transductive_normalisation
 from scoring.decisions import gamma_threshold, thresholds
 from scoring.detectors import KnnSpec, MahalanobisSpec
 from scoring.errors import InputError
@@ -141,3 +141,14 @@ def test_thresholds_come_from_training_rows_alone():
     table = make_table()
     high = table["score"].to_numpy() + 100.0 * (table["split"].to_numpy() == "test")
     assert thresholds(table.set_column(6, "score", [high])) == thresholds(table)
+
+
+def test_transductive_normalisation_is_of_the_test_rows_of_each_machine():
+    table = transductive_normalisation(make_table())
+    test = table["split"].to_numpy() == "test"
+    for machine in ("fan", "pump"):
+        own = table["calibrated"].to_numpy()[test & (table["machine"].to_numpy() == machine)]
+        assert own.mean() == pytest.approx(0)
+        assert own.std(ddof=1) == pytest.approx(1)
+    with pytest.raises(InputError, match="fan section 0 has 0 test clips"):
+        transductive_normalisation(make_table(["fan"], per_cell=0))

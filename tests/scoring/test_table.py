@@ -2,8 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from scoring.calibration import transductive_normalisation
 from scoring.errors import InputError
-from scoring.table import SCHEMA, conform, join, metadata_of, read_table, write_table
+from scoring.table import SCHEMA, conform, is_transductive, join, metadata_of, read_table, with_scores, write_table
 from tests.tables import make_table
 
 
@@ -97,3 +98,16 @@ def test_join_refuses_uncalibrated_tables():
     table = replaced(make_table(), "calibrated", pa.nulls(make_table().num_rows, pa.float64()))
     with pytest.raises(InputError, match="no calibrated score"):
         join({"a": table})
+
+
+def test_the_transductive_mark_stays_with_all_that_is_made_from_a_table(tmp_path):
+    clean = make_table(train=0).replace_schema_metadata({"branch_id": "abc"})
+    marked = transductive_normalisation(clean)
+    assert metadata_of(marked) == {"branch_id": "abc", "transductive": "true"}
+    assert not is_transductive(clean)
+    write_table(marked, tmp_path / "t.parquet")
+    keys, _ = join({"a": clean.set_column(7, "calibrated", clean["score"]), "b": marked})
+    other = with_scores(marked, clean["score"].to_numpy(), None, {})
+    for table in (marked, read_table(tmp_path / "t.parquet"), conform(marked), keys, other):
+        assert is_transductive(table)
+    assert metadata_of(keys) == {"transductive": "true"}
