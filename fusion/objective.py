@@ -1,0 +1,71 @@
+"""The objective of every search: the official metrics of many weight vectors at once.
+
+`LabelledCells.values` counts ties and weights in full generality. Weighted sums of real scores have no ties, and
+then one sort per machine and integer counts give the same numbers at a fraction of the cost.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.metrics import MAX_FPR, LabelledCells
+
+# Scores per block: what stays in a core's cache is several times as fast as what does not.
+BLOCK = 20_000
+
+_POSITIVE, _SOURCE, _TARGET, _NEGATIVE = 1, 2, 4, 8
+
+
+class Objective:
+    """Cells in per cent of weighted sums of C members, on G (machine, section) groups of at most N clips.
+
+    Parameters
+    ----------
+    values: (C, rows) scores of the members
+    cells: who is compared with whom; a clip counts wholly or not at all
+    """
+
+    def __init__(self, values: NDArray[np.float64], cells: LabelledCells) -> None:
+        self._values, self._cells = values, cells
+        labels = np.stack([cells.positive[2], *cells.negative]) > 0
+        codes = np.array([_POSITIVE, _SOURCE, _TARGET, _NEGATIVE])
+        self._codes = np.einsum("k,kgn->gn", codes, labels).astype(np.uint8)
+        self._counts = labels.sum(axis=-1).astype(float)
+        self._members = np.ascontiguousarray(values[:, cells.rows]).reshape(len(values), -1)
+
+    def cells(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cells (..., 3, G) for weights (..., C), NaN where absent."""
+        flat = weights.reshape(-1, weights.shape[-1])
+        step = max(1, BLOCK // self._codes.size)
+        blocks = [self._block(flat[i : i + step]) for i in range(0, len(flat), step)]
+        return np.concatenate(blocks).reshape(*weights.shape[:-1], *blocks[0].shape[1:])
+
+    def _block(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        scores = (weights @ self._members).reshape(len(weights), *self._codes.shape)
+        scores[:, self._codes == 0] = np.inf  # clips without a label stand above all others and count for nothing
+        order = np.argsort(scores, axis=-1)
+        ranked = np.take_along_axis(scores, order, axis=-1)
+        tied = ((ranked[..., 1:] == ranked[..., :-1]) & np.isfinite(ranked[..., :-1])).any(axis=(1, 2))
+        codes = np.take_along_axis(self._codes[None], order, axis=-1)
+        result = self._counted(codes)
+        if tied.any():
+            result[tied] = self._cells.values(weights[tied] @ self._values)
+        return result
+
+    def _counted(self, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Cells from the labels in ascending order of score (B, G, N): anomalies above each normal are counted."""
+        positive, source, target, negative = self._counts
+        above = positive[:, None] - np.cumsum(codes & _POSITIVE, axis=-1, dtype=np.int32)
+        normal = (codes & _NEGATIVE) > 0
+        from_top = negative[:, None] - np.cumsum(normal, axis=-1, dtype=np.int32)
+        limit = MAX_FPR * negative
+        in_part = np.clip(limit[:, None] - from_top, 0, 1) * normal
+        with np.errstate(divide="ignore", invalid="ignore"):
+            auc_source = (above * ((codes & _SOURCE) > 0)).sum(axis=-1) / (positive * source)
+            auc_target = (above * ((codes & _TARGET) > 0)).sum(axis=-1) / (positive * target)
+            # McClish's standardisation of the area up to MAX_FPR, see scoring.metrics.roc_area.
+            area = (above * in_part).sum(axis=-1) / (positive * negative)
+            chance = MAX_FPR**2 / 2
+            pauc = 0.5 * (1 + (area - chance) / (MAX_FPR - chance))
+        return 100 * np.stack([auc_source, auc_target, pauc], axis=1)
