@@ -16,7 +16,7 @@ from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
 from fusion.scales import CALIBRATED
 from fusion.tasks import FOLDS, Found, Problem, Task
-from fusion.validation import SIMPLE, Candidate, Estimates, Machines
+from fusion.validation import SINGLE, UNIFORM, Candidate, Estimates, Machines
 from scoring.metrics import Metrics, harmonic_mean
 
 
@@ -28,8 +28,8 @@ class Choice:
     in_sample: on the labels that weights and strength were chosen on
     lomo: on machines that had no say in weights or strength
     clips: Omega in per cent on clips, of the same machines, that had no say in the weights
-    gain, gain_error: Omega beyond the better of the simple methods by which the method was judged, and its standard
-        error over the machines
+    gain, gain_error: LOMO Omega beyond the best single configuration's with this strength, and its standard error over
+        the machines: by these it was judged whether to deliver the method
     """
 
     strength: str
@@ -48,7 +48,8 @@ class Validation:
     in_sample: on the labels that everything was chosen on
     lomo: on machines that had no say in method, strength or weights: what to expect of an unheard machine
     interval: of LOMO Omega, over clips drawn anew
-    gains: of LOMO Omega over each simple method's
+    clips: Omega in per cent on clips, of the same machines, that had no say in the weights
+    gains: of LOMO Omega over the best single configuration and over uniform weights
     methods: every method that was tried
     names: the configurations, as `sub-system/configuration`
     correlation: of their scores
@@ -61,6 +62,7 @@ class Validation:
     in_sample: Metrics
     lomo: Metrics | None
     interval: Interval | None
+    clips: float
     gains: dict[str, Comparison]
     methods: dict[str, Choice]
     names: tuple[str, ...]
@@ -97,13 +99,16 @@ class Evidence:
         delivered, lomo = estimates.choose(), estimates.lomo(estimates.choose)
         scale = METHODS[delivered[0]].scale
         # Where no machine can be left out, weights are judged on the machines that they were chosen on.
-        chosen = {m: estimates.weights(*self._without(m)) if lomo else estimates.weights(delivered) for m in pool.machines}
-        uniform = dict.fromkeys(pool.machines, estimates.weights(SIMPLE[0]))
+        chosen = {
+            m: estimates.weights(*self._without(m)) if lomo else estimates.weights(delivered) for m in pool.machines
+        }
+        uniform = dict.fromkeys(pool.machines, estimates.weights(UNIFORM))
         interval, gains = self._bootstrap() if lomo else (None, {})
         return Validation(
             in_sample=estimates.in_sample(delivered),
             lomo=lomo,
             interval=interval,
+            clips=self._clip_omega(delivered),
             gains=gains,
             methods={method: self._choice(method) for method in METHODS},
             names=pool.names,
@@ -163,7 +168,7 @@ class Evidence:
         return fused
 
     def _bootstrap(self) -> tuple[Interval, dict[str, Comparison]]:
-        simple = {candidate[0]: self._held_out(lambda _, c=candidate: c) for candidate in SIMPLE}  # type: ignore[misc]
+        simple = {candidate[0]: self._held_out(lambda _, c=candidate: c) for candidate in (SINGLE, UNIFORM)}  # type: ignore[misc]
         systems = np.stack([self._held_out(self.estimates.choose), *simple.values()])
         against = {name: i for i, name in enumerate(simple, start=1)}
         rng = np.random.default_rng(self._problem.seed)

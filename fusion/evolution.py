@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import differential_evolution
 
-from fusion.hierarchy import Parts, Weights, factors, product
+from fusion.hierarchy import Parts, Weights, factors
 from fusion.labelled import LabelledScores
 from fusion.simplex import to_point, to_weights
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusion.evolution import evolution
 from fusion.hierarchy import Level, Parts, Weights, choose_weights, uniform_weights
@@ -20,7 +21,7 @@ from fusion.scales import CALIBRATED, RANK
 from fusion.tpe import tpe
 
 # Omega in per cent: members that differ by so much differ in weight by a factor e.
-TEMPERATURES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+TEMPERATURES = (0.1, 0.2, 0.5, 1.0, 2.0)
 # Share of the uniform weights in what is delivered.
 SHRINKAGES = (0.75, 0.5, 0.25, 0.0)
 ROUNDS = 20
@@ -61,25 +62,28 @@ def greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
 
     Each round adds the member whose addition gives the highest Omega; the best of all rounds counts.
     """
-    members = np.eye(len(scores.values))
-    counts, best, best_omega = np.zeros(len(members)), members[0], -np.inf
-    for size in range(1, ROUNDS + 1 if len(members) > 1 else 2):
-        omega = scores.omega((counts + members) / size)
-        chosen = int(np.argmax(omega))
-        counts = counts + members[chosen]
-        if omega[chosen] > best_omega:
-            best, best_omega = counts / size, omega[chosen]
-    return best
+    return _select(scores, np.ones((1, len(scores.values)), bool))[0]
 
 
 def bagged_greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
     """The mean of greedy selections from random halves of the members (Caruana et al. 2004)."""
     n = len(scores.values)
-    bags = [np.sort(rng.permutation(n)[: (n + 1) // 2]) for _ in range(BAGS)] if n > 1 else [np.zeros(1, int)]
-    total = np.zeros(n)
-    for bag in bags:
-        total[bag] += greedy(scores.with_values(scores.values[bag]), rng)
-    return total / len(bags)
+    ranks = rng.permuted(np.tile(np.arange(n), (BAGS, 1)), axis=1)
+    return _select(scores, ranks < (n + 1) // 2).mean(axis=0)
+
+
+def _select(scores: LabelledScores, allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Greedy weights (B, C) from each bag's allowed members (B, C), all bags side by side."""
+    bags, n = allowed.shape
+    counts, best, best_omega = np.zeros((bags, n)), np.zeros((bags, n)), np.full(bags, -np.inf)
+    for size in range(1, ROUNDS + 1 if n > 1 else 2):
+        candidates = counts[:, None] + np.eye(n)
+        omega = np.full((bags, n), -np.inf)
+        omega[allowed] = scores.omega(candidates[allowed] / size)
+        chosen = (np.arange(bags), omega.argmax(axis=1))
+        counts, better = candidates[chosen], omega[chosen] > best_omega
+        best[better], best_omega[better] = counts[better] / size, omega[chosen][better]
+    return best
 
 
 def _plain(level: Level) -> Search:

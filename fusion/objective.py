@@ -14,7 +14,7 @@ from scoring.metrics import MAX_FPR, LabelledCells
 # Scores per block: what stays in a core's cache is several times as fast as what does not.
 BLOCK = 20_000
 
-_POSITIVE, _SOURCE, _TARGET, _NEGATIVE = 1, 2, 4, 8
+_POSITIVE, _NORMAL = 1, (2, 4, 8)  # of the source domain, of the target domain, of any
 
 
 class Objective:
@@ -29,9 +29,10 @@ class Objective:
     def __init__(self, values: NDArray[np.float64], cells: LabelledCells) -> None:
         self._values, self._cells = values, cells
         labels = np.stack([cells.positive[2], *cells.negative]) > 0
-        codes = np.array([_POSITIVE, _SOURCE, _TARGET, _NEGATIVE])
+        codes = np.array([_POSITIVE, *_NORMAL])
         self._codes = np.einsum("k,kgn->gn", codes, labels).astype(np.uint8)
         self._counts = labels.sum(axis=-1).astype(float)
+        self._first_of_group = np.arange(len(self._codes))[:, None] * self._codes.shape[1]
         self._members = np.ascontiguousarray(values[:, cells.rows]).reshape(len(values), -1)
 
     def cells(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -44,11 +45,10 @@ class Objective:
     def _block(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         scores = (weights @ self._members).reshape(len(weights), *self._codes.shape)
         scores[:, self._codes == 0] = np.inf  # clips without a label stand above all others and count for nothing
-        order = np.argsort(scores, axis=-1)
-        ranked = np.take_along_axis(scores, order, axis=-1)
-        tied = ((ranked[..., 1:] == ranked[..., :-1]) & np.isfinite(ranked[..., :-1])).any(axis=(1, 2))
-        codes = np.take_along_axis(self._codes[None], order, axis=-1)
-        result = self._counted(codes)
+        order = scores.argsort(axis=-1)
+        result = self._counted(self._codes.ravel()[order + self._first_of_group])
+        scores.sort(axis=-1)
+        tied = ((scores[..., 1:] == scores[..., :-1]) & (scores[..., 1:] < np.inf)).any(axis=(1, 2))
         if tied.any():
             result[tied] = self._cells.values(weights[tied] @ self._values)
         return result
@@ -56,16 +56,14 @@ class Objective:
     def _counted(self, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Cells from the labels in ascending order of score (B, G, N): anomalies above each normal are counted."""
         positive, source, target, negative = self._counts
-        above = positive[:, None] - np.cumsum(codes & _POSITIVE, axis=-1, dtype=np.int32)
-        normal = (codes & _NEGATIVE) > 0
-        from_top = negative[:, None] - np.cumsum(normal, axis=-1, dtype=np.int32)
-        limit = MAX_FPR * negative
-        in_part = np.clip(limit[:, None] - from_top, 0, 1) * normal
+        is_source, is_target, is_normal = ((codes & code > 0).astype(float) for code in _NORMAL)
+        above = positive[:, None] - (codes & _POSITIVE).cumsum(axis=-1, dtype=float)
+        from_top = negative[:, None] - is_normal.cumsum(axis=-1)
+        in_part = is_normal * np.clip(MAX_FPR * negative[:, None] - from_top, 0, 1)
+        sums = [np.einsum("bgn,bgn->bg", above, share) for share in (is_source, is_target, in_part)]
         with np.errstate(divide="ignore", invalid="ignore"):
-            auc_source = (above * ((codes & _SOURCE) > 0)).sum(axis=-1) / (positive * source)
-            auc_target = (above * ((codes & _TARGET) > 0)).sum(axis=-1) / (positive * target)
-            # McClish's standardisation of the area up to MAX_FPR, see scoring.metrics.roc_area.
-            area = (above * in_part).sum(axis=-1) / (positive * negative)
-            chance = MAX_FPR**2 / 2
-            pauc = 0.5 * (1 + (area - chance) / (MAX_FPR - chance))
+            auc_source, auc_target, area = np.stack(sums) / (positive * np.stack([source, target, negative]))[:, None]
+        # McClish's standardisation of the area up to MAX_FPR, see scoring.metrics.roc_area.
+        chance = MAX_FPR**2 / 2
+        pauc = 0.5 * (1 + (area - chance) / (MAX_FPR - chance))
         return 100 * np.stack([auc_source, auc_target, pauc], axis=1)

@@ -19,16 +19,14 @@ from fusion.methods import METHODS
 from fusion.scales import CALIBRATED, RANK, on_scale
 from fusion.tables import Joined, apply_weights
 from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
-from fusion.validation import SIMPLE
+from fusion.validation import SINGLE, UNIFORM, WORTH
 from scoring.metrics import has_labels
 from scoring.table import is_transductive
 
-__all__ = ["Choice", "Fusion", "Validation", "apply_weights", "fuse"]
+__all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
-PRUNING_TOLERANCE = 0.1  # Omega in per cent that a pruned system may lose
-
-WHY_BEST = "beyond one standard error better than uniform and best single on machines left out"
-WHY_SIMPLE = "no other method beats it on machines left out by more than one standard error"
+WHY_BEST = "on machines left out it beats the best single configuration beyond noise, and by most"
+WHY_SINGLE = "on machines left out nothing that fuses more beats it beyond noise and by 0.1 or more"
 WHY_UNIFORM = "fewer than two labelled machines: no choice can be tested on an unheard one"
 
 
@@ -67,7 +65,7 @@ def fuse(
     seed: int = 0,
     runner: Runner = run_here,
     folder: Path | None = None,
-    tolerance: float = PRUNING_TOLERANCE,
+    tolerance: float = WORTH,
 ) -> Fusion:
     """Fuse the tables of a system.
 
@@ -89,7 +87,7 @@ def fuse(
     joined = Joined.read(tables, tables_of(system))
     labelled = _labelled(joined)
     if labelled is None:
-        validation, (method, strength), weights = None, SIMPLE[0], uniform_weights(parts_of(system))
+        validation, (method, strength), weights = None, UNIFORM, uniform_weights(parts_of(system))
     else:
         evidence = _search(labelled, system, seed, runner, folder)
         method, strength = evidence.estimates.choose()
@@ -130,4 +128,4 @@ def _search(
 def _why(method: str, validation: Validation | None) -> str:
     if validation is None or validation.lomo is None:
         return WHY_UNIFORM
-    return WHY_SIMPLE if (method, "") in SIMPLE else WHY_BEST
+    return WHY_SINGLE if (method, "") == SINGLE else WHY_BEST

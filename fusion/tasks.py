@@ -127,7 +127,7 @@ def _save(path: Path, found: Found) -> None:
     temporary = path.with_suffix(".tmp")
     flat = {f"{method}|{strength}": w for method, weights in found.items() for strength, w in weights.items()}
     with open(temporary, "wb") as file:
-        np.savez(file, **flat)
+        np.savez(file, allow_pickle=False, **flat)
     os.replace(temporary, path)
 
 

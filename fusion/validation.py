@@ -24,9 +24,13 @@ Found = Mapping[str, Mapping[str, Weights]]
 Candidate = tuple[str, str]
 Machines = frozenset[str]
 
-SIMPLE: tuple[Candidate, ...] = (("uniform", ""), ("best_single", ""))
-# A gain over the simple methods counts if it is so many standard errors over the machines.
-STANDARD_ERRORS = 1.0
+UNIFORM: Candidate = ("uniform", "")
+# A single configuration costs least to run, so whatever fuses several has to earn it.
+SINGLE: Candidate = ("best_single", "")
+# A gain over it counts if it is so many standard errors over the machines: one-sided, 5 %.
+STANDARD_ERRORS = 1.645
+# Omega in per cent that further branches have to bring, since each costs its time at inference.
+WORTH = 0.1
 NOBODY: Machines = frozenset()
 
 
@@ -52,7 +56,7 @@ class Estimates:
         self._cells = {left_out: self._cells_of(methods) for left_out, methods in found.items()}
 
     def _cells_of(self, found: Found) -> dict[Candidate, NDArray[np.float64]]:
-        cells = {}
+        cells: dict[Candidate, NDArray[np.float64]] = {}
         for method, weights in found.items():
             values = self._pools[METHODS[method].scale].objective.cells(np.stack(list(weights.values())))
             cells |= {(method, strength): value for strength, value in zip(weights, values, strict=True)}
@@ -99,24 +103,25 @@ class Estimates:
         return max(((method, strength) for strength in self._found[without][method]), key=omega)
 
     def choose(self, without: Machines = NOBODY) -> Candidate:
-        """What is delivered: the better of the simple methods, unless another beats it beyond noise by LOMO."""
+        """What is delivered: the best by LOMO of all that beats the best single configuration, beyond noise and by enough."""
         if len(self.machines) - len(without) < 2:
-            return SIMPLE[0]
-        simple = self._simple(without)
-        best = min((self.strength(method, without) for method in METHODS), key=lambda c: self._losses(c, without).mean())
-        gain = self._losses(simple, without) - self._losses(best, without)
-        return best if gain.mean() > STANDARD_ERRORS * _standard_error(gain) else simple
+            return UNIFORM
+        single = self._losses(SINGLE, without)
+        best, best_loss = SINGLE, single.mean()
+        for method, weights in self._found[without].items():
+            for strength in weights:
+                loss = self._losses((method, strength), without)
+                if loss.mean() < best_loss and _worth_it(single, loss):
+                    best, best_loss = (method, strength), loss.mean()
+        return best
 
     def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
-        """LOMO Omega beyond the better of the simple methods, and its standard error over the machines, in per cent."""
+        """LOMO Omega beyond the best single configuration's, and its standard error over the machines, in per cent."""
         if len(self.machines) < 2:
             return None, None
-        own, simple = self._losses(candidate, NOBODY), self._losses(self._simple(NOBODY), NOBODY)
+        own, single = self._losses(candidate, NOBODY), self._losses(SINGLE, NOBODY)
         # Omega is the reciprocal of the mean loss, so a small difference in loss is one in Omega times its square.
-        return float(1 / own.mean() - 1 / simple.mean()), float(_standard_error(simple - own) / own.mean() ** 2)
-
-    def _simple(self, without: Machines) -> Candidate:
-        return min(SIMPLE, key=lambda candidate: self._losses(candidate, without).mean())
+        return float(1 / own.mean() - 1 / single.mean()), float(_standard_error(single - own) / own.mean() ** 2)
 
     def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
         """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""
@@ -124,6 +129,12 @@ class Estimates:
         assert cells is not None
         machines = [machine for machine in self.machines if machine not in without]
         return np.array([1 / harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
+
+
+def _worth_it(single: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    gains = single - other
+    beyond_noise = gains.mean() > STANDARD_ERRORS * _standard_error(gains)
+    return bool(beyond_noise and 1 / other.mean() - 1 / single.mean() >= WORTH)
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
