@@ -28,8 +28,8 @@ class Choice:
     in_sample: on the labels that weights and strength were chosen on
     lomo: on machines that had no say in weights or strength
     clips: Omega in per cent on clips, of the same machines, that had no say in the weights
-    gain, gain_error: LOMO Omega beyond the best single configuration's with this strength, and its standard error over
-        the machines: by these it was judged whether to deliver the method
+    gain, gain_error: LOMO Omega with this strength beyond the simple method, and its standard error over machines: by
+        these it was judged whether to deliver the method
     """
 
     strength: str

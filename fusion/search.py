@@ -19,15 +19,18 @@ from fusion.methods import METHODS
 from fusion.scales import CALIBRATED, RANK, on_scale
 from fusion.tables import Joined, apply_weights
 from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
-from fusion.validation import SINGLE, UNIFORM, WORTH
+from fusion.validation import UNIFORM, WORTH
 from scoring.metrics import has_labels
 from scoring.table import is_transductive
 
 __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
-WHY_BEST = "on machines left out it beats the best single configuration beyond noise, and by most"
-WHY_SINGLE = "on machines left out nothing that fuses more beats it beyond noise and by 0.1 or more"
-WHY_UNIFORM = "fewer than two labelled machines: no choice can be tested on an unheard one"
+WHY = {
+    "best_single": "on machines left out nothing that fuses more beats it beyond noise and by 0.1 or more",
+    "uniform": "on machines left out it beats the best single configuration, and nothing beats it, beyond noise",
+}
+WHY_BEST = "on machines left out it beats uniform weights and the best single configuration beyond noise, and by most"
+WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on an unheard one"
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,4 @@ def _search(
 
 
 def _why(method: str, validation: Validation | None) -> str:
-    if validation is None or validation.lomo is None:
-        return WHY_UNIFORM
-    return WHY_SINGLE if (method, "") == SINGLE else WHY_BEST
+    return WHY_UNTESTED if validation is None or validation.lomo is None else WHY.get(method, WHY_BEST)

@@ -103,25 +103,30 @@ class Estimates:
         return max(((method, strength) for strength in self._found[without][method]), key=omega)
 
     def choose(self, without: Machines = NOBODY) -> Candidate:
-        """What is delivered: the best by LOMO of all that beats the best single configuration, beyond noise and by enough."""
+        """What is delivered: the best by LOMO of all that is worth more than the simple method, or that one itself."""
         if len(self.machines) - len(without) < 2:
             return UNIFORM
-        single = self._losses(SINGLE, without)
-        best, best_loss = SINGLE, single.mean()
+        best = simple = self._simple(without)
+        best_loss = simple_loss = self._losses(simple, without)
         for method, weights in self._found[without].items():
             for strength in weights:
                 loss = self._losses((method, strength), without)
-                if loss.mean() < best_loss and _worth_it(single, loss):
-                    best, best_loss = (method, strength), loss.mean()
+                if loss.mean() < best_loss.mean() and _worth_it(loss, simple_loss):
+                    best, best_loss = (method, strength), loss
         return best
 
+    def _simple(self, without: Machines = NOBODY) -> Candidate:
+        """The best single configuration, or uniform weights where they are worth more."""
+        uniform, single = (self._losses(candidate, without) for candidate in (UNIFORM, SINGLE))
+        return UNIFORM if _worth_it(uniform, single) else SINGLE
+
     def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
-        """LOMO Omega beyond the best single configuration's, and its standard error over the machines, in per cent."""
+        """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""
         if len(self.machines) < 2:
             return None, None
-        own, single = self._losses(candidate, NOBODY), self._losses(SINGLE, NOBODY)
+        own, simple = self._losses(candidate, NOBODY), self._losses(self._simple(), NOBODY)
         # Omega is the reciprocal of the mean loss, so a small difference in loss is one in Omega times its square.
-        return float(1 / own.mean() - 1 / single.mean()), float(_standard_error(single - own) / own.mean() ** 2)
+        return float(1 / own.mean() - 1 / simple.mean()), float(_standard_error(simple - own) / own.mean() ** 2)
 
     def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
         """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""
@@ -131,10 +136,11 @@ class Estimates:
         return np.array([1 / harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
 
 
-def _worth_it(single: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    gains = single - other
+def _worth_it(loss: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
+    """Whether losses (M,) are below those of a reference beyond noise, and by enough."""
+    gains = reference - loss
     beyond_noise = gains.mean() > STANDARD_ERRORS * _standard_error(gains)
-    return bool(beyond_noise and 1 / other.mean() - 1 / single.mean() >= WORTH)
+    return bool(beyond_noise and 1 / loss.mean() - 1 / reference.mean() >= WORTH)
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
