@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fusion.scales import CALIBRATED, on_scale
 from scoring.calibration import calibrate, transductive_normalisation
 from scoring.errors import InputError
-from scoring.table import conform, is_transductive, join, with_scores
+from scoring.table import conform, groups, is_transductive, join, with_scores
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Joined:
             keys, (_, values[i]) = join({names[0]: first, name: table} if i else {"": first, name: first})
             clips = keys if clips is None or is_transductive(keys) else clips
             _check_same_clips(names[0], first, name, table)
+        _check_training_clips(clips)
         return cls(names, first, clips, values)
 
     def fused(self, weights: NDArray[np.float64], scale: str, metadata: Mapping[str, str]) -> pa.Table:
@@ -65,6 +66,14 @@ class Joined:
         if is_transductive(self.clips):
             return conform(transductive_normalisation(with_scores(first, score, None, metadata)))
         return conform(with_scores(first, score, calibrate(self.clips, score), metadata))
+
+
+def _check_training_clips(clips: pa.Table) -> None:
+    """Refuse at once what could not be calibrated at the end."""
+    train = clips["split"].to_numpy() == "train"
+    for machine, section, own in groups(clips):
+        if not is_transductive(clips) and (known := int((own & train).sum())) < 2:
+            raise InputError(f"machine {machine} section {section} has {known} training clips to calibrate on, not 2")
 
 
 def _check_same_clips(first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:

@@ -133,11 +133,11 @@ def _save(path: Path, found: Found) -> None:
 
 def _load(path: Path) -> Found | None:
     try:
-        with np.load(path) as file:
+        with open(path, "rb") as file, np.load(file) as arrays:
             found: Found = {}
-            for key in file.files:
+            for key in arrays.files:
                 method, _, strength = key.partition("|")
-                found.setdefault(method, {})[strength] = file[key]
+                found.setdefault(method, {})[strength] = arrays[key]
             return found
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         return None
