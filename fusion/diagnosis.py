@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from fusion.evolution import evolution
 from fusion.hierarchy import Parts, Weights, choose_weights
 from fusion.labelled import LabelledScores
-from fusion.methods import best_single, greedy, uniform
+from fusion.methods import greedy
 from scoring.metrics import harmonic_mean
 
 GENERATIONS = 200
@@ -29,11 +30,12 @@ class Diagnosis:
     machine_weights: dict[str, Weights]
 
 
-def diagnose(tables: LabelledScores, configurations: LabelledScores, parts: Parts, seed: int) -> Diagnosis:
-    """Search freely, on all labels at once."""
+def diagnose(
+    tables: LabelledScores, configurations: LabelledScores, parts: Parts, starts: Sequence[Weights], seed: int
+) -> Diagnosis:
+    """Search freely, on all labels at once; `starts` are weights of the tables (T,) that are known to be good."""
     rng = np.random.default_rng(seed)
     flat = [slice(0, len(tables.names))]
-    starts = [level(tables, rng) for level in (uniform, best_single, greedy)]
     free = evolution(tables, flat, starts, rng, GENERATIONS)
     own, cells = {}, []
     for machine in configurations.machines:

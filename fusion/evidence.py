@@ -122,8 +122,14 @@ class Evidence:
                 {machine: weights @ self._averages for machine, weights in chosen.items()} if lomo else {},
                 tolerance,
             ),
-            diagnosis=diagnose(self._tables[CALIBRATED], pool, self._problem.parts, self._problem.seed),
+            diagnosis=self._diagnosis(),
         )
+
+    def _diagnosis(self) -> Diagnosis:
+        found = [weights for path in self._found[Task()].values() for weights in path.values()]
+        tables, pool = self._tables[CALIBRATED], self._pools[CALIBRATED]
+        starts = [weights @ self._averages for weights in found]
+        return diagnose(tables, pool, self._problem.parts, starts, self._problem.seed)
 
     def by_table(self, weights: Weights) -> dict[str, float]:
         """Weights of the tables from those of the configurations."""

@@ -51,4 +51,5 @@ def test_many_blocks_are_one(monkeypatch):
     weights = np.random.default_rng(1).dirichlet(np.ones(2), 30)
     whole = Objective(values, cells).cells(weights)
     monkeypatch.setattr("fusion.objective.BLOCK", 100)
+    monkeypatch.setattr("fusion.objective.SUMMED", 500)
     assert Objective(values, cells).cells(weights) == pytest.approx(whole)
