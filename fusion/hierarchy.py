@@ -1,7 +1,8 @@
 """The system's tree: which tables are seeds of one configuration, which configurations form a sub-system.
 
-A weight is chosen per configuration inside its sub-system and per sub-system inside the system; seeds of
-one configuration are averaged. All weights are at least 0 and sum to 1, and no machine has its own.
+Seeds of one configuration are averaged. A weight is chosen per configuration inside its sub-system and per
+sub-system inside the system; a configuration's weight in the system is the product. All weights are at
+least 0 and sum to 1, and no machine has its own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from scoring.errors import InputError
 
 # sub-system → configuration → names of its seeds' tables
 Tree = Mapping[str, Mapping[str, Sequence[str]]]
-# Scores of C members → weights (C,)
-Method = Callable[[LabelledScores, np.random.Generator], NDArray[np.float64]]
+Weights = NDArray[np.float64]
+# Scores of C members of one level → weights (C,)
+Level = Callable[[LabelledScores, np.random.Generator], Weights]
+# Where the configurations of each sub-system stand among all K
+Parts = Sequence[slice]
 
 
 def tables_of(tree: Tree) -> list[str]:
@@ -39,48 +43,59 @@ def tables_of(tree: Tree) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def choose_weights(scores: LabelledScores, tree: Tree, method: Method, rng: np.random.Generator) -> dict[str, float]:
-    """Weight of every table: seeds averaged, `method` inside each sub-system, `method` over sub-systems."""
-    inside, fused = [], []
-    for configurations in tree.values():
-        averaged = [scores.mean_of(seeds) for seeds in configurations.values()]
-        weights = method(scores.with_values(averaged), rng)
-        inside.append(weights)
-        fused.append(weights @ np.stack(averaged))
-    over = method(scores.with_values(fused), rng)
-    return flatten(tree, over, inside)
+def parts_of(tree: Tree) -> list[slice]:
+    """The place of each sub-system's configurations among those of the whole tree."""
+    ends = np.cumsum([len(configurations) for configurations in tree.values()])
+    return [slice(int(end) - len(c), int(end)) for end, c in zip(ends, tree.values(), strict=True)]
 
 
-def flatten(tree: Tree, over: NDArray[np.float64], inside: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """Weight of every table from the weights over sub-systems (S,) and inside each of them (C,).
-
-    A table that stands in the tree twice gets the sum of its weights.
-    """
-    flat = dict.fromkeys(tables_of(tree), 0.0)
-    for subsystem, outer, inner in zip(tree.values(), over, inside, strict=True):
-        for seeds, weight in zip(subsystem.values(), inner, strict=True):
-            for seed in seeds:
-                flat[seed] += float(outer * weight / len(seeds))
-    return flat
+def configuration_names(tree: Tree) -> list[str]:
+    """`sub-system/configuration` of all K configurations."""
+    return [f"{subsystem}/{name}" for subsystem, configurations in tree.items() for name in configurations]
 
 
-def uniform_weights(tree: Tree) -> dict[str, float]:
+def averaging(tree: Tree, names: Sequence[str]) -> NDArray[np.float64]:
+    """(K, tables): the share of each named table in each configuration, equal for its seeds."""
+    place = {name: i for i, name in enumerate(names)}
+    configurations = [seeds for c in tree.values() for seeds in c.values()]
+    matrix = np.zeros((len(configurations), len(names)))
+    for row, seeds in zip(matrix, configurations, strict=True):
+        np.add.at(row, [place[seed] for seed in seeds], 1 / len(seeds))
+    return matrix
+
+
+def configurations_of(scores: LabelledScores, tree: Tree) -> LabelledScores:
+    """The tree's K configurations as members: the mean of each one's seeds."""
+    return scores.with_values(averaging(tree, scores.names) @ scores.values, configuration_names(tree))
+
+
+def choose_weights(scores: LabelledScores, parts: Parts, level: Level, rng: np.random.Generator) -> Weights:
+    """Weights (K,) of configurations: `level` inside each sub-system, then `level` over the sub-systems."""
+    inside = [level(scores.part(part), rng) for part in parts]
+    fused = np.stack([weights @ scores.values[part] for weights, part in zip(inside, parts, strict=True)])
+    return product(level(scores.with_values(fused), rng), inside)
+
+
+def product(over: Weights, inside: Sequence[Weights]) -> Weights:
+    """Weights (K,) in the system from those over sub-systems (S,) and inside each of them."""
+    return np.concatenate([outer * inner for outer, inner in zip(over, inside, strict=True)])
+
+
+def factors(weights: Weights, parts: Parts) -> tuple[Weights, list[Weights]]:
+    """The inverse of `product`; inside a sub-system without weight all configurations are equal."""
+    over = np.array([weights[part].sum() for part in parts])
+    equal = [np.full(part.stop - part.start, 1 / (part.stop - part.start)) for part in parts]
+    inside = [weights[p] / o if o > 0 else e for p, o, e in zip(parts, over, equal, strict=True)]
+    return over, inside
+
+
+def uniform_weights(parts: Parts) -> Weights:
     """Equal weights on every level, for which no label is needed."""
-    inside = [np.full(len(configurations), 1 / len(configurations)) for configurations in tree.values()]
-    return flatten(tree, np.full(len(tree), 1 / len(tree)), inside)
+    over, inside = factors(np.zeros(parts[-1].stop), parts)
+    return product(np.full(len(over), 1 / len(over)), inside)
 
 
-def level_weights(tree: Tree, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Weight of each configuration in the system, by sub-system: what a person wants to read.
-
-    Shared tables are attributed to each place in proportion to how often they stand in the tree.
-    """
-    places: dict[str, int] = dict.fromkeys(weights, 0)
-    for configurations in tree.values():
-        for seeds in configurations.values():
-            for seed in seeds:
-                places[seed] += 1
-    return {
-        subsystem: {name: sum(weights[s] / places[s] for s in seeds) for name, seeds in configurations.items()}
-        for subsystem, configurations in tree.items()
-    }
+def by_subsystem(tree: Tree, weights: Weights) -> dict[str, dict[str, float]]:
+    """Weight of each configuration in the system, by sub-system: what a person wants to read."""
+    values = iter(weights.tolist())
+    return {subsystem: {name: next(values) for name in configurations} for subsystem, configurations in tree.items()}

@@ -1,23 +1,24 @@
-"""Fusion searches as Ray tasks: the scores go to the object store once, each search is one task."""
+"""Fusion searches as Ray tasks: the scores go to the object store once, each set of clips is one task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import ray
 
-from fusion.hierarchy import Tree
-from fusion.labelled import LabelledScores
-from fusion.search import Task, search_weights
+from fusion.tasks import Found, Problem, Task, search_weights
 
 
-def run_on_ray(scores: LabelledScores, tree: Tree, tasks: Iterable[Task]) -> list[dict[str, float]]:
-    """The runner for `fusion.search.fuse` on the connected Ray cluster."""
-    shared = ray.put((scores, tree))
-    return ray.get([_search.remote(shared, task) for task in tasks])
+def run_on_ray(problem: Problem, tasks: Sequence[Task]) -> Iterator[tuple[Task, Found]]:
+    """The runner for `fusion.fuse` on the connected Ray cluster."""
+    shared = ray.put(problem)
+    running = {_search.remote(shared, task): task for task in tasks}
+    while running:
+        finished, _ = ray.wait(list(running))
+        for reference in finished:
+            yield running.pop(reference), ray.get(reference)
 
 
 @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
-def _search(shared: tuple[LabelledScores, Tree], task: Task) -> dict[str, float]:
-    scores, tree = shared
-    return search_weights(scores, tree, task)
+def _search(problem: Problem, task: Task) -> Found:
+    return search_weights(problem, task)

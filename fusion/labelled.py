@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fusion.objective import Objective
 from scoring.metrics import LabelledCells, harmonic_mean
-from scoring.table import join
 
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Calibrated scores of C members on the labelled test clips of the development machines.
+    """Scores of C members on the labelled test clips of the development machines.
 
     names: the members
-    values: (C, rows) calibrated scores
+    values: (C, rows) scores, of labelled clips alone
     cells: which rows are compared with which, per machine
     """
 
@@ -27,18 +28,25 @@ class LabelledScores:
     cells: LabelledCells
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, pa.Table]) -> LabelledScores:
-        """Join development tables (from `read_table`) by key.
+    def of(cls, names: Sequence[str], values: NDArray[np.float64], table: pa.Table) -> LabelledScores:
+        """Members' scores (C, rows of `table`) with the labels of `table`.
 
         Machines without labels, or with normals only or anomalies only, tell nothing and are left out.
 
         Raises
         ------
         InputError
-            If the tables do not have the same clips, or none has a label.
+            If no clip has a label.
         """
-        _, values = join(tables)
-        return cls(tuple(tables), values, LabelledCells.from_table(next(iter(tables.values()))).measurable())
+        cells = LabelledCells.from_table(table).measurable()
+        used, rows = np.unique(cells.rows, return_inverse=True)
+        compact = replace(cells, rows=rows.reshape(cells.rows.shape))
+        return cls(tuple(names), values[:, used], compact)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective on these members, machines and clips."""
+        return Objective(self.values, self.cells)
 
     @property
     def machines(self) -> list[str]:
@@ -53,19 +61,30 @@ class LabelledScores:
         """The same members on all machines but these."""
         return self.only([m for m in self.machines if m not in machines]) if machines else self
 
-    def mean_of(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """Mean score (rows,) of some members."""
-        return self.values[[self.names.index(name) for name in names]].mean(axis=0)
+    def clips(self, keep: NDArray[np.bool_]) -> LabelledScores:
+        """The same members on some of the clips (rows,)."""
+        kept = keep[self.cells.rows]
+        cells = replace(self.cells, positive=self.cells.positive * kept, negative=self.cells.negative * kept)
+        return replace(self, cells=cells)
 
-    def with_values(self, values: Sequence[NDArray[np.float64]]) -> LabelledScores:
-        """Other, unnamed members on the same clips: `values` holds one (rows,) per member."""
-        return replace(self, names=tuple(map(str, range(len(values)))), values=np.stack(values))
+    def part(self, part: slice) -> LabelledScores:
+        """Some of the members on the same clips."""
+        return replace(self, names=self.names[part], values=self.values[part])
+
+    def with_values(self, values: NDArray[np.float64], names: Sequence[str] | None = None) -> LabelledScores:
+        """Other members (C, rows) on the same clips, numbered unless named."""
+        return replace(self, names=tuple(names or map(str, range(len(values)))), values=values)
+
+    def strata(self) -> list[NDArray[np.int64]]:
+        """Rows of each machine's and section's anomalies, and of its normals by domain."""
+        labels = np.stack([self.cells.positive[2], *self.cells.negative]) > 0
+        codes = np.einsum("k,kgn->gn", [1, 2, 4, 8], labels)
+        return [
+            np.unique(rows[own == code])
+            for rows, own in zip(self.cells.rows, codes, strict=True)
+            for code in np.unique(own[own > 0])
+        ]
 
     def omega(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Omega in per cent of weighted sums; weights (..., C) give (...)."""
-        return harmonic_mean(self.cells.values(weights @ self.values), axis=(-2, -1))
-
-    def fused_cells(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
-        """Cells (3, G) in per cent of the weighted sum of the named members."""
-        vector = np.array([weights[name] for name in self.names])
-        return self.cells.values(vector @ self.values)
+        return harmonic_mean(self.objective.cells(weights), axis=(-2, -1))

@@ -1,60 +1,127 @@
-"""Ways to choose weights for C members from labelled development scores.
+"""Ways to choose weights from labelled development scores.
 
-Each is a function (scores, rng) → weights (C,), at least 0 and summing to 1; a new one is a function and an
-entry in `METHODS`. The order is from the simplest to the most elaborate: of equals the first is delivered.
+A method takes the K configurations, the places of the sub-systems among them and a random generator, and gives
+weights (K,) for each strength of its regularisation, under a name that says it. A new one is a function and an
+entry in `METHODS`. Most choose on one level, with a function (scores of C members, rng) → weights (C,).
 """
 
 from __future__ import annotations
 
-import hyperopt
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.hierarchy import Method
+from fusion.evolution import evolution
+from fusion.hierarchy import Level, Parts, Weights, choose_weights, uniform_weights
 from fusion.labelled import LabelledScores
+from fusion.scales import CALIBRATED, RANK
+from fusion.tpe import tpe
 
-TRIALS = 120
+# Omega in per cent: members that differ by so much differ in weight by a factor e.
+TEMPERATURES = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Share of the uniform weights in what is delivered.
+SHRINKAGES = (0.75, 0.5, 0.25, 0.0)
+ROUNDS = 20
+BAGS = 10
+
+Search = Callable[[LabelledScores, Parts, np.random.Generator], dict[str, Weights]]
 
 
-def uniform(scores: LabelledScores, rng: np.random.Generator) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Method:
+    """A way to choose weights, and the scale of scores they apply to."""
+
+    search: Search
+    scale: str = CALIBRATED
+
+
+def uniform(scores: LabelledScores, rng: np.random.Generator) -> Weights:
     """The same weight for every member."""
     n = len(scores.values)
     return np.full(n, 1 / n)
 
 
-def best_single(scores: LabelledScores, rng: np.random.Generator) -> NDArray[np.float64]:
+def best_single(scores: LabelledScores, rng: np.random.Generator) -> Weights:
     """All weight on the member with the highest Omega."""
-    vertices = np.eye(len(scores.values))
-    return vertices[int(np.argmax(scores.omega(vertices)))]
+    alone = np.eye(len(scores.values))
+    return alone[int(np.argmax(scores.omega(alone)))]
 
 
-def tpe(scores: LabelledScores, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Bayesian optimisation of Omega: tree-structured Parzen estimators (Bergstra et al. 2011) in hyperopt.
+def softmax(scores: LabelledScores, rng: np.random.Generator, temperature: float) -> Weights:
+    """Weights ∝ exp(Omega / temperature), Omega in per cent."""
+    omega = scores.omega(np.eye(len(scores.values)))
+    weights = np.exp((omega - omega.max()) / temperature)
+    return weights / weights.sum()
 
-    Members get w_i = −log u_i / Σ −log u_j with u uniform, which is uniform on the simplex (Dirichlet(1));
-    normalised uniforms are not. The search starts from equal weights and from each member nearly alone.
+
+def greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
+    """Ensemble selection with replacement (Caruana et al. 2004, https://doi.org/10.1145/1015330.1015432).
+
+    Each round adds the member whose addition gives the highest Omega; the best of all rounds counts.
     """
+    return _select(scores, np.ones((1, len(scores.values)), bool))[0]
+
+
+def bagged_greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
+    """The mean of greedy selections from random halves of the members (Caruana et al. 2004)."""
     n = len(scores.values)
-    if n == 1:
-        return np.ones(1)
-    space = {str(i): hyperopt.hp.uniform(str(i), 1e-9, 1 - 1e-9) for i in range(n)}
-    starts = [{str(i): 0.5 if alone is None or i == alone else 0.98 for i in range(n)} for alone in (None, *range(n))]
-    best = hyperopt.fmin(
-        lambda point: -float(scores.omega(_on_simplex(point))),
-        space,
-        algo=hyperopt.tpe.suggest,
-        max_evals=TRIALS,
-        points_to_evaluate=starts,
-        rstate=rng,
-        show_progressbar=False,
-        verbose=False,
-    )
-    return _on_simplex(best)
+    ranks = rng.permuted(np.tile(np.arange(n), (BAGS, 1)), axis=1)
+    return _select(scores, ranks < (n + 1) // 2).mean(axis=0)
 
 
-def _on_simplex(point: dict[str, float]) -> NDArray[np.float64]:
-    exponential = -np.log([point[str(i)] for i in range(len(point))])
-    return exponential / exponential.sum()
+def _select(scores: LabelledScores, allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Greedy weights (B, C) from each bag's allowed members (B, C), all bags side by side."""
+    bags, n = allowed.shape
+    counts, best, best_omega = np.zeros((bags, n)), np.zeros((bags, n)), np.full(bags, -np.inf)
+    for size in range(1, ROUNDS + 1 if n > 1 else 2):
+        candidates = counts[:, None] + np.eye(n)
+        omega = np.full((bags, n), -np.inf)
+        omega[allowed] = scores.omega(candidates[allowed] / size)
+        chosen = (np.arange(bags), omega.argmax(axis=1))
+        counts, better = candidates[chosen], omega[chosen] > best_omega
+        best[better], best_omega[better] = counts[better] / size, omega[chosen][better]
+    return best
 
 
-METHODS: dict[str, Method] = {"uniform": uniform, "best_single": best_single, "tpe": tpe}
+def _plain(level: Level) -> Search:
+    return lambda scores, parts, rng: {"": choose_weights(scores, parts, level, rng)}
+
+
+def _softmax(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> dict[str, Weights]:
+    return {
+        f"temperature {t}": choose_weights(scores, parts, partial(softmax, temperature=t), rng) for t in TEMPERATURES
+    }
+
+
+def _shrunk(level: Level) -> Search:
+    """A search on both levels, whose result is then drawn towards uniform weights."""
+    return lambda scores, parts, rng: _towards_uniform(choose_weights(scores, parts, level, rng), parts)
+
+
+def _towards_uniform(weights: Weights, parts: Parts) -> dict[str, Weights]:
+    return {f"shrinkage {s}": (1 - s) * weights + s * uniform_weights(parts) for s in SHRINKAGES}
+
+
+def _evolution(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> dict[str, Weights]:
+    starts = [choose_weights(scores, parts, level, rng) for level in (uniform, best_single, greedy)]
+    return _towards_uniform(evolution(scores, parts, starts, rng), parts)
+
+
+def _tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
+    return tpe(scores, [level(scores, rng) for level in (uniform, best_single, greedy)], rng)
+
+
+# From the simplest to the most elaborate: of equals the first is taken.
+METHODS: dict[str, Method] = {
+    "uniform": Method(_plain(uniform)),
+    "best_single": Method(_plain(best_single)),
+    "rank_average": Method(_plain(uniform), RANK),
+    "softmax": Method(_softmax),
+    "greedy": Method(_shrunk(greedy)),
+    "bagged_greedy": Method(_shrunk(bagged_greedy)),
+    "tpe": Method(_shrunk(_tpe)),
+    "evolution": Method(_evolution),
+}

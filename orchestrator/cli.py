@@ -52,6 +52,7 @@ def main() -> None:
     tutti demo                                  the whole chain on generated data
     tutti plan s2 --data DIR                    what would be trained
     tutti run s1 s2 --data DIR --out runs/a     train what is missing, fuse, deliver
+    tutti fuse --tables DIR --out fused         fuse score tables made elsewhere
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for package in ("orchestrator", "branches", "scoring", "fusion", "cluster"):
@@ -117,6 +118,7 @@ def _run(
     systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, options: dict[str, Any]
 ) -> None:
     from orchestrator.pipeline import BranchesFailed, Place, RunInterrupted, run
+    from orchestrator.result import summary
     from orchestrator.spec import load_systems
 
     specs = load_systems(systems, backbone)
@@ -129,10 +131,8 @@ def _run(
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
         return
     for name, result in results.items():
-        delivered = result["delivered"]
-        click.echo(f"{name}: {delivered['method']} delivered ({delivered['why']})")
-        rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
-        rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
+        heading, rows = summary(result)
+        click.echo(f"{name}: {heading}")
         _print_table(("Omega, %", "in-sample", "LOMO"), rows)
     click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}")
 
@@ -222,6 +222,50 @@ def check(folder: Path, as_json: bool) -> None:
         click.echo(problem, err=True)
     if problems:
         raise InputError(f"{folder}: {len(problems)} of {index.num_rows} clips cannot be used")
+
+
+@main.command()
+@click.argument("system", required=False)
+@click.option(
+    "--tables", type=click.Path(path_type=Path), help="Folder with index.csv, or a run's; SYSTEM for the latter."
+)
+@click.option("--tracking-uri", help="MLflow store to take the tables of finished branches from.")
+@click.option("--experiment", help="Its experiment, by name.")
+@click.option("--run", help="Id of one `tutti run` in it: take only its branches.")
+@_backbone
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for fused.parquet and result.json.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Apply the weights of this result.json; reads no label."
+)
+@click.option(
+    "--transductive-normalisation",
+    "transductive",
+    is_flag=True,
+    help="Normalise by the test clips, for tables without training clips; against the challenge's rules.",
+)
+@click.option("--address", help="Ray cluster, or `local` to start one; default: one core of this process.")
+@_json
+def fuse(as_json: bool, **options: Any) -> None:
+    """Fuse score tables; they may have been made elsewhere. Running it again continues.
+
+    Without SYSTEM the tree is read from index.csv: the columns table (file name without .parquet), family
+    (sub-system), config (configuration) and seed.
+
+    \b
+    Example: tutti fuse --tables scores/dev --out fused
+             tutti fuse --weights fused/result.json --tables scores/eval --out fused_eval
+    """
+    from orchestrator.fuse_command import Request, fuse_tables
+    from orchestrator.result import summary
+
+    result = fuse_tables(Request(**options))
+    if as_json:
+        click.echo(json.dumps(result))
+    elif "delivered" in result:
+        heading, rows = summary(result)
+        click.echo(heading)
+        _print_table(("Omega, %", "in-sample", "LOMO"), rows)
+    click.echo(f"{options['out'] / 'fused.parquet'}", err=as_json)
 
 
 @main.command()

@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pyarrow as pa
 from fusion.hierarchy import Tree, tables_of
 from fusion.search import Fusion, Runner, fuse
 from orchestrator.plan import Plan, code_version, digest
+from orchestrator.result import describe
 from orchestrator.spec import SystemSpec
 from orchestrator.tracking import Tracker
 from orchestrator.worker import flat_metrics
-from scoring.metrics import Metrics, has_labels, official_metrics
+from scoring.metrics import has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
 FUSED = "fused.parquet"
@@ -44,34 +45,52 @@ def fused_system(
     tree = plan.trees[system.name]
     own = {name: tables[name] for name in tables_of(tree)}
     tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own)}
-    known = _finished_result(folder, tags["fusion_id"])
+    known = finished_result(folder, tags["fusion_id"])
     if known is not None and tracker.finished_run(tags):
         return known
     log.info("%s: fusing %d score tables", system.name, len(own))
     with tracker.run(f"{system.name} fused", tags, {}) as run:
         metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
-        fusion = fuse(own, tree, metadata, runner=runner)
-        folder.mkdir(parents=True, exist_ok=True)
-        checksum = write_table(fusion.table, folder / FUSED)
-        result = {
-            **_result(system, plan, own, fusion),
+        about = {
+            "system": system.name,
+            "description": system.description,
             "dataset": dataset,
-            "fusion_id": tags["fusion_id"],
-            "sha256": checksum,
+            "branches": [_branch(name, table, plan) for name, table in own.items()],
+            "spec": system.model_dump(),
         }
-        _write_json(folder / RESULT, result)
+        result, fusion = fuse_into(folder, tags["fusion_id"], own, tree, metadata, about, runner)
         run.upload(folder)
-        choice = fusion.choice
         weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
-        run.log(
-            metrics={
-                **flat_metrics(choice.in_sample, "in_sample."),
-                **flat_metrics(fusion.lomo, "lomo."),
-                **weights,
-            },
-            tags={"method": fusion.delivered},
-        )
+        figures = {}
+        if fusion.validation is not None:
+            figures = flat_metrics(fusion.validation.in_sample, "in_sample.")
+            figures |= flat_metrics(fusion.validation.lomo, "lomo.")
+        run.log(metrics={**figures, **weights}, tags={"method": fusion.method})
     return result
+
+
+def fuse_into(
+    folder: Path,
+    fusion_id: str,
+    tables: Mapping[str, pa.Table],
+    tree: Tree,
+    metadata: Mapping[str, str],
+    about: Mapping[str, Any],
+    runner: Runner,
+) -> tuple[dict[str, Any], Fusion]:
+    """Fuse tables and write `fused.parquet` and `result.json` into `folder`.
+
+    Searches that are finished lie in a folder of their own until the result is there, so that an interrupted fusion
+    with the same `fusion_id` continues.
+    """
+    searches = folder / f"searches-{fusion_id}"
+    fusion = fuse(tables, tree, metadata, runner=runner, folder=searches)
+    folder.mkdir(parents=True, exist_ok=True)
+    checksum = write_table(fusion.table, folder / FUSED)
+    result = {**about, **describe(fusion, tree), "fusion_id": fusion_id, "sha256": checksum}
+    write_json(folder / RESULT, result)
+    shutil.rmtree(searches, ignore_errors=True)
+    return json.loads(json.dumps(result)), fusion
 
 
 def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table]) -> str:
@@ -82,7 +101,8 @@ def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table]) -> str:
     return digest([tree, scores, code_version("fusion", "scoring", "orchestrator")])
 
 
-def _finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
+def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
+    """The result that stands in `folder`, if it is this fusion's and its fused table is intact."""
     try:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text())
         intact = result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED)
@@ -91,53 +111,18 @@ def _finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
     return result if intact else None
 
 
-def _result(system: SystemSpec, plan: Plan, tables: Mapping[str, pa.Table], fusion: Fusion) -> dict[str, Any]:
+def _branch(name: str, table: pa.Table, plan: Plan) -> dict[str, Any]:
+    branch_id, _, detector = name.partition("/")
     names = {branch.branch_id: branch.name for branch in plan.branches}
-    return {
-        "system": system.name,
-        "description": system.description,
-        "delivered": {
-            "method": fusion.delivered,
-            "why": fusion.why,
-            "weights": fusion.configuration_weights,
-            "table_weights": fusion.choice.weights,
-            "in_sample": _omega(fusion.choice.in_sample),
-            "lomo": _omega(fusion.lomo),
-        },
-        "methods": {
-            name: {"in_sample": _omega(choice.in_sample), "lomo": _omega(choice.lomo)}
-            for name, choice in fusion.methods.items()
-        },
-        "machines": {
-            "in_sample": _machines(fusion.choice.in_sample),
-            "lomo": _machines(fusion.lomo),
-        },
-        "branches": [
-            {
-                "table": name,
-                "branch": names[name.partition("/")[0]],
-                "detector": name.partition("/")[2],
-                **_metrics(table),
-            }
-            for name, table in tables.items()
-        ],
-        "spec": system.model_dump(),
-    }
-
-
-def _omega(metrics: Metrics | None) -> float | None:
-    return metrics.omega if metrics else None
-
-
-def _machines(metrics: Metrics | None) -> dict[str, Any] | None:
-    return {name: asdict(values) for name, values in metrics.machines.items()} if metrics else None
+    return {"table": name, "branch": names[branch_id], "detector": detector, **_metrics(table)}
 
 
 def _metrics(table: pa.Table) -> dict[str, Any]:
     return official_metrics(table).as_dict() if has_labels(table) else {"omega": None, "machines": {}}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file through a temporary name."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1))
     os.replace(temporary, path)

@@ -89,6 +89,25 @@ class Tracker:
             path = Path(self.client.download_artifacts(run.info.run_id, artifact, folder))
         return path if file_sha256(path) == expected else None
 
+    def tables(self, run: Run, folder: Path) -> list[Path]:
+        """Copies in `folder` of all score tables that a branch's run names.
+
+        Raises
+        ------
+        InputError
+            If one of them is lost or damaged.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        start, paths = checksum_tag(f"{TABLES}/"), []
+        for tag in sorted(run.data.tags):
+            if tag.startswith(start):
+                artifact = tag.removeprefix(checksum_tag(""))
+                path = self.intact(run, artifact, str(folder))
+                if path is None:
+                    raise InputError(f"{run.info.run_name}: {artifact} is lost or damaged in {self.uri}; run it again")
+                paths.append(path)
+        return paths
+
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[TrackedRun]:
         """The run with these tags, found or created, RUNNING inside the block and closed after it."""

@@ -1,15 +1,17 @@
 from cluster.session import session
-from fusion.job import run_on_ray
 from fusion.search import fuse
-from tests.tables import make_table
+from tests.fusion.pools import make_pool
 
-TREE = {"a": {"x": ["x0"], "y": ["y0"]}}
+TREE = {"a": {"x": ["g0"], "y": ["g1"]}, "b": {"z": ["o0"]}}
 
 
 def test_ray_tasks_find_what_one_core_finds():
-    tables = {name: make_table(seed=i) for i, name in enumerate(["x0", "y0"])}
-    with session(num_cpus=2):
-        on_ray = fuse(tables, TREE, runner=run_on_ray)
+    tables = make_pool(("fan", "pump"), 8)
     here = fuse(tables, TREE)
-    assert on_ray.methods == here.methods
+    with session(num_cpus=2):
+        from fusion.job import run_on_ray  # imports ray, and that only after the session has set it up
+
+        on_ray = fuse(tables, TREE, runner=run_on_ray)
+    assert (on_ray.weights, on_ray.validation.methods) == (here.weights, here.validation.methods)
+    assert on_ray.validation.lomo == here.validation.lomo
     assert on_ray.table.equals(here.table)

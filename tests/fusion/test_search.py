@@ -1,215 +1,132 @@
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fusion.hierarchy import choose_weights, flatten, level_weights, tables_of, uniform_weights
-from fusion.labelled import LabelledScores
-from fusion.methods import METHODS, best_single, tpe, uniform
-from fusion.search import Task, _best, _search_all, fuse, run_here, search_weights
+from fusion.methods import METHODS
+from fusion.search import fuse
+from scoring.calibration import transductive_normalisation
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
-from scoring.table import conform
+from scoring.table import conform, is_transductive, metadata_of
+from tests.fusion.pools import MACHINES, TREE, make_pool, turned
 from tests.tables import make_table
 
-MACHINES = ("fan", "pump", "valve")
-TREE = {"a": {"good": ["g0", "g1"], "poor": ["p0"]}, "b": {"other": ["o0"]}}
+# Four more members with errors of their own.
+WIDE = {**TREE, "c": {f"n{i}": [f"n{i}"] for i in range(4)}}
 
 
 @pytest.fixture(scope="module")
 def tables():
-    """Independent errors: averaging must help, and `p0` knows nothing."""
-    strength = {"g0": 1.0, "g1": 1.0, "p0": 0.0, "o0": 0.8}
-    return {name: make_table(MACHINES, 40, 40, s, seed=i) for i, (name, s) in enumerate(strength.items())}
-
-
-@pytest.fixture(scope="module")
-def scores(tables):
-    return LabelledScores.from_tables(tables)
+    return make_pool() | {f"n{i}": make_table(MACHINES, 40, 40, 0.9, seed=10 + i) for i in range(4)}
 
 
 @pytest.fixture(scope="module")
 def fused(tables):
-    return fuse(tables, TREE)
+    return fuse(tables, WIDE, {"made": "here"})
 
 
-rng = np.random.default_rng
+def figures(fusion):
+    v = fusion.validation
+    return (fusion.method, fusion.strength, fusion.weights, v.in_sample, v.lomo, v.gains, v.methods, v.pruned)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_weights_are_on_the_simplex(scores, method):
-    weights = choose_weights(scores, TREE, METHODS[method], rng(0))
-    assert list(weights) == ["g0", "g1", "p0", "o0"]
-    assert sum(weights.values()) == pytest.approx(1)
-    assert min(weights.values()) >= 0
+def test_independent_errors_give_a_large_gain(fused):
+    v = fused.validation
+    assert v.lomo.omega > v.methods["best_single"].lomo.omega + 3
+    assert v.gains["best_single"].clips[0] > 0
+    assert fused.method != "best_single"
+    assert "beats the best single configuration" in fused.why or "uniform weights and the best single" in fused.why
 
 
-@given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4), min_size=1, max_size=4), st.data())
-@settings(max_examples=50, deadline=None)
-def test_flattened_weights_keep_the_levels(shape, data):
-    tree = {
-        f"s{i}": {f"c{j}": [f"{i}.{j}.{k}" for k in range(n)] for j, n in enumerate(configurations)}
-        for i, configurations in enumerate(shape)
-    }
-
-    def simplex(n):
-        raw = np.array(data.draw(st.lists(st.floats(0.01, 1), min_size=n, max_size=n)))
-        return raw / raw.sum()
-
-    over, inside = simplex(len(shape)), [simplex(len(c)) for c in shape]
-    flat = flatten(tree, over, inside)
-    assert sum(flat.values()) == pytest.approx(1)
-    levels = level_weights(tree, flat)
-    for i, configurations in enumerate(levels.values()):
-        assert list(configurations.values()) == pytest.approx(over[i] * inside[i])
-    for configurations in tree.values():
-        for seeds in configurations.values():
-            assert len({flat[s] for s in seeds}) == 1
-
-
-def test_uniform_needs_no_labels(scores):
-    assert uniform_weights(TREE) == pytest.approx(choose_weights(scores, TREE, uniform, rng(0)))
-    assert uniform_weights(TREE) == pytest.approx({"g0": 0.125, "g1": 0.125, "p0": 0.25, "o0": 0.5})
-
-
-def test_a_table_that_stands_twice_gets_both_weights():
-    tree = {"a": {"x": ["t"]}, "b": {"y": ["t"], "z": ["u"]}}
-    flat = flatten(tree, np.array([0.5, 0.5]), [np.ones(1), np.array([0.4, 0.6])])
-    assert flat == pytest.approx({"t": 0.7, "u": 0.3})
-    levels = level_weights(tree, flat)
-    assert sum(w for c in levels.values() for w in c.values()) == pytest.approx(1)
-
-
-def test_best_single_takes_the_best(scores):
-    alone = [float(scores.omega(np.eye(4)[i])) for i in range(4)]
-    assert best_single(scores, rng(0)).argmax() == int(np.argmax(alone))
-
-
-def test_the_search_beats_every_single_member_and_leaves_the_useless_one(scores):
-    weights = tpe(scores, rng(0))
-    assert scores.omega(weights) > max(float(scores.omega(v)) for v in np.eye(4))
-    assert weights[2] < 0.15
-
-
-def test_the_same_seed_gives_the_same_weights(scores):
-    task = Task("tpe", frozenset(), 7)
-    assert search_weights(scores, TREE, task) == search_weights(scores, TREE, task)
-    assert search_weights(scores, TREE, replace(task, seed=8)) != search_weights(scores, TREE, task)
-
-
-@pytest.fixture(scope="module")
-def turned(tables):
-    """The same scores, with the labels of one machine turned round."""
-    other = {"normal": "anomaly", "anomaly": "normal"}
-    result = {}
-    for name, table in tables.items():
-        columns = (table[k].to_pylist() for k in ("machine", "split", "condition"))
-        labels = [other[c] if m == "pump" and s == "test" else c for m, s, c in zip(*columns, strict=True)]
-        result[name] = table.set_column(5, "condition", pa.array(labels))
-    return result
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_machine_left_out_has_no_say(tables, turned, method):
-    task = Task(method, frozenset({"pump"}), 0)
-    left_out = [search_weights(LabelledScores.from_tables(t), TREE, task) for t in (tables, turned)]
-    assert left_out[0] == left_out[1]
-
-
-def test_lomo_is_measured_on_machines_left_out(tables, fused):
-    scores = LabelledScores.from_tables(tables)
-    choice = fused.methods["tpe"]
-    for machine in MACHINES:
-        weights = search_weights(scores, TREE, Task("tpe", frozenset({machine}), 0))
-        auc_source = scores.only([machine]).fused_cells(weights)[0, 0]
-        assert choice.lomo.machines[machine].auc_source == pytest.approx(auc_source)
-    assert fused.methods["uniform"].lomo.omega == pytest.approx(fused.methods["uniform"].in_sample.omega)
-
-
-def test_the_best_honest_estimate_is_delivered(fused):
-    assert fused.choice.lomo.omega == max(c.lomo.omega for c in fused.methods.values())
-    assert fused.choice.weights == fused.methods[fused.delivered].weights
-
-
-def test_the_fused_table_has_the_metrics_that_are_claimed(fused):
-    assert official_metrics(fused.table).omega == pytest.approx(fused.choice.in_sample.omega)
+def test_the_delivered_weights_make_the_fused_table(tables, fused):
+    assert sum(fused.weights.values()) == pytest.approx(1)
+    assert fused.weights["g0"] == fused.weights["g1"]
+    assert sum(w for c in fused.configuration_weights.values() for w in c.values()) == pytest.approx(1)
+    assert official_metrics(fused.table).omega == pytest.approx(fused.validation.in_sample.omega)
     assert conform(fused.table).equals(fused.table)
+    assert metadata_of(fused.table) == {"made": "here"}
+    score = sum(w * tables[name]["calibrated"].to_numpy() for name, w in fused.weights.items())
+    assert fused.table["score"].to_numpy() == pytest.approx(score)
 
 
-def test_the_runner_changes_nothing(tables, fused):
-    def backwards(scores, tree, tasks):
-        return run_here(scores, tree, list(tasks)[::-1])[::-1]
+def test_every_method_has_its_figures(fused):
+    v = fused.validation
+    assert set(v.methods) == set(METHODS)
+    for choice in v.methods.values():
+        assert choice.in_sample.omega <= v.diagnosis.optimum + 0.1
+        assert 50 < choice.lomo.omega < 100
+        assert 50 < choice.clips < 100
+        assert sum(choice.weights.values()) == pytest.approx(1)
+    assert v.methods["uniform"].lomo.omega == pytest.approx(v.methods["uniform"].in_sample.omega)
+    assert v.methods["uniform"].clips == pytest.approx(v.methods["uniform"].in_sample.omega)
+    assert v.interval[0] < v.lomo.omega < v.interval[1]
+    assert v.diagnosis.per_machine >= v.methods["greedy"].in_sample.omega - 1
+    assert set(v.winners) == set(MACHINES)
+    assert v.marginal_uniform["a/poor"] < v.marginal_uniform["a/good"]
+    assert v.correlation.shape == (7, 7)
+    assert "p0" not in v.pruned.weights
 
-    assert fuse(tables, TREE, runner=backwards).methods == fused.methods
+
+def test_the_expected_figure_is_of_a_choice_made_without_the_machine(tables, fused):
+    """Whatever a machine's labels are, the others' part of the procedure does not change: AUC turns round with them."""
+    other = fuse(turned(tables, "pump"), WIDE)
+    ours, theirs = (f.validation.lomo.machines["pump"] for f in (fused, other))
+    assert theirs.auc_source + ours.auc_source == pytest.approx(100, abs=15)  # the anomalies of both domains count
+    held = [f.validation.methods["greedy"].lomo.machines["pump"].hmean for f in (fused, other)]
+    assert held[1] < 50 < held[0]
 
 
 def test_one_machine_gives_uniform_and_says_why():
-    tables = {name: make_table(["fan"], seed=i) for i, name in enumerate(["g0", "g1", "p0", "o0"])}
-    fusion = fuse(tables, TREE)
-    assert fusion.delivered == "uniform"
+    fusion = fuse(make_pool(("fan",), 6), TREE)
+    assert fusion.method == "uniform"
     assert "fewer than two labelled machines" in fusion.why
-    assert fusion.choice.lomo is None
-    assert fusion.lomo is None
+    assert fusion.validation.lomo is None
+    assert fusion.validation.gains == {}
 
 
-def test_labels_of_one_kind_only_choose_nothing():
+def test_without_labels_weights_are_uniform_and_nothing_is_claimed():
+    fusion = fuse(make_pool(per_cell=4, labelled=False), TREE)
+    assert fusion.method == "uniform"
+    assert fusion.validation is None
     normal = make_table().filter(pa.compute.equal(make_table()["condition"], "normal"))
-    fusion = fuse(dict.fromkeys(["g0", "g1", "p0", "o0"], normal), TREE)
-    assert fusion.delivered == "uniform"
-    assert fusion.choice.in_sample is None
+    assert fuse(dict.fromkeys(["g0", "g1", "p0", "o0"], normal), TREE).validation is None
 
 
-def test_a_machine_without_anomalies_has_no_say(tables, fused):
+def test_machines_that_tell_nothing_have_no_say(tables, fused):
+    """One with hidden labels, and one with normals alone."""
     quiet = make_table(["drone"]).filter(pa.compute.equal(make_table(["drone"])["condition"], "normal"))
-    fusion = fuse({name: conform(pa.concat_tables([t, quiet])) for name, t in tables.items()}, TREE)
-    assert (fusion.choice, fusion.lomo) == (fused.choice, fused.lomo)
+    hidden = make_table(["saw"], labelled=False)
+    more = {name: conform(pa.concat_tables([table, quiet, hidden])) for name, table in tables.items()}
+    fusion = fuse(more, WIDE)
+    assert figures(fusion) == figures(fused)
+    assert fusion.table.num_rows == fused.table.num_rows + quiet.num_rows + hidden.num_rows
 
 
-def test_the_expected_figure_is_of_a_choice_made_without_the_machine(tables, turned, fused):
-    for data in (tables, turned):
-        scores = LabelledScores.from_tables(data)
-        found = _search_all(scores, TREE, 0, run_here)
-        method = _best(scores, found, frozenset({"pump"}))
-        weights = found[method, frozenset({"pump"})]
-        if data is tables:
-            chosen = (method, weights)
-            assert fused.lomo.machines["pump"].pauc == pytest.approx(scores.only(["pump"]).fused_cells(weights)[2, 0])
-        else:
-            assert (method, weights) == chosen
-
-
-def test_without_labels_weights_are_uniform():
-    tables = {n: make_table(labelled=False, seed=i) for i, n in enumerate(["g0", "g1", "p0", "o0"])}
+def test_transductive_tables_mark_what_is_made_of_them():
+    tables = {}
+    for name, table in make_pool(per_cell=6).items():
+        tables[name] = transductive_normalisation(table.filter(pa.compute.equal(table["split"], "test")))
     fusion = fuse(tables, TREE)
-    assert list(fusion.methods) == ["uniform"]
-    assert fusion.choice.in_sample is None
+    assert fusion.transductive
+    assert is_transductive(fusion.table)
+    assert fusion.table["calibrated"].null_count == 0
 
 
-def test_machines_without_labels_get_the_weights_of_the_labelled_ones(tables, fused):
-    with_hidden = {
-        name: conform(pa.concat_tables([table, make_table(["drone"], labelled=False, seed=i)]))
-        for i, (name, table) in enumerate(tables.items())
-    }
-    fusion = fuse(with_hidden, TREE)
-    assert (fusion.choice, fusion.lomo) == (fused.choice, fused.lomo)
-    drone = fusion.table.filter(pa.compute.equal(fusion.table["machine"], "drone"))
-    assert drone.num_rows == with_hidden["g0"].num_rows - tables["g0"].num_rows
+def test_tables_that_cannot_be_calibrated_are_refused():
+    tables = {n: t.filter(pa.compute.equal(t["split"], "test")) for n, t in make_pool(per_cell=4).items()}
+    with pytest.raises(InputError, match="machine fan section 0 has 0 training clips"):
+        fuse(tables, TREE)
 
 
-def test_row_order_of_the_tables_does_not_matter(tables, fused):
-    turned = {name: table.take(np.arange(table.num_rows)[::-1]) for name, table in tables.items()}
-    assert fuse(turned, TREE).table.equals(fused.table)
+def test_any_mapping_will_do(tables):
+    class Counting(dict):
+        read = 0
 
+        def __getitem__(self, name):
+            Counting.read += 1
+            return super().__getitem__(name)
 
-def test_what_is_missing_is_named(tables):
-    with pytest.raises(InputError, match="no score table for p0"):
-        fuse({k: v for k, v in tables.items() if k != "p0"}, TREE)
-    with pytest.raises(InputError, match="at least one sub-system"):
-        tables_of({})
-    with pytest.raises(InputError, match="configuration x of sub-system a has no seeds"):
-        tables_of({"a": {"x": []}})
-    with pytest.raises(InputError, match="has no machine valve"):
-        fuse({**tables, "o0": make_table(MACHINES[:2], 40, 40)}, TREE)
+    small = Counting(make_pool(("fan",), 6))
+    fuse(small, TREE)
+    assert Counting.read == 4
+    assert np.isfinite(tables["g0"]["calibrated"].to_numpy()).all()

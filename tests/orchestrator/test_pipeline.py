@@ -12,6 +12,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from branches.synthetic import SyntheticSize, write_dataset
+from fusion.methods import METHODS
 from scoring.metrics import official_metrics
 from scoring.table import metadata_of, read_table
 from tests.commands import SMALL_SYSTEM, TUTTI, tutti
@@ -76,7 +77,7 @@ def test_every_branch_is_in_mlflow_with_its_tables(run, first):
 def test_the_result_is_what_the_tables_say(run, first):
     fused = read_table(run.out / "systems" / "small" / "fused.parquet")
     assert first["delivered"]["in_sample"] == pytest.approx(official_metrics(fused).omega)
-    assert set(first["methods"]) == {"uniform", "best_single", "tpe"}
+    assert set(first["methods"]) == set(METHODS)
     assert sum(w for c in first["delivered"]["weights"].values() for w in c.values()) == pytest.approx(1)
     by_table = {
         metadata_of(t)["branch_id"] + "/" + p.stem: official_metrics(t).omega
@@ -96,6 +97,25 @@ def test_report_and_submission_are_written(run, first):
     files = sorted(p.name for p in (run.out / "submission" / "small").iterdir())
     assert len(files) == 4
     assert len((run.out / "submission" / "small" / files[0]).read_text().splitlines()) == 12
+
+
+def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
+    store = f"sqlite:///{run.out / 'mlflow.db'}"
+    client = MlflowClient(store)
+    (experiment,) = [e.name for e in client.search_experiments() if e.name != "Default"]
+    by_store = ["--tracking-uri", store, "--experiment", experiment]
+    sources = {"folder": [run.system, "--tables", run.out], "store": [run.system, *by_store], "names": by_store}
+    for name, source in sources.items():
+        fused = tutti("fuse", *source, "--out", tmp_path / name, "--json")
+        assert fused.returncode == 0, fused.stderr
+        found = json.loads(fused.stdout)
+        assert found["methods"]["uniform"]["in_sample"] == pytest.approx(first["methods"]["uniform"]["in_sample"])
+        assert sorted(found["delivered"]["table_weights"].values()) == pytest.approx(
+            sorted(first["delivered"]["table_weights"].values())
+        )
+    lost = tutti("fuse", *by_store[:3], "none", "--out", tmp_path / "lost")
+    assert lost.returncode == 2
+    assert "has no experiment 'none'" in lost.stderr
 
 
 def test_nothing_is_left_behind(run, first):

@@ -1,0 +1,181 @@
+"""All that labelled clips say about a fused system and about every method that could have made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.bootstrap import Comparison, Interval, compare
+from fusion.complementarity import Pruned, correlations, marginals, prune, winners
+from fusion.diagnosis import Diagnosis, diagnose
+from fusion.hierarchy import Tree, Weights, averaging, configurations_of
+from fusion.labelled import LabelledScores
+from fusion.methods import METHODS
+from fusion.scales import CALIBRATED
+from fusion.tasks import FOLDS, Found, Problem, Task
+from fusion.validation import SINGLE, UNIFORM, Candidate, Estimates, Machines
+from scoring.metrics import Metrics, harmonic_mean
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One method with the strength of its regularisation that LOMO likes best.
+
+    weights: by table
+    in_sample: on the labels that weights and strength were chosen on
+    lomo: on machines that had no say in weights or strength
+    clips: Omega in per cent on clips, of the same machines, that had no say in the weights
+    gain, gain_error: LOMO Omega with this strength beyond the simple method, and its standard error over machines: by
+        these it was judged whether to deliver the method
+    """
+
+    strength: str
+    weights: dict[str, float]
+    in_sample: Metrics
+    lomo: Metrics | None
+    clips: float
+    gain: float | None
+    gain_error: float | None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is known of the delivered system from labelled clips.
+
+    in_sample: on the labels that everything was chosen on
+    lomo: on machines that had no say in method, strength or weights: what to expect of an unheard machine
+    interval: of LOMO Omega, over clips drawn anew
+    clips: Omega in per cent on clips, of the same machines, that had no say in the weights
+    gains: of LOMO Omega over the best single configuration and over uniform weights
+    methods: every method that was tried
+    names: the configurations, as `sub-system/configuration`
+    correlation: of their scores
+    winners: machine → its best configuration and that one's harmonic mean
+    marginal, marginal_uniform: LOMO Omega lost without each configuration, in the delivered and in the uniform system
+    pruned: the fewest tables that do nearly as well
+    diagnosis: upper bounds of the development set
+    """
+
+    in_sample: Metrics
+    lomo: Metrics | None
+    interval: Interval | None
+    clips: float
+    gains: dict[str, Comparison]
+    methods: dict[str, Choice]
+    names: tuple[str, ...]
+    correlation: NDArray[np.float64]
+    winners: dict[str, tuple[str, float]]
+    marginal: dict[str, float | None]
+    marginal_uniform: dict[str, float | None]
+    pruned: Pruned
+    diagnosis: Diagnosis
+
+
+class Evidence:
+    """The searches' results on the clips they are judged on.
+
+    Parameters
+    ----------
+    tables: scores of the T tables on each scale
+    tree: the system
+    problem, found: what was searched, and what every task found
+    """
+
+    def __init__(
+        self, tables: Mapping[str, LabelledScores], tree: Tree, problem: Problem, found: Mapping[Task, Found]
+    ) -> None:
+        self._tables, self._problem, self._found = tables, problem, found
+        self._averages = averaging(tree, tables[CALIBRATED].names)
+        self._pools = {scale: configurations_of(scores, tree) for scale, scores in tables.items()}
+        by_machines = {task.left_out: result for task, result in found.items() if task.fold is None}
+        self.estimates = Estimates(self._pools, by_machines)
+
+    def validation(self, tolerance: float) -> Validation:
+        """Everything about the delivered system; pruning may cost `tolerance` per cent of Omega."""
+        estimates, pool = self.estimates, self._pools[CALIBRATED]
+        delivered, lomo = estimates.choose(), estimates.lomo(estimates.choose)
+        scale = METHODS[delivered[0]].scale
+        # Where no machine can be left out, weights are judged on the machines that they were chosen on.
+        chosen = {
+            m: estimates.weights(*self._without(m)) if lomo else estimates.weights(delivered) for m in pool.machines
+        }
+        uniform = dict.fromkeys(pool.machines, estimates.weights(UNIFORM))
+        interval, gains = self._bootstrap() if lomo else (None, {})
+        return Validation(
+            in_sample=estimates.in_sample(delivered),
+            lomo=lomo,
+            interval=interval,
+            clips=self._clip_omega(delivered),
+            gains=gains,
+            methods={method: self._choice(method) for method in METHODS},
+            names=pool.names,
+            correlation=correlations(pool),
+            winners=winners(pool),
+            marginal=dict(zip(pool.names, marginals(self._pools[scale], chosen), strict=True)),
+            marginal_uniform=dict(zip(pool.names, marginals(pool, uniform), strict=True)),
+            pruned=prune(
+                self._tables[scale],
+                estimates.weights(delivered) @ self._averages,
+                {machine: weights @ self._averages for machine, weights in chosen.items()} if lomo else {},
+                tolerance,
+            ),
+            diagnosis=self._diagnosis(),
+        )
+
+    def _diagnosis(self) -> Diagnosis:
+        found = [weights for path in self._found[Task()].values() for weights in path.values()]
+        tables, pool = self._tables[CALIBRATED], self._pools[CALIBRATED]
+        starts = [weights @ self._averages for weights in found]
+        return diagnose(tables, pool, self._problem.parts, starts, self._problem.seed)
+
+    def by_table(self, weights: Weights) -> dict[str, float]:
+        """Weights of the tables from those of the configurations."""
+        return dict(zip(self._tables[CALIBRATED].names, (weights @ self._averages).tolist(), strict=True))
+
+    def _without(self, machine: str) -> tuple[Candidate, Machines]:
+        left_out = frozenset([machine])
+        return self.estimates.choose(left_out), left_out
+
+    def _choice(self, method: str) -> Choice:
+        estimates = self.estimates
+        candidate = estimates.strength(method)
+        gain, error = estimates.gain(candidate)
+        return Choice(
+            strength=candidate[1],
+            weights=self.by_table(estimates.weights(candidate)),
+            in_sample=estimates.in_sample(candidate),
+            lomo=estimates.lomo(lambda left_out: estimates.strength(method, left_out)),
+            clips=self._clip_omega(candidate),
+            gain=gain,
+            gain_error=error,
+        )
+
+    def _clip_omega(self, candidate: Candidate) -> float:
+        """Omega where each clip is scored with weights found without its fold."""
+        method, strength = candidate
+        pool = self._pools[METHODS[method].scale]
+        weights = np.stack([self._found[Task(fold=fold)][method][strength] for fold in range(FOLDS)])
+        fused = np.einsum("rk,kr->r", weights[self._problem.folds], pool.values)
+        return float(harmonic_mean(pool.cells.values(fused)))
+
+    def _held_out(self, choose: Callable[[Machines], Candidate]) -> NDArray[np.float64]:
+        """Scores (rows,) of each machine's clips with what is chosen without it."""
+        pool = self._pools[CALIBRATED]
+        fused = np.empty(pool.values.shape[1])
+        for machine in pool.machines:
+            left_out = frozenset([machine])
+            candidate = choose(left_out)
+            rows = np.unique(pool.cells.select([machine]).rows)
+            values = self._pools[METHODS[candidate[0]].scale].values[:, rows]
+            fused[rows] = self.estimates.weights(candidate, left_out) @ values
+        return fused
+
+    def _bootstrap(self) -> tuple[Interval, dict[str, Comparison]]:
+        simple = {candidate[0]: self._held_out(lambda _, c=candidate: c) for candidate in (SINGLE, UNIFORM)}  # type: ignore[misc]
+        systems = np.stack([self._held_out(self.estimates.choose), *simple.values()])
+        against = {name: i for i, name in enumerate(simple, start=1)}
+        rng = np.random.default_rng(self._problem.seed)
+        return compare(self._pools[CALIBRATED].with_values(systems), against, rng)

@@ -1,0 +1,147 @@
+"""What weights are worth on machines and clips that had no say in them, and which method is therefore delivered.
+
+Every search has been repeated without each machine and without each pair. A candidate (a method and a strength of its
+regularisation) is judged on each machine with the weights found without it: leave one machine out, LOMO. The best
+of several estimates flatters itself, so the figure given to a user repeats the choice too: for each machine,
+strength and method are chosen by LOMO among the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.hierarchy import Weights
+from fusion.labelled import LabelledScores
+from fusion.methods import METHODS
+from scoring.metrics import Metrics, harmonic_mean, metrics_of_cells
+
+# method → strength → weights (K,)
+Found = Mapping[str, Mapping[str, Weights]]
+Candidate = tuple[str, str]
+Machines = frozenset[str]
+
+UNIFORM: Candidate = ("uniform", "")
+# A single configuration costs least to run, so whatever fuses several has to earn it.
+SINGLE: Candidate = ("best_single", "")
+# A gain over it counts if it is so many standard errors over the machines: one-sided, 5 %.
+STANDARD_ERRORS = 1.645
+# Omega in per cent that further branches have to bring, since each costs its time at inference.
+WORTH = 0.1
+NOBODY: Machines = frozenset()
+
+
+def sets_left_out(machines: list[str]) -> list[Machines]:
+    """No machine, each one and each pair, as far as one remains."""
+    return [frozenset(out) for n in (0, 1, 2) if n < len(machines) for out in combinations(machines, n)]
+
+
+class Estimates:
+    """Estimates from the weights found without certain machines.
+
+    Parameters
+    ----------
+    pools: the K configurations on each scale
+    found: for each set of `sets_left_out` what was found without these machines
+    """
+
+    def __init__(self, pools: Mapping[str, LabelledScores], found: Mapping[Machines, Found]) -> None:
+        self._pools, self._found = pools, found
+        pool = next(iter(pools.values()))
+        self.machines = pool.machines
+        self._of_group = np.array(pool.cells.machines)
+        self._cells = {left_out: self._cells_of(methods) for left_out, methods in found.items()}
+
+    def _cells_of(self, found: Found) -> dict[Candidate, NDArray[np.float64]]:
+        cells: dict[Candidate, NDArray[np.float64]] = {}
+        for method, weights in found.items():
+            values = self._pools[METHODS[method].scale].objective.cells(np.stack(list(weights.values())))
+            cells |= {(method, strength): value for strength, value in zip(weights, values, strict=True)}
+        return cells
+
+    def weights(self, candidate: Candidate, left_out: Machines = NOBODY) -> Weights:
+        """Weights (K,) that a candidate found without some machines."""
+        method, strength = candidate
+        return self._found[left_out][method][strength]
+
+    def in_sample(self, candidate: Candidate) -> Metrics:
+        """Metrics on the labels that the weights were chosen on."""
+        return metrics_of_cells(self._of_group.tolist(), self._cells[NOBODY][candidate])
+
+    def held_out(
+        self, choose: Callable[[Machines], Candidate], without: Machines = NOBODY
+    ) -> NDArray[np.float64] | None:
+        """Cells (3, G) of each machine with what is chosen and found without it and without those in `without`.
+
+        None with fewer than two machines; NaN for those in `without`.
+        """
+        machines = [machine for machine in self.machines if machine not in without]
+        if len(machines) < 2:
+            return None
+        cells = np.full((3, len(self._of_group)), np.nan)
+        for machine in machines:
+            left_out = without | {machine}
+            own = self._of_group == machine
+            cells[:, own] = self._cells[left_out][choose(left_out)][:, own]
+        return cells
+
+    def lomo(self, choose: Callable[[Machines], Candidate]) -> Metrics | None:
+        """Metrics of what is chosen without each machine, on that machine."""
+        cells = self.held_out(choose)
+        return None if cells is None else metrics_of_cells(self._of_group.tolist(), cells)
+
+    def strength(self, method: str, without: Machines = NOBODY) -> Candidate:
+        """The method with its strength of the highest LOMO Omega; the strongest where there is no LOMO."""
+
+        def omega(candidate: Candidate) -> float:
+            cells = self.held_out(lambda _: candidate, without)
+            return 0.0 if cells is None else float(harmonic_mean(cells))
+
+        return max(((method, strength) for strength in self._found[without][method]), key=omega)
+
+    def choose(self, without: Machines = NOBODY) -> Candidate:
+        """What is delivered: the best by LOMO of all that is worth more than the simple method, or that one itself."""
+        if len(self.machines) - len(without) < 2:
+            return UNIFORM
+        best = simple = self._simple(without)
+        best_loss = simple_loss = self._losses(simple, without)
+        for method, weights in self._found[without].items():
+            for strength in weights:
+                loss = self._losses((method, strength), without)
+                if loss.mean() < best_loss.mean() and _worth_it(loss, simple_loss):
+                    best, best_loss = (method, strength), loss
+        return best
+
+    def _simple(self, without: Machines = NOBODY) -> Candidate:
+        """The best single configuration, or uniform weights where they are worth more."""
+        uniform, single = (self._losses(candidate, without) for candidate in (UNIFORM, SINGLE))
+        return UNIFORM if _worth_it(uniform, single) else SINGLE
+
+    def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
+        """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""
+        if len(self.machines) < 2:
+            return None, None
+        own, simple = self._losses(candidate, NOBODY), self._losses(self._simple(), NOBODY)
+        # Omega is the reciprocal of the mean loss, so a small difference in loss is one in Omega times its square.
+        return float(1 / own.mean() - 1 / simple.mean()), float(_standard_error(simple - own) / own.mean() ** 2)
+
+    def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
+        """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""
+        cells = self.held_out(lambda _: candidate, without)
+        assert cells is not None
+        machines = [machine for machine in self.machines if machine not in without]
+        return np.array([1 / harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
+
+
+def _worth_it(loss: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
+    """Whether losses (M,) are below those of a reference beyond noise, and by enough."""
+    gains = reference - loss
+    beyond_noise = gains.mean() > STANDARD_ERRORS * _standard_error(gains)
+    return bool(beyond_noise and 1 / loss.mean() - 1 / reference.mean() >= WORTH)
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))

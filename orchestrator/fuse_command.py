@@ -1,0 +1,156 @@
+"""`tutti fuse`: fusion alone, of score tables in a folder or an MLflow store."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion.hierarchy import Tree, tables_of
+from fusion.scales import CALIBRATED, RANK
+from fusion.search import apply_weights
+from fusion.tasks import Runner, run_here
+from orchestrator.fusing import FUSED, RESULT, finished_result, fuse_into, write_json
+from orchestrator.plan import code_version, digest
+from orchestrator.sources import TableFiles, from_index, from_store, of_system
+from orchestrator.spec import load_system
+from scoring.errors import InputError
+from scoring.table import file_sha256, is_transductive, write_table
+
+log = logging.getLogger(__name__)
+
+TRANSDUCTIVE_WARNING = (
+    "warning: scores are normalised by statistics of the test clips (transductive), which the challenge's rules "
+    "forbid; every file that is written carries the mark"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `tutti fuse` was asked for; see its options."""
+
+    out: Path
+    system: str | None = None
+    backbone: str | None = None
+    tables: Path | None = None
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    run: str | None = None
+    weights: Path | None = None
+    transductive: bool = False
+    address: str | None = None
+
+
+def fuse_tables(request: Request) -> dict[str, Any]:
+    """Fuse what the request names into its folder; returns what stands in `result.json`, also if it did already.
+
+    Raises
+    ------
+    InputError
+        If the request contradicts itself, or the tables cannot be fused.
+    """
+    if request.weights is not None:
+        return _apply(request, request.weights)
+    tree, files = _source(request)
+    used = {name: files[name] for name in tables_of(tree)}
+    checksums = {name: file_sha256(path) for name, path in used.items()}
+    code = code_version("fusion", "scoring", "orchestrator")
+    fusion_id = digest([tree, checksums, request.transductive, code])
+    known = finished_result(request.out, fusion_id)
+    if known is None:
+        log.info("fusing %d score tables", len(used))
+        tables = TableFiles(used, request.transductive)
+        name = request.system or "tables"
+        about = {"system": name, "tree": tree, "sources": {name: str(path) for name, path in used.items()}}
+        metadata = {"system": name, "fusion_id": fusion_id}
+        with _runner(request.address) as runner:
+            known, _ = fuse_into(_writable(request.out), fusion_id, tables, tree, metadata, about, runner)
+    _warn(known)
+    return known
+
+
+def _source(request: Request) -> tuple[Tree, Mapping[str, Path]]:
+    if (request.tables is None) == (request.tracking_uri is None):
+        raise InputError("give either --tables DIR or --tracking-uri URI")
+    system = load_system(request.system, request.backbone) if request.system else None
+    if request.tracking_uri is not None:
+        if request.experiment is None:
+            raise InputError("--tracking-uri needs --experiment NAME, as the MLflow UI shows it")
+        return from_store(
+            request.tracking_uri, request.experiment, request.run, system, _writable(request.out) / "tables"
+        )
+    assert request.tables is not None
+    if not request.tables.is_dir():
+        raise InputError(f"{request.tables}: no such folder")
+    return of_system(system, sorted(request.tables.rglob("*.parquet"))) if system else from_index(request.tables)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror}); give another --out") from None
+    return folder
+
+
+@contextmanager
+def _runner(address: str | None) -> Iterator[Runner]:
+    """One core of this process, or the Ray cluster at an address."""
+    if address is None:
+        yield run_here
+        return
+    from cluster.session import session
+
+    with session(address):
+        from fusion.job import run_on_ray  # imports ray, and that only after the session has set it up
+
+        yield run_on_ray
+
+
+def _apply(request: Request, path: Path) -> dict[str, Any]:
+    """The weights of another fusion on these tables: no label is read, and nothing is estimated."""
+    if request.tables is None or request.system or request.tracking_uri:
+        raise InputError("--weights needs --tables DIR, and no SYSTEM or --tracking-uri: the result names the tables")
+    weights, scale = _read_weights(path)
+    used = {name: request.tables / f"{name}.parquet" for name, weight in weights.items() if weight > 0}
+    missing = [str(file) for file in used.values() if not file.exists()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: not there, and {path} gives it a weight; {len(missing)} such tables are absent"
+        )
+    fused = apply_weights(TableFiles(used, request.transductive), weights, {"weights": str(path)}, scale)
+    checksum = write_table(fused, _writable(request.out) / FUSED)
+    result = {
+        "weights_from": str(path.resolve()),
+        "transductive": is_transductive(fused),
+        "scale": scale,
+        "table_weights": {name: weights[name] for name in used},
+        "rows": fused.num_rows,
+        "sha256": checksum,
+    }
+    write_json(request.out / RESULT, result)
+    _warn(result)
+    return result
+
+
+def _read_weights(path: Path) -> tuple[dict[str, float], str]:
+    try:
+        delivered = json.loads(path.read_text())["delivered"]
+        weights, scale = dict(delivered["table_weights"]), delivered["scale"]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not a result of `tutti fuse` or `tutti run`; give its result.json") from None
+    numbers: Sequence[object] = list(weights.values())
+    if scale not in (CALIBRATED, RANK) or not all(isinstance(w, (int, float)) and w >= 0 for w in numbers):
+        raise InputError(f"{path}: table_weights are numbers of at least 0, scale is {CALIBRATED} or {RANK}")
+    return weights, scale
+
+
+def _warn(result: Mapping[str, Any]) -> None:
+    if result["transductive"]:
+        log.warning(TRANSDUCTIVE_WARNING)

@@ -1,0 +1,166 @@
+import csv
+import json
+
+import pyarrow as pa
+import pytest
+
+from scoring.metrics import official_metrics
+from scoring.table import conform, is_transductive, read_table, write_table
+from tests.commands import tutti, tutti_here
+from tests.fusion.pools import make_pool
+from tests.tables import make_table
+
+ROWS = [("g0", "a", "good", "0.0"), ("g1", "a", "good", "1.0"), ("p0", "a", "poor", ""), ("o0", "b", "other", "")]
+
+
+def write_index(folder, rows=ROWS, header=("table", "family", "config", "seed")):
+    with open(folder / "index.csv", "w", newline="") as file:
+        csv.writer(file).writerows([(*header, "source"), *[(*row, "elsewhere") for row in rows]])
+
+
+def write_pool(folder, tables):
+    folder.mkdir()
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.parquet")
+    write_index(folder)
+    return folder
+
+
+def without_training(table):
+    return conform(table.filter(pa.compute.equal(table["split"], "test")))
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    return write_pool(tmp_path_factory.mktemp("fuse") / "scores", make_pool(("fan", "pump"), 10))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """As score tables are published: without training rows and calibration."""
+    pool = {n: without_training(t).drop_columns("calibrated") for n, t in make_pool(("fan", "pump"), 10).items()}
+    return write_pool(tmp_path_factory.mktemp("bare") / "scores", pool)
+
+
+@pytest.fixture(scope="module")
+def fused(scores):
+    out = scores.parent / "out"
+    run = tutti("fuse", "--tables", scores, "--out", out, "--json")
+    assert run.returncode == 0, run.stderr
+    return out, json.loads(run.stdout)
+
+
+def refused(*arguments):
+    run = tutti_here("fuse", *arguments)
+    assert run.exit_code == 2, run.output
+    assert len(run.stderr.splitlines()) == 1
+    return run.stderr
+
+
+def test_the_promised_object(fused):
+    out, result = fused
+    assert {"method", "weights", "in_sample", "lomo", "ci"} <= set(result["delivered"])
+    for name in ("uniform", "best_single", "rank_average", "softmax", "greedy", "bagged_greedy", "tpe", "evolution"):
+        assert 0 < result["methods"][name]["lomo"] < 100
+        assert 0 < result["methods"][name]["in_sample"] < 100
+    table = read_table(out / "fused.parquet")
+    assert official_metrics(table).omega == pytest.approx(result["delivered"]["in_sample"])
+    assert not result["transductive"]
+    assert not is_transductive(table)
+    assert json.loads((out / "result.json").read_text()) == result
+    assert sorted(p.name for p in out.iterdir()) == ["fused.parquet", "result.json"]
+    assert set(result["delivered"]["weights"]) == {"a", "b"}
+
+
+def test_again_nothing_is_searched(fused, scores):
+    out, result = fused
+    before = (out / "result.json").stat().st_mtime_ns
+    again = tutti_here("fuse", "--tables", scores, "--out", out, "--json")
+    assert json.loads(again.stdout) == result
+    assert (out / "result.json").stat().st_mtime_ns == before
+    assert "delivered" in tutti_here("fuse", "--tables", scores, "--out", out).stdout
+
+
+def test_ray_gives_the_same(fused, scores, tmp_path):
+    run = tutti("fuse", "--tables", scores, "--out", tmp_path, "--address", "local", "--json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == fused[1]
+
+
+def test_tables_without_training_rows_need_the_flag(bare, tmp_path):
+    message = refused("--tables", bare, "--out", tmp_path)
+    assert "--transductive-normalisation" in message
+    assert "0 training clips" in message
+    run = tutti("fuse", "--tables", bare, "--out", tmp_path, "--transductive-normalisation")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("TRANSDUCTIVE")
+    assert "warning" in run.stderr
+    assert "transductive" in run.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["transductive"]
+    assert is_transductive(read_table(tmp_path / "fused.parquet"))
+
+
+def test_weights_go_to_an_evaluation_set(fused, tmp_path):
+    out, result = fused
+    hidden = make_pool(("saw",), 10, labelled=False)
+    known = write_pool(tmp_path / "eval", hidden)
+    run = tutti_here("fuse", "--weights", out / "result.json", "--tables", known, "--out", tmp_path / "fused", "--json")
+    assert run.exit_code == 0, run.output
+    applied = json.loads(run.stdout)
+    weights = result["delivered"]["table_weights"]
+    assert applied["table_weights"] == {name: w for name, w in weights.items() if w > 0}
+    table = read_table(tmp_path / "fused" / "fused.parquet")
+    expected = sum(w * hidden[name]["calibrated"].to_numpy() for name, w in weights.items())
+    assert table["score"].to_numpy() == pytest.approx(expected)
+    assert table["calibrated"].null_count == 0
+
+
+def test_scores_without_calibration_are_calibrated_on_their_training_rows(scores, fused, tmp_path):
+    raw = {n: t.drop_columns("calibrated") for n, t in make_pool(("fan", "pump"), 10).items()}
+    folder = write_pool(tmp_path / "raw", raw)
+    weights = fused[0] / "result.json"
+    run = tutti_here("fuse", "--weights", weights, "--tables", folder, "--out", tmp_path / "out", "--json")
+    assert run.exit_code == 0, run.output
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*ROWS, ("g0", "b", "again", "")], "line 6 names g0 a second time"),
+        ([*ROWS, ("x0", "b", "more", "")], "line 6 names x0, and there is no"),
+        ([("g0", "", "good", "")], "line 2 has no family"),
+        ([], "names no table"),
+    ],
+)
+def test_a_wrong_index_is_told(tmp_path, rows, message):
+    folder = write_pool(tmp_path / "scores", {"g0": make_table()})
+    write_index(folder, rows)
+    for name in ("g1", "p0", "o0"):
+        write_table(make_table(), folder / f"{name}.parquet")
+    assert message in refused("--tables", folder, "--out", tmp_path / "out")
+
+
+def test_tables_that_do_not_fit_are_told(tmp_path):
+    pool = make_pool(("fan", "pump"), 4)
+    folder = write_pool(tmp_path / "scores", pool)
+    write_table(make_table(("fan",), 4, 40), folder / "o0.parquet")
+    assert "o0 has no machine pump, which g0 has" in refused("--tables", folder, "--out", tmp_path / "out")
+    write_table(pool["o0"].slice(1), folder / "o0.parquet")
+    assert "o0 lacks fan/test/source_anomaly_0000.wav" in refused("--tables", folder, "--out", tmp_path / "out")
+
+
+def test_a_wrong_request_is_told(scores, fused, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    assert "either --tables DIR or --tracking-uri" in refused(*out)
+    assert "no such folder" in refused("--tables", tmp_path / "none", *out)
+    assert "index.csv: not there" in refused("--tables", tmp_path, *out)
+    assert "needs --experiment" in refused("--tracking-uri", f"sqlite:///{tmp_path}/x.db", *out)
+    assert "--weights needs --tables" in refused("--weights", fused[0] / "result.json", *out)
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    assert "not a result of `tutti fuse`" in refused("--weights", broken, "--tables", scores, *out)
+    assert "cannot be read" in refused("--weights", tmp_path / "no.json", "--tables", scores, *out)
+    absent = refused("--weights", fused[0] / "result.json", "--tables", tmp_path, *out)
+    assert "gives it a weight" in absent
+    assert "unknown system" in refused("s99", "--tables", scores, *out)
+    assert "has no score table there" in refused("demo", "--tables", scores, *out)
