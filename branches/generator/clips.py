@@ -100,15 +100,3 @@ def band_statistics(features: Tensor) -> NDArray[np.float32]:
     """
     parts = [features.mean(dim=1), features.std(dim=1), features.diff(dim=1).std(dim=1)]
     return torch.stack(parts, dim=1).float().cpu().numpy()
-
-
-def band_scale(clips: RealClips, statistics: WindowStatistics) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and standard deviation (128,) of each band over the clips of each machine and section."""
-    groups = np.array([c.group for c in clips.conditions])[statistics.clip]
-    scale = {}
-    for group in np.unique(groups):
-        mean, std = statistics.values[groups == group, :2].swapaxes(0, 1)
-        spread = np.sqrt(mean.var(axis=0) + np.square(std).mean(axis=0))
-        # A band without any change, as of digital silence, has no unit of its own.
-        scale[str(group)] = torch.from_numpy(mean.mean(axis=0)), torch.from_numpy(np.maximum(spread, 1e-3))
-    return scale

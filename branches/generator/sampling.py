@@ -67,8 +67,9 @@ def _batches(
     rng = np.random.default_rng([spec.seed, 3])
     for first in range(0, len(conditions), spec.batch_size):
         batch, chosen = conditions[first : first + spec.batch_size], references[first : first + spec.batch_size]
-        mean, std = generator.scale_of(batch)
+        mean, std = generator.scale_of([clips.conditions[i] for i in chosen])
         reference = (clips.crops(chosen, rng.integers(clips.last_start(chosen) + 1), device) - mean) / std
+        mean, std = generator.scale_of(batch)
         noise = torch.randn(reference.shape, generator=noise_of).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             x = sample(

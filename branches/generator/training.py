@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from branches.audio import AudioCache
-from branches.generator.clips import RealClips, WindowStatistics, band_scale, real_clips, window_statistics
+from branches.generator.clips import RealClips, WindowStatistics, real_clips, window_statistics
 from branches.generator.conditions import Condition, Vocabulary, rare_conditions
 from branches.generator.flow import flow_loss
 from branches.generator.network import VelocityNetwork
+from branches.generator.scale import BandScale
 from branches.generator.spec import GeneratorSpec
 from branches.loop import Progress, resume, run
 from branches.train import Report, batch_rows
@@ -32,7 +33,7 @@ class Generator:
 
     vocabulary: numbers of the words of conditions
     clips: real training clips, the references of samples, and their `statistics`
-    scale: mean and standard deviation (128,) of each band for each machine and section
+    scale: level and variation of each band under a condition
     """
 
     spec: GeneratorSpec
@@ -40,7 +41,7 @@ class Generator:
     vocabulary: Vocabulary
     clips: RealClips
     statistics: WindowStatistics
-    scale: dict[str, tuple[Tensor, Tensor]]
+    scale: BandScale
 
     @property
     def device(self) -> torch.device:
@@ -52,9 +53,9 @@ class Generator:
         return torch.from_numpy(self.vocabulary.encode(conditions)).to(self.device)
 
     def scale_of(self, conditions: list[Condition]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B, 1, 128) of the bands of each condition's machine and section."""
-        mean, std = zip(*(self.scale[c.group] for c in conditions), strict=True)
-        return torch.stack(mean)[:, None].to(self.device), torch.stack(std)[:, None].to(self.device)
+        """Mean and standard deviation (B, 1, 128) of the bands under conditions (B,), on the network's device."""
+        mean, std = self.scale.of(conditions)
+        return mean.to(self.device), std.to(self.device)
 
 
 def train_generator(
@@ -100,7 +101,7 @@ def train_generator(
     progress = resume(start, checkpoint)
     network = progress.modules["network"]
     assert isinstance(network, VelocityNetwork)
-    generator = Generator(spec, network, vocabulary, clips, statistics, band_scale(clips, statistics))
+    generator = Generator(spec, network, vocabulary, clips, statistics, BandScale(clips, statistics, vocabulary))
     drawn = balanced(clips.conditions)
     run(progress, spec, lambda step: _loss(generator, drawn, step), checkpoint, report, checkpoint_seconds)
     network.eval()
