@@ -114,7 +114,7 @@ def _descend(progress: Progress, training: TrainingSpec, loss_of: Callable[[int]
         group["lr"] = learning_rate(training, progress.step)
     loss = loss_of(progress.step)
     progress.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     trained = [p for group in progress.optimizer.param_groups for p in group["params"]]
     nn.utils.clip_grad_norm_(trained, training.gradient_clip)
     progress.optimizer.step()

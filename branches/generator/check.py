@@ -88,7 +88,9 @@ class Neighbours:
     statistics: (W, 3, 128); clip: (W,); condition: (W,) names
     """
 
-    def __init__(self, statistics: NDArray[np.float32], clip: NDArray[np.int64], condition: NDArray[np.object_]) -> None:
+    def __init__(
+        self, statistics: NDArray[np.float32], clip: NDArray[np.int64], condition: NDArray[np.object_]
+    ) -> None:
         self._points, self._clip, self._condition = _levels(statistics), clip, condition
         # One window of each clip is enough on one side, and keeps the matrix small where clips have many.
         first = np.unique(clip, return_index=True)[1]
@@ -105,11 +107,14 @@ class Neighbours:
         }
 
     def nearest(self, statistics: NDArray[np.float32], condition: str) -> tuple[int, float, float]:
-        """Nearest clip to band statistics (3, 128), its distance, and that to the nearest clip of a condition."""
+        """Nearest clip to band statistics (3, 128), its distance, and that to the nearest clip of a condition.
+
+        The latter is infinite if there is no clip of the condition.
+        """
         distance = cdist(_levels(statistics[None]), self._points)[0]
-        own = distance[self._condition == condition].min()
+        own = distance[self._condition == condition].min(initial=np.inf)
         nearest = int(distance.argmin())
-        return int(self._clip[nearest]), distance[nearest] / self._usual, own / self._usual_own[condition]
+        return int(self._clip[nearest]), distance[nearest] / self._usual, own / self._usual_own.get(condition, 1.0)
 
 
 def _levels(statistics: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -156,8 +161,13 @@ def _nearest_class(fitted: Mahalanobis, X: NDArray[np.float64]) -> NDArray[np.ob
 
 
 def held_out(names: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Every second clip of each condition: (clips,) bool."""
+    """Half of the clips of each condition, one of a kind excepted: (clips,) bool.
+
+    Drawn at random, with a seed of its own: in the order of names, settings that no name tells often take turns.
+    """
+    rng = np.random.default_rng(0)
     chosen = np.zeros(len(names), bool)
     for name in np.unique(names):
-        chosen[np.flatnonzero(names == name)[1::2]] = True
+        own = rng.permutation(np.flatnonzero(names == name))
+        chosen[own[: len(own) // 2]] = True
     return chosen

@@ -6,6 +6,8 @@ the path from noise n to data x is (1 − t) n + t x, its velocity x − n.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def sample(
     """
     times = torch.linspace(1 - strength, 1, steps + 1, device=reference.device)
     x = times[0] * reference + strength * noise
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         first = _guided(network, x, now, words, guidance)
         second = _guided(network, x + (then - now) * first, then, words, guidance)
         x = x + (then - now) * (first + second) / 2

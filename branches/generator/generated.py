@@ -1,8 +1,7 @@
 """The generated set: samples, what each is and how it was judged, as a folder that all branches share.
 
-    features.npy    (n, frames, 128) float16 normalised log-mels, as `branches.frontend.fbank` gives
-    rows.parquet    one row per sample, see `SCHEMA`
-    check.json      settings, and the check's figures for each condition
+`features.npy` holds (n, frames, 128) float16 normalised log-mels as `branches.frontend.fbank` gives, `rows.parquet` one
+row of `SCHEMA` per sample, `check.json` the settings and the check's figures for each condition.
 """
 
 from __future__ import annotations
@@ -103,5 +102,5 @@ def read_set(folder: Path) -> GeneratedSet:
             raise ValueError("features and rows do not fit together")
     except (OSError, ValueError, EOFError) as error:  # Arrow's and JSON's errors are ValueErrors
         reason = str(error).split("\n")[0]
-        raise InputError(f"{folder}: not a generated set, or a damaged one ({reason}); delete it and run again") from None
+        raise InputError(f"{folder}: not a generated set, or damaged ({reason}); delete it and run again") from None
     return GeneratedSet(features, rows, check)

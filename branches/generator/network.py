@@ -50,12 +50,12 @@ class VelocityNetwork(nn.Module):
         scale = path_scale(t)
         guess = (2 * t[:, None, None] - 1) / scale.square() * x
         told = F.silu(self.time(_waves(t)) + self.words(words))
-        tokens = self.enter((x / scale).unflatten(1, (-1, TOKEN_FRAMES)).flatten(2))
+        tokens = self.enter((x / scale).reshape(len(x), -1, TOKEN_FRAMES * N_MELS))
         for block in self.blocks:
             tokens = block(tokens, told)
         shift, stretch = self.modulation(told)[:, None].chunk(2, dim=-1)
         tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + stretch) + shift
-        rest = self.leave(tokens).float().unflatten(2, (TOKEN_FRAMES, N_MELS)).flatten(1, 2)
+        rest = self.leave(tokens).float().reshape(x.shape)
         velocity: Tensor = guess + rest / scale
         return velocity
 

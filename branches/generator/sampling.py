@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def generate(generator: Generator, wanted: Mapping[Condition, int] | None = None
     if wanted is None:
         wanted = rare_conditions(clips.conditions, spec.fill)
     conditions = [condition for condition, n in wanted.items() for _ in range(n)]
-    references = choose_references(clips, conditions, spec.seed)
+    references = choose_references(clips.conditions, wanted, spec.seed)
     features, statistics = (np.concatenate(p) for p in zip(*_batches(generator, conditions, references), strict=True))
     check = SampleCheck(clips, generator.statistics, spec.copy_below, spec.far_above)
     judgement = check.judge(statistics, conditions)
@@ -45,17 +46,21 @@ def generate(generator: Generator, wanted: Mapping[Condition, int] | None = None
     return GeneratedSet(features, _rows(clips, conditions, references, judgement), summary)
 
 
-def choose_references(clips: RealClips, conditions: Sequence[Condition], seed: int) -> NDArray[np.int64]:
-    """A training clip of the same machine and section for each sample: (n,); none twice before all had a turn."""
+def choose_references(real: Sequence[Condition], wanted: Mapping[Condition, int], seed: int) -> NDArray[np.int64]:
+    """A training clip for each sample, in the order of `wanted`: (n,) positions in `real`.
+
+    By turns a clip of the condition itself, to be varied, and one of another condition of the same machine and
+    section, to be moved; none comes twice before all had their turn.
+    """
     rng = np.random.default_rng([seed, 2])
-    groups = np.array([c.group for c in clips.conditions])
-    wanted = np.array([c.group for c in conditions])
-    references = np.empty(len(conditions), np.int64)
-    for group in np.unique(wanted):
-        own, places = np.flatnonzero(groups == group), np.flatnonzero(wanted == group)
-        turns = [rng.permutation(own) for _ in range(-(-len(places) // len(own)))]
-        references[places] = np.concatenate(turns)[: len(places)]
-    return references
+    groups, names = np.array([c.group for c in real]), np.array([str(c) for c in real])
+    references = []
+    for condition, n in wanted.items():
+        own = names == str(condition)
+        pools = [rng.permutation(np.flatnonzero(pool)) for pool in (own, (groups == condition.group) & ~own)]
+        turns = [cycle(pool) for pool in pools if len(pool)]
+        references += [next(turns[k % len(turns)]) for k in range(n)]
+    return np.array(references, np.int64)
 
 
 def _batches(

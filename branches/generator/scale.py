@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from branches.frontend import N_MELS
 from branches.generator.clips import RealClips, WindowStatistics
 from branches.generator.conditions import Condition, Vocabulary
 
@@ -25,8 +26,8 @@ class BandScale:
     def __init__(self, clips: RealClips, statistics: WindowStatistics, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._fitted: dict[str, tuple[Ridge, NDArray[np.float64]]] = {}
-        first = np.unique(statistics.clip, return_index=True)[1]
-        of_clip = np.add.reduceat(statistics.values[:, :2], first) / np.diff([*first, len(statistics.clip)])[:, None, None]
+        first, windows = np.unique(statistics.clip, return_index=True, return_counts=True)[1:]
+        of_clip = np.add.reduceat(statistics.values[:, :2], first) / windows[:, None, None]
         groups = np.array([c.group for c in clips.conditions])
         for group in np.unique(groups):
             own = groups == group
@@ -40,7 +41,7 @@ class BandScale:
     def of(self, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (n, 1, 128) of the bands over time and clips of each condition."""
         words = self._indicators(conditions)
-        mean, std = np.empty((2, len(conditions), 128), np.float32)
+        mean, std = np.empty((2, len(conditions), N_MELS), np.float32)
         groups = np.array([c.group for c in conditions])
         for group in np.unique(groups):
             ridge, between_clips = self._fitted[group]

@@ -132,6 +132,7 @@ def _loss(generator: Generator, drawn: NDArray[np.int64], step: int) -> Tensor:
     kept = torch.from_numpy(rng.random((len(chosen), 1)) >= spec.condition_dropout).to(device)
     # Samples begin at 1 - strength; what comes before is never asked for.
     t = torch.from_numpy(1 - spec.strength * rng.random(len(chosen), np.float32)).to(device)
-    noise = torch.randn(data.shape, generator=torch.Generator(device).manual_seed(int(rng.integers(2**63))), device=device)
+    source = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+    noise = torch.randn(data.shape, generator=source, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         return flow_loss(generator.network, data, noise, t, generator.words(conditions) * kept)

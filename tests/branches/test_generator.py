@@ -1,0 +1,325 @@
+"""The generator learns conditions, samples reproducibly, and its check lets through real sounds only."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from branches.audio import AudioCache, open_cache
+from branches.dataset import class_labels, index_of, read_index
+from branches.generator import GeneratorSpec, generate, read_set, train_generator, write_set
+from branches.generator.check import SampleCheck
+from branches.generator.clips import band_statistics, real_clips, window_statistics
+from branches.generator.conditions import Vocabulary, conditions_of, rare_conditions
+from branches.generator.flow import flow_loss, sample
+from branches.generator.network import VelocityNetwork
+from branches.generator.sampling import choose_references
+from branches.generator.training import balanced
+from branches.synthetic import SyntheticSize, write_dataset
+from scoring.errors import InputError
+
+SPEC = GeneratorSpec(
+    width=16, depth=1, kernel=3, steps=12, batch_size=4, crop_seconds=0.6, learning_rate=2e-3, warmup_steps=3,
+    sampling_steps=2, strength=0.3, fill=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Clip index and decoded clips of two machines, 40 source and 8 target training clips each."""
+    root = tmp_path_factory.mktemp("generator")
+    write_dataset(root / "data", SyntheticSize(40, 8, 6, 2.0), machines=["rotor", "pump"])
+    index = read_index(root / "data")
+    return index, open_cache(root / "data", index, root / "cache")
+
+
+@pytest.fixture(scope="module")
+def generator(data):
+    index, audio = data
+    return train_generator(SPEC, audio, index)
+
+
+def weights(generator):
+    return torch.cat([p.detach().flatten() for p in generator.network.parameters()])
+
+
+def test_rare_conditions_get_the_samples_they_lack(data, generator):
+    generated = generate(generator)
+    rows, wanted = generated.rows, rare_conditions(generator.clips.conditions, SPEC.fill)
+    assert conditions_of(rows) == [c for c, n in wanted.items() for _ in range(n)]
+    assert generated.features.shape == (rows.num_rows, generator.clips.frames, 128)
+    assert generated.features.dtype == np.float16
+    assert np.isfinite(generated.features).all()
+    training = data[0].filter(pa.compute.equal(data[0]["split"], "train"))
+    assert set(rows["class"].to_pylist()) <= set(class_labels(training)[1])
+    assert set(rows["reference"].to_pylist()) <= set(training["clip"].to_pylist())
+    counts = generated.check["conditions"].values()
+    assert [c["copy"] + c["far"] + c["inconsistent"] + c["accepted"] for c in counts] == list(wanted.values())
+
+
+def test_same_seed_same_samples_other_seed_others(data, generator):
+    index, audio = data
+    again = train_generator(SPEC, audio, index)
+    assert torch.equal(weights(generator), weights(again))
+    np.testing.assert_array_equal(generate(generator).features, generate(again).features)
+    other = dataclasses.replace(generator, spec=SPEC.model_copy(update={"seed": 1}))
+    assert not np.array_equal(generate(generator).features, generate(other).features)
+
+
+def test_test_clips_have_no_say(data, generator):
+    index, audio = data
+    samples = audio.samples.copy()
+    for clip in np.flatnonzero(index["split"].to_numpy() == "test"):
+        samples[audio.start[clip] : audio.start[clip + 1]] = 12345
+    deaf = train_generator(SPEC, AudioCache(samples, audio.start, audio.channels), index)
+    np.testing.assert_array_equal(generate(generator).features, generate(deaf).features)
+    assert generate(generator).rows.equals(generate(deaf).rows)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 7])
+def test_a_resumed_training_ends_bit_for_bit_the_same(data, generator, tmp_path, stop_at):
+    index, audio = data
+    checkpoint, reports = tmp_path / "generator.pt", []
+
+    def stop(step, loss):
+        if step == stop_at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_generator(SPEC, audio, index, checkpoint, stop, checkpoint_seconds=0)
+    resumed = train_generator(SPEC, audio, index, checkpoint, lambda step, loss: reports.append(step))
+    assert reports[0] == stop_at
+    assert torch.equal(weights(resumed), weights(generator))
+
+
+def test_a_damaged_checkpoint_means_a_fresh_start(data, generator, tmp_path, caplog):
+    index, audio = data
+    (tmp_path / "generator.pt").write_bytes(b"not a checkpoint")
+    assert torch.equal(weights(train_generator(SPEC, audio, index, tmp_path / "generator.pt")), weights(generator))
+    assert "training starts anew" in caplog.text
+
+
+def test_a_diverging_training_says_so_and_leaves_no_checkpoint(data, tmp_path):
+    index, audio = data
+    checkpoint = tmp_path / "generator.pt"
+    with pytest.raises(InputError, match="training diverged"):
+        spec = SPEC.model_copy(update={"learning_rate": 1e30})
+        train_generator(spec, audio, index, checkpoint, checkpoint_seconds=0)
+    assert not checkpoint.exists()
+
+
+def test_nothing_rare_is_said_before_training(data):
+    index, audio = data
+    with pytest.raises(InputError, match="nothing to generate"):
+        train_generator(SPEC.model_copy(update={"fill": 0.1}), audio, index)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 40), min_size=1), st.floats(0.1, 1))
+def test_filling_reaches_the_wanted_share_and_no_more(counts, fill):
+    paths = [
+        f"m/train/section_00_source_train_normal_{k:04d}_x_{value}.wav" for value, n in counts.items() for k in range(n)
+    ]
+    conditions = conditions_of(index_of(paths))
+    lacking = {dict(c.attributes)["x"]: n for c, n in rare_conditions(conditions, fill).items()}
+    largest = max(counts.values())
+    for value, n in counts.items():
+        assert n + lacking.get(value, 0) == max(n, round(fill * largest))
+    times = np.bincount(balanced(conditions), minlength=len(conditions))
+    assert times.min() == 1 or len(counts) > 1
+    assert times.max() == max(1, round((largest / min(counts.values())) ** 0.5))
+
+
+def test_words_are_the_machines_own_and_combine_freely():
+    index = index_of(
+        [
+            "a/train/section_00_source_train_normal_0000_mic_1_mic_2.wav",
+            "a/train/section_00_target_train_normal_0001_mic_2_mic_1.wav",
+            "b/train/section_00_source_train_normal_0000_mic_1_mic_2.wav",
+        ]
+    )
+    first, second, third = conditions_of(index)
+    vocabulary = Vocabulary([first, second, third])
+    encoded = vocabulary.encode([first, second, third])
+    # Only the machine itself is a word that two of these clips share: the same value in another place is another word.
+    assert len(np.unique(encoded)) == encoded.size - 1 == len(vocabulary) - 1
+    combined = dataclasses.replace(first, attributes=(("mic", "1"), ("mic", "1")))
+    assert set(vocabulary.encode([combined])[0]) <= set(encoded.flat)
+    with pytest.raises(InputError, match="no training clip has a/section_00/0:mic=3"):
+        vocabulary.encode([dataclasses.replace(first, attributes=(("mic", "3"),))])
+
+
+def test_a_combination_that_no_clip_has_is_sampled_but_not_vouched_for(generator):
+    seen = next(c for c in generator.clips.conditions if str(c) == "rotor/section_00/source/spd=1")
+    unseen = dataclasses.replace(seen, domain="target")
+    generated = generate(generator, {unseen: 3})
+    assert np.isfinite(generated.features).all()
+    assert set(generated.rows["verdict"].to_pylist()) == {"far"}
+
+
+def test_references_take_turns_between_the_own_condition_and_others(generator):
+    real = generator.clips.conditions
+    wanted = dict.fromkeys(rare_conditions(real, 0.5), 12)
+    references = choose_references(real, wanted, seed=0)
+    for condition, own in zip(wanted, np.split(references, len(wanted)), strict=True):
+        assert [real[r] == condition for r in own] == [True, False] * 6
+        assert {real[r].group for r in own} == {condition.group}
+        assert len(set(own[1::2])) == 6
+
+
+# The network and the flow, without clips
+
+
+def classes(n):
+    """Log-mels of two classes, one louder in the lower bands and one in the upper: (n, 16, 128), words (n, 1)."""
+    word = torch.arange(n) % 2
+    spectrum = torch.where((torch.arange(128) < 64) == (word[:, None] == 0), 1.0, -1.0)
+    return spectrum[:, None] + 0.2 * torch.randn(n, 16, 128), 1 + word[:, None]
+
+
+def tilt(x):
+    return float((x[..., :64].mean() - x[..., 64:].mean()) / 2)
+
+
+def test_guidance_moves_samples_towards_the_condition():
+    torch.manual_seed(0)
+    network = VelocityNetwork(SPEC.model_copy(update={"width": 32}), 3)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(150):
+        data, words = classes(16)
+        kept = torch.rand(16, 1) > 0.2
+        loss = flow_loss(network, data, torch.randn_like(data), torch.rand(16), words * kept)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    noise = torch.randn(16, 16, 128)
+    for word, sign in ((1, 1), (2, -1)):
+        wanted = torch.full((16, 1), word)
+        tilts = [sign * tilt(sample(network, noise, noise, wanted, 1.0, g, 8)) for g in (0, 0.5, 1, 1.5)]
+        assert tilts == sorted(tilts)
+        assert tilts[0] < 0.8 < tilts[2]
+
+
+def test_an_untrained_network_gives_noise_of_unit_variance_and_keeps_the_reference_at_little_strength():
+    torch.manual_seed(0)
+    network, words = VelocityNetwork(SPEC, 2), torch.ones(8, 1, dtype=torch.long)
+    reference, noise = torch.full((8, 16, 128), 3.0), torch.randn(8, 16, 128)
+    free = sample(network, reference, noise, words, strength=1.0, guidance=1.0, steps=20)
+    assert free.std() == pytest.approx(1, abs=0.05)
+    assert free.mean() == pytest.approx(0, abs=0.05)
+    held = sample(network, reference, noise, words, strength=0.01, guidance=1.0, steps=2)
+    assert (held - reference).abs().max() < 0.1
+
+
+# The check
+
+
+@pytest.fixture(scope="module")
+def check(data):
+    clips = real_clips(data[1], data[0], "near", 1.8)
+    return SampleCheck(clips, window_statistics(clips, "cpu"), 0.5, 2.0), clips
+
+
+def whole(clips):
+    n = np.arange(len(clips.rows))
+    return band_statistics(clips.crops(n, 0 * n, torch.device("cpu")))
+
+
+def test_copies_are_found_wherever_they_begin(check):
+    judge, clips = check
+    assert set(judge.judge(whole(clips), clips.conditions).verdict) == {"copy"}
+    n = np.arange(len(clips.rows))
+    shifted = clips.crops(n, clips.last_start(n) * 3 // 5, torch.device("cpu"))
+    assert np.mean(judge.judge(band_statistics(shifted), clips.conditions).verdict == "copy") > 0.9
+
+
+def test_noise_and_other_machines_do_not_pass(check):
+    judge, clips = check
+    noise = band_statistics(torch.randn(len(clips.rows), clips.frames, 128))
+    assert set(judge.judge(noise, clips.conditions).verdict) == {"far"}
+    rotated = clips.conditions[48:] + clips.conditions[:48]
+    assert {a.machine == b.machine for a, b in zip(rotated, clips.conditions, strict=True)} == {False}
+    judgement = judge.judge(whole(clips), rotated)
+    assert "accepted" not in judgement.verdict
+    assert not any(judgement.heard == [str(c) for c in rotated])
+
+
+def test_a_source_clip_that_claims_to_be_target_is_heard(data, check):
+    judge, clips = check
+    source = [c.domain == "source" for c in clips.conditions]
+    target = {c.machine: c for c in clips.conditions if c.domain == "target"}
+    claimed = [target[c.machine] for c in np.array(clips.conditions, object)[source]]
+    assert np.mean(judge.judge(whole(clips)[source], claimed).heard == [str(c) for c in claimed]) < 0.1
+
+
+def test_most_unheard_real_clips_pass(data, check):
+    judge, clips = check
+    index, audio = data
+    unheard = np.flatnonzero((index["split"].to_numpy() == "test") & (index["condition"].to_numpy() == "normal"))
+    test = index.take(unheard)
+    other = dataclasses.replace(clips, index=test, rows=unheard, conditions=conditions_of(test))
+    verdict = judge.judge(whole(other), other.conditions).verdict
+    assert np.mean(verdict == "accepted") > 0.6
+    assert "copy" not in verdict
+
+
+def test_a_classifier_is_as_good_as_its_held_out_accuracy_says(check):
+    accuracy = check[0].accuracy()
+    assert set(accuracy) == {str(c) for c in check[1].conditions}
+    assert all(0 <= value <= 1 for value in accuracy.values())
+    assert accuracy["pump/section_00/target"] > 0.9
+
+
+# The set on disk
+
+
+@pytest.fixture(scope="module")
+def folder(generator, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set") / "generated"
+    write_set(generate(generator), folder)
+    return folder
+
+
+def test_a_set_is_read_as_it_was_written(generator, folder):
+    written, read = generate(generator), read_set(folder)
+    np.testing.assert_array_equal(written.features, read.features)
+    assert isinstance(read.features, np.memmap)
+    assert read.rows.equals(written.rows)
+    assert read.check == written.check
+    assert read.check["spec"] == SPEC.model_dump()
+    write_set(written, folder)  # in place of the first
+    assert [p.name for p in folder.parent.iterdir()] == ["generated"]
+
+
+@pytest.mark.parametrize("name", ["features.npy", "rows.parquet", "check.json"])
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut"])
+def test_a_damaged_set_is_named(folder, tmp_path, name, damage):
+    copy = shutil.copytree(folder, tmp_path / "set")
+    if damage == "absent":
+        (copy / name).unlink()
+    else:
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    with pytest.raises(InputError, match=f"{copy}: not a generated set, or damaged .* delete it and run again") as error:
+        read_set(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_in_which_hardly_anything_passed_is_refused(generator):
+    generated = generate(generator)
+    spoilt = ["far"] * (generated.rows.num_rows - 1) + ["accepted"]
+    position = generated.rows.schema.get_field_index("verdict")
+    rows = generated.rows.set_column(position, "verdict", pa.array(spoilt))
+    with pytest.raises(InputError, match=r"1 passed the check \(1 accepted, \d+ far\)"):
+        dataclasses.replace(generated, rows=rows).accepted()
+    passed = rows.set_column(position, "verdict", pa.array(["accepted"] * len(spoilt)))
+    assert dataclasses.replace(generated, rows=passed).accepted().tolist() == list(range(len(spoilt)))
