@@ -26,7 +26,7 @@ class GeneratorSpec(TrainingSpec):
     warmup_steps: int = Field(500, ge=0)
 
     fill: float = Field(0.5, gt=0, le=1, description="conditions rarer than this share of the commonest get samples")
-    strength: float = Field(0.8, gt=0, le=1, description="how much of the reference becomes noise; 1 is all of it")
+    strength: float = Field(0.3, gt=0, le=1, description="how much of the reference becomes noise; 1 is all of it")
     guidance: float = Field(1.5, ge=0, description="1 follows the condition as learnt, more overstates it")
     sampling_steps: int = Field(20, ge=1, description="Heun steps from the noisy reference to a sample")
 
