@@ -18,6 +18,7 @@ from branches.generator.conditions import Condition, rare_conditions
 from branches.generator.flow import sample
 from branches.generator.generated import SCHEMA, GeneratedSet
 from branches.generator.training import Generator
+from scoring.errors import InputError
 
 
 def generate(generator: Generator, wanted: Mapping[Condition, int] | None = None) -> GeneratedSet:
@@ -31,7 +32,7 @@ def generate(generator: Generator, wanted: Mapping[Condition, int] | None = None
     Raises
     ------
     InputError
-        If a condition has a word that the generator does not know.
+        If a condition has a word that the generator does not know, or is the only one of its machine.
     """
     spec, clips = generator.spec, generator.clips
     if wanted is None:
@@ -49,13 +50,16 @@ def choose_references(real: Sequence[Condition], wanted: Mapping[Condition, int]
     """A training clip for each sample, in the order of `wanted`: (n,) positions in `real`.
 
     Clips of other conditions of the same machine and section, none twice before all had their turn. A clip of the
-    condition itself would come back as a near copy: the mean over hundreds of frames survives the noise.
+    condition itself would come back as a near copy: the mean over hundreds of frames survives the noise. Raises
+    `InputError` where there is no other condition.
     """
     rng = np.random.default_rng([seed, 2])
     groups, names = np.array([c.group for c in real]), np.array([str(c) for c in real])
     references = []
     for condition, n in wanted.items():
         others = np.flatnonzero((groups == condition.group) & (names != str(condition)))
+        if not len(others):
+            raise InputError(f"{condition} has no other condition beside it to make samples from")
         references.append(np.resize(rng.permutation(others), n))
     return np.concatenate(references)
 

@@ -19,6 +19,7 @@ from branches.generator.conditions import Condition, Vocabulary, conditions_of, 
 from branches.generator.flow import flow_loss, sample
 from branches.generator.network import VelocityNetwork
 from branches.generator.sampling import choose_references
+from branches.generator.scale import BandScale
 from branches.generator.training import balanced
 from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
@@ -174,6 +175,8 @@ def test_references_are_clips_of_the_machines_other_conditions(generator):
         assert {real[r].group for r in own} == {condition.group}
         assert condition not in {real[r] for r in own}
         assert len(set(own)) == 12
+    with pytest.raises(InputError, match="no other condition"):
+        choose_references(real[:1], {real[0]: 1}, seed=0)
 
 
 # The network and the flow, without clips
@@ -297,6 +300,20 @@ def test_a_condition_of_one_clip_still_has_a_distance_and_is_in_no_held_out_half
     assert nearest == 5
     assert max(distance, own) < 0.1
     assert neighbours.nearest(points[0], "b")[2] > 0.5
+
+
+def test_the_effects_of_words_add_up():
+    rng = np.random.default_rng(1)
+    pairs = [("source", "1"), ("source", "2"), ("target", "1")]
+    real = [Condition("a", 0, d, (("x", v),)) for d, v in pairs for _ in range(200)]
+    level = np.repeat([0.0, 1.0, 0.5], 200)[:, None, None] + rng.normal(0, 0.1, (600, 1, 1))
+    statistics = np.concatenate([level, np.full((600, 2, 1), 0.3)], axis=1).repeat(128, axis=2).astype(np.float32)
+    clips = RealClips(None, "near", None, np.arange(600), real, 100)
+    scale = BandScale(clips, WindowStatistics(np.arange(600), statistics), Vocabulary(real))
+    unseen = dataclasses.replace(real[-1], attributes=(("x", "2"),))
+    mean, std = scale.of([real[0], real[200], real[-1], unseen])
+    np.testing.assert_allclose(mean[:, 0, 0], [0, 1, 0.5, 1.5], atol=0.05)
+    np.testing.assert_allclose(std, np.hypot(0.3, 0.1), atol=0.01)  # over time, and from clip to clip
 
 
 # The set on disk
