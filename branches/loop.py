@@ -33,7 +33,7 @@ class Progress:
 
     modules: what is trained, by name; parameters that need no gradient stay as they are and are not saved
     optimizer: a group may have a `factor` on the learning rate
-    averaged: moving averages of the trained parameters, if the settings ask for them
+    averaged: moving averages of the trained parameters, once they are kept
     recent: losses since the last report, left where they were computed: reading one waits for the GPU
     """
 
@@ -67,9 +67,8 @@ class Progress:
         for name, module in self.modules.items():
             module.load_state_dict({**_fixed(module), **state["modules"][name]})
         self.optimizer.load_state_dict(state["optimizer"])
-        for kept, saved in zip(self.averaged, state["averaged"], strict=True):
-            kept.copy_(saved)
         device = self.trained[0].device
+        self.averaged = [average.to(device) for average in state["averaged"]]
         self.step, self.recent = state["step"], [loss.to(device) for loss in state["recent"]]
 
 
@@ -119,7 +118,7 @@ def run(
         end the same.
     """
     if training.average and not progress.averaged:
-        raise ValueError("progress has no averages to keep")
+        progress.averaged = [p.detach().clone() for p in progress.trained]
     report_every = max(1, training.steps // 50)
     saved = time.monotonic()
     while progress.step < training.steps:

@@ -192,29 +192,6 @@ class MixupSpec(Settings):
     alpha: float = Field(1.0, gt=0, description="shares are drawn from Beta(alpha, alpha)")
 
 
-class AugmentationSpec(Settings):
-    """What is done to training clips; everything is off unless given."""
-
-    time_mask: int = Field(0, ge=0, description="SpecAugment: longest masked stretch, frames of 10 ms")
-    frequency_mask: int = Field(0, ge=0, lt=128, description="SpecAugment: widest masked stretch, mel bands")
-    gain_db: float = Field(0.0, ge=0, description="level changes at random by up to so much")
-    speed: float = Field(0.0, ge=0, lt=0.5, description="speed and pitch change by up to this share")
-    noise: NoiseSpec | None = None
-    mixup: MixupSpec | None = None
-
-
-class MaskedPredictionSpec(Settings):
-    """Auxiliary loss: tell the tokenizers' labels of masked patches (our reading of the report's dual tokenizer)."""
-
-    tokenizers: tuple[Annotated[FileSpec, BeforeValidator(_by_path)], ...] = Field(
-        (FileSpec(path="random:0"), FileSpec(path="random:1")),
-        min_length=1,
-        description="released tokenizers (path, sha256), or random:SEED",
-    )
-    weight: float = Field(0.5, gt=0, description="of the loss beside the objective's")
-    mask: float = Field(0.3, gt=0, lt=1, description="share of patches that are masked")
-
-
 class TrainingSpec(Settings):
     """AdamW with linear warm-up and cosine decay."""
 
@@ -227,6 +204,58 @@ class TrainingSpec(Settings):
     warmup_steps: int = Field(360, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 keeps the last")
+
+
+class GeneratorSpec(TrainingSpec):
+    """A generator of log-mels: its network, its training, what it samples and what is kept of that.
+
+    The defaults are for a GPU and clips of 10 s.
+    """
+
+    channel: Channel = "near"
+    width: int = Field(512, ge=8, description="channels of the network")
+    depth: int = Field(8, ge=1, description="blocks of the network")
+    kernel: int = Field(15, ge=1, description="tokens of 40 ms that a block mixes; odd")
+    condition_dropout: float = Field(0.1, ge=0, lt=1, description="share of training clips without their condition")
+
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(64, ge=2)
+    crop_seconds: float = Field(10.0, gt=0.2, description="length of a sample; at most that of the shortest clip")
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: int = Field(500, ge=0)
+
+    fill: float = Field(0.5, gt=0, le=1, description="conditions rarer than this share of the commonest get samples")
+    strength: float = Field(0.3, gt=0, le=1, description="how much of the reference becomes noise; 1 is all of it")
+    guidance: float = Field(1.5, ge=0, description="1 follows the condition as learnt, more overstates it")
+    sampling_steps: int = Field(20, ge=1, description="Heun steps from the noisy reference to a sample")
+
+    copy_below: float = Field(0.5, ge=0, description="nearer to a real clip than this, a sample is a copy")
+    far_above: float = Field(2.0, gt=0, description="further from its condition's clips than this, it is an outlier")
+    seed: int = Field(0, ge=0)
+
+
+class AugmentationSpec(Settings):
+    """What is done to training clips; everything is off unless given."""
+
+    time_mask: int = Field(0, ge=0, description="SpecAugment: longest masked stretch, frames of 10 ms")
+    frequency_mask: int = Field(0, ge=0, lt=128, description="SpecAugment: widest masked stretch, mel bands")
+    gain_db: float = Field(0.0, ge=0, description="level changes at random by up to so much")
+    speed: float = Field(0.0, ge=0, lt=0.5, description="speed and pitch change by up to this share")
+    noise: NoiseSpec | None = None
+    mixup: MixupSpec | None = None
+    generated: GeneratorSpec | None = Field(None, description="train on generated clips of rare conditions, too")
+
+
+class MaskedPredictionSpec(Settings):
+    """Auxiliary loss: tell the tokenizers' labels of masked patches (our reading of the report's dual tokenizer)."""
+
+    tokenizers: tuple[Annotated[FileSpec, BeforeValidator(_by_path)], ...] = Field(
+        (FileSpec(path="random:0"), FileSpec(path="random:1")),
+        min_length=1,
+        description="released tokenizers (path, sha256), or random:SEED",
+    )
+    weight: float = Field(0.5, gt=0, description="of the loss beside the objective's")
+    mask: float = Field(0.3, gt=0, lt=1, description="share of patches that are masked")
 
 
 class BranchSpec(Settings):

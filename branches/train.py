@@ -87,10 +87,7 @@ class _Parts:
         optimizer = torch.optim.AdamW(
             [*groups, {"params": heads, "factor": 1.0}], lr=training.learning_rate, weight_decay=training.weight_decay
         )
-        progress = Progress(modules, optimizer)
-        if training.average:
-            progress.averaged = [p.detach().clone() for p in progress.trained]
-        return progress
+        return Progress(modules, optimizer)
 
 
 def _loss_of(spec: BranchSpec, parts: _Parts, clips: TrainingClips, first_step: int) -> Callable[[int], Tensor]:

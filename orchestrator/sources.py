@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from fusion.hierarchy import Tree
 from orchestrator.plan import Branch, make_plan, table_names
-from orchestrator.preflight import with_resolved_backbones
+from orchestrator.preflight import with_resolved_files
 from orchestrator.spec import SystemSpec
 from scoring.calibration import calibrate, transductive_normalisation
 from scoring.errors import InputError
@@ -116,7 +116,7 @@ def of_system(system: SystemSpec, paths: Iterable[Path]) -> tuple[Tree, dict[str
     InputError
         Naming the configuration and seed that has no table, or two.
     """
-    plan = make_plan([with_resolved_backbones(system)], "")
+    plan = make_plan([with_resolved_files(system)], "")
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(_identity_of_file(path), []).append(path)
