@@ -4,7 +4,8 @@ out/mlflow.db, mlartifacts/     the default MLflow store: branches and their sco
 out/systems/<name>/             fused.parquet and result.json of each system
 out/submission/<name>/          the challenge's CSV files
 out/report.html                 what a person looks at
-out/cache/, checkpoints/        decoded audio, and resumable checkpoints of unfinished branches
+out/cache/, checkpoints/        decoded audio, frozen embeddings, and resumable checkpoints of unfinished branches
+out/generated/<id>/             generated clips of rare conditions, and how they were judged
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from branches.dataset import fingerprint, noise_index, read_index
 from cluster.session import check_address, session
 from orchestrator.fusing import FUSED, fused_system
+from orchestrator.generation import make_sets
 from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names
 from orchestrator.preflight import check_models, check_noise, notes_on, with_resolved_files
 from orchestrator.report import write_report
@@ -89,6 +91,8 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
                 tracker.add_systems(branch.branch_id, branch.systems)
             log.info("%d branches, %d of them finished", len(plan.branches), _count_finished(plan, tables))
             tables |= _train_missing(plan, tables, index, mark, tracker, place, cluster)
+            for path in (place.out / "generated").glob("*/check.json"):
+                parent.upload(path)
             results = {}
             for system in systems:
                 folder = place.out / "systems" / system.name
@@ -183,6 +187,7 @@ def _train_missing(
         checkpoint_seconds=place.checkpoint_seconds,
         code=code_version(*SCORE_CODE),
         specs=tuple(branch.spec for branch in plan.branches),
+        generated=out / "generated",
     )
     job.checkpoints.mkdir(exist_ok=True)
     for note in notes_on(index, open_cache(job.data, index, job.cache), missing):
@@ -190,7 +195,9 @@ def _train_missing(
     cluster.connect()
     from orchestrator.launch import launch  # imports ray, and that only after the session has set it up
 
-    failures = launch(missing, job, index, out / "tune", place.gpus_per_branch)
+    failures = make_sets(missing, job, index)
+    ready = [branch for branch in missing if branch.branch_id not in failures]
+    failures |= launch(ready, job, index, out / "tune", place.gpus_per_branch) if ready else {}
     tracker.close_unfinished()
     trained = _finished_tables(missing, tracker)
     _raise_for(_missing(plan, {**tables, **trained}), failures, out)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from branches.dataset import noise_index
 from branches.spec import BranchSpec
+from orchestrator.generation import generated_clips
 from orchestrator.plan import SCORE_CODE, Branch, code_version, detector_id, identity
 from orchestrator.tracking import TABLES, TrackedRun, Tracker, checksum_tag, flatten, joined_systems
 from scoring.banks import score_table
@@ -40,6 +41,7 @@ class Job:
     device: `cpu` or `cuda`
     code: the driver's code version; a worker with another one would make other scores under the same id
     specs: all branches of the run, since frozen embeddings are computed for all of them at once
+    generated: folder of the sets of generated clips
     """
 
     data: Path
@@ -52,6 +54,7 @@ class Job:
     checkpoint_seconds: float
     code: str
     specs: tuple[BranchSpec, ...]
+    generated: Path
 
 
 def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[[int, float], None]) -> float | None:
@@ -123,7 +126,8 @@ def _embed(
         frozen = frozen_embeddings(view, views, audio, job.cache, job.code, job.device)
         if spec.strategy.name == "frozen":
             return frozen
-    clips = training_clips(audio, index, spec, frozen, noise=_supplemental(spec, job))
+    generated = generated_clips(spec, job, index)
+    clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
     checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
     model = train(spec, clips, checkpoint, record, job.checkpoint_seconds, job.device)
     save_branch(model, weights)

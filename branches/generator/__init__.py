@@ -9,6 +9,7 @@ A generator is trained once per data set, and its samples are a folder that all 
 `docs/generation.md` says how it works and what was measured.
 """
 
+from branches.generator.conditions import conditions_of, rare_conditions
 from branches.generator.generated import GeneratedSet, read_set, write_set
 from branches.generator.sampling import generate
 from branches.generator.training import Generator, train_generator
@@ -18,7 +19,9 @@ __all__ = [
     "GeneratedSet",
     "Generator",
     "GeneratorSpec",
+    "conditions_of",
     "generate",
+    "rare_conditions",
     "read_set",
     "train_generator",
     "write_set",
