@@ -215,7 +215,7 @@ class GeneratorSpec(TrainingSpec):
     channel: Channel = "near"
     width: int = Field(512, ge=8, description="channels of the network")
     depth: int = Field(8, ge=1, description="blocks of the network")
-    kernel: int = Field(15, ge=1, description="tokens of 40 ms that a block mixes; odd")
+    kernel: int = Field(15, ge=1, description="tokens of 40 ms that a block mixes")
     condition_dropout: float = Field(0.1, ge=0, lt=1, description="share of training clips without their condition")
 
     steps: int = Field(20_000, ge=1)

@@ -97,11 +97,11 @@ class Neighbours:
         between = cdist(self._points[first], self._points)
         between[clip[first][:, None] == clip] = np.inf
         own = np.where(condition[first][:, None] == condition, between, np.inf)
-        self._usual = float(np.median(between.min(axis=1)))
+        self._usual = _median(between.min(axis=1), 1.0)
         # With one or two clips the nearest neighbour is any other one.
-        any_other = float(np.median(own[np.isfinite(own)]))
+        any_other = _median(own[np.isfinite(own)], self._usual)
         self._usual_own = {
-            str(name): float(np.median(own[rows].min(axis=1))) if rows.sum() >= _FEW else any_other
+            str(name): _median(own[rows].min(axis=1), any_other) if rows.sum() >= _FEW else any_other
             for name in np.unique(condition)
             for rows in [condition[first] == name]
         }
@@ -115,6 +115,12 @@ class Neighbours:
         own = distance[self._condition == condition].min(initial=np.inf)
         nearest = int(distance.argmin())
         return int(self._clip[nearest]), distance[nearest] / self._usual, own / self._usual_own.get(condition, 1.0)
+
+
+def _median(distances: NDArray[np.float64], otherwise: float) -> float:
+    """The median; `otherwise` if there are none, or if clips are copies of each other, so that it is no unit."""
+    found = float(np.median(distances)) if len(distances) else 0.0
+    return found if found > 0 else otherwise
 
 
 def _levels(statistics: NDArray[np.float32]) -> NDArray[np.float32]:

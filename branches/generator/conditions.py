@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +49,17 @@ def conditions_of(index: pa.Table) -> list[Condition]:
 def rare_conditions(conditions: Sequence[Condition], fill: float) -> dict[Condition, int]:
     """How many clips each condition lacks to `fill` times the commonest one of its machine and section."""
     counts = Counter(conditions)
-    largest: Counter[str] = Counter()
-    for condition, n in counts.items():
-        largest[condition.group] = max(largest[condition.group], n)
-    lacking = {c: round(fill * largest[c.group]) - n for c, n in sorted(counts.items(), key=lambda item: str(item[0]))}
+    largest = commonest(counts)
+    lacking = {c: round(fill * largest[c.group]) - counts[c] for c in sorted(counts, key=str)}
     return {c: n for c, n in lacking.items() if n > 0}
+
+
+def commonest(counts: Mapping[Condition, int]) -> dict[str, int]:
+    """Clips of the commonest condition of each machine and section."""
+    largest: dict[str, int] = {}
+    for condition, n in counts.items():
+        largest[condition.group] = max(largest.get(condition.group, 0), n)
+    return largest
 
 
 class Vocabulary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,13 @@ from torch import Tensor
 from branches.audio import AudioCache
 from branches.batches import batch_rows
 from branches.generator.clips import RealClips, WindowStatistics, real_clips, window_statistics
-from branches.generator.conditions import Condition, Vocabulary, rare_conditions
+from branches.generator.conditions import Condition, Vocabulary, commonest, rare_conditions
 from branches.generator.flow import flow_loss
 from branches.generator.network import VelocityNetwork
 from branches.generator.scale import BandScale
 from branches.loop import Progress, Report, resume, run
 from branches.spec import GeneratorSpec
 from scoring.errors import InputError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,7 @@ def balanced(conditions: list[Condition]) -> NDArray[np.int64]:
     Equal shares would show each of ten clips a hundred times as often as one of a thousand, and be learnt by heart.
     """
     counts = Counter(conditions)
-    largest: Counter[str] = Counter()
-    for condition, n in counts.items():
-        largest[condition.group] = max(largest[condition.group], n)
+    largest = commonest(counts)
     times = [round((largest[c.group] / counts[c]) ** 0.5) for c in conditions]
     return np.repeat(np.arange(len(conditions)), times)
 

@@ -302,6 +302,13 @@ def test_a_condition_of_one_clip_still_has_a_distance_and_is_in_no_held_out_half
     assert neighbours.nearest(points[0], "b")[2] > 0.5
 
 
+def test_copies_among_the_real_clips_and_conditions_of_one_clip_leave_distances_finite():
+    points = np.zeros((3, 3, 128), np.float32)
+    for names in (["a"] * 3, ["a", "b", "c"]):
+        neighbours = Neighbours(points, np.arange(3), np.array(names, object))
+        assert neighbours.nearest(points[0] + 1, "a") == (0, 16, 16)
+
+
 def test_the_effects_of_words_add_up():
     rng = np.random.default_rng(1)
     pairs = [("source", "1"), ("source", "2"), ("target", "1")]
