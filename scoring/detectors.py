@@ -160,7 +160,7 @@ class _Settings(BaseModel):
     uses_bands: ClassVar[bool] = False
 
     softness: float = Field(0.0, ge=0)
-    calibration: Method = "tail"
+    calibration: Method = "location_scale"
 
     @property
     def uses_attributes(self) -> bool:

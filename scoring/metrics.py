@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from scoring.errors import InputError
@@ -67,23 +68,26 @@ class LabelledCells:
         AUC of a domain compares its normals with the anomalies of both domains; pAUC uses all clips
         (task description of DCASE 2023–2026 Task 2).
         """
-        machine, section, split, domain, condition = rows_of(
-            table, ["machine", "section", "split", "domain", "condition"]
-        )
-        labelled = _labelled(split, condition)
-        if not labelled.any():
+        labelled = np.flatnonzero(_labelled(table))
+        if not len(labelled):
             raise InputError("no test clip has a known condition; metrics need labelled clips")
-        groups = sorted(set(zip(machine[labelled], section[labelled], strict=True)))
-        members = [np.flatnonzero(labelled & (machine == m) & (section == s)) for m, s in groups]
-        width = max(map(len, members))
-        place = np.arange(width)
-        rows = np.stack([member[np.minimum(place, len(member) - 1)] for member in members])
-        real = np.stack([place < len(member) for member in members])
-        anomaly = real & (condition == "anomaly")[rows]
+        machine = table["machine"].combine_chunks().dictionary_encode()
+        (section,) = rows_of(table, ["section"])
+        names = np.array(machine.dictionary.to_pylist(), object)
+        of_rank, rank = np.unique(names, return_inverse=True)
+        sections, place = np.unique(section[labelled], return_inverse=True)
+        key = rank[machine.indices.to_numpy()[labelled]] * len(sections) + place
+        groups, group = np.unique(key, return_inverse=True)
+        counts = np.bincount(group)
+        column = np.arange(counts.max())
+        first = np.cumsum(counts) - counts
+        rows = labelled[np.argsort(group, kind="stable")][first[:, None] + np.minimum(column, counts[:, None] - 1)]
+        real = column < counts[:, None]
+        anomaly = real & _is(table, "condition", "anomaly")[rows]
         normal = real & ~anomaly
-        in_cell = [(domain == "source")[rows], (domain == "target")[rows], np.ones_like(real)]
+        in_cell = [_is(table, "domain", "source")[rows], _is(table, "domain", "target")[rows], real]
         return cls(
-            machines=tuple(m for m, _ in groups),
+            machines=tuple(of_rank[groups // len(sections)]),
             rows=rows,
             positive=np.stack([anomaly] * 3).astype(float),
             negative=np.stack([normal & cell for cell in in_cell]).astype(float),
@@ -130,14 +134,13 @@ def roc_area(
     """
     order = np.argsort(-scores, axis=-1)
     ranked = np.take_along_axis(scores, order, axis=-1)
-    shape = np.broadcast_shapes(scores.shape, positive.shape)
-    order = np.broadcast_to(order, shape)
     # A curve has one point per distinct score: inside a group of ties take the group's last point.
     n = scores.shape[-1]
     is_last = np.concatenate([ranked[..., 1:] != ranked[..., :-1], np.ones((*ranked.shape[:-1], 1), bool)], -1)
     last = np.minimum.accumulate(np.where(is_last, np.arange(n), n - 1)[..., ::-1], axis=-1)[..., ::-1]
-    last = np.broadcast_to(last, shape)
-    y, x = (_cumulated(weights, order, last) for weights in (positive, negative))
+    shape = np.broadcast_shapes(scores.shape, positive.shape)
+    weights = np.stack([np.broadcast_to(positive, shape), np.broadcast_to(negative, shape)])
+    y, x = _cumulated(weights, np.broadcast_to(order, shape)[None], np.broadcast_to(last, shape)[None])
     limit = np.asarray(max_fpr, float)[..., None]
     width, height = np.diff(x), np.diff(y)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -151,11 +154,12 @@ def roc_area(
 
 def _cumulated(weights: NDArray[np.float64], order: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float64]:
     """Rate of the weights ranked first … k-th, with a leading zero: (..., N + 1)."""
-    ranked = np.take_along_axis(np.broadcast_to(weights, order.shape), order, axis=-1)
-    total = np.take_along_axis(np.cumsum(ranked, axis=-1), last, axis=-1)
+    total = np.cumsum(np.take_along_axis(weights, order, axis=-1), axis=-1)
+    total = np.take_along_axis(total, last, axis=-1)
+    rate = np.zeros((*total.shape[:-1], total.shape[-1] + 1))
     with np.errstate(invalid="ignore"):
-        rate = total / np.where(total[..., -1:] > 0, total[..., -1:], np.nan)
-    return np.concatenate([np.zeros((*rate.shape[:-1], 1)), rate], axis=-1)
+        rate[..., 1:] = total / np.where(total[..., -1:] > 0, total[..., -1:], np.nan)
+    return rate
 
 
 def harmonic_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] | None = None) -> NDArray[np.float64]:
@@ -167,11 +171,17 @@ def harmonic_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] | Non
 
 def has_labels(table: pa.Table) -> bool:
     """Whether any test row has a known condition."""
-    return bool(_labelled(*rows_of(table, ["split", "condition"])).any())
+    return bool(_labelled(table).any())
 
 
-def _labelled(split: NDArray[np.object_], condition: NDArray[np.object_]) -> NDArray[np.bool_]:
-    return (split == "test") & ((condition == "normal") | (condition == "anomaly"))
+def _labelled(table: pa.Table) -> NDArray[np.bool_]:
+    return _is(table, "split", "test") & table["condition"].is_valid().to_numpy()
+
+
+def _is(table: pa.Table, column: str, value: str) -> NDArray[np.bool_]:
+    """Which rows (rows,) have the value; null has none."""
+    found: NDArray[np.bool_] = pc.equal(table[column], value).fill_null(False).to_numpy()
+    return found
 
 
 def official_metrics(table: pa.Table) -> Metrics:

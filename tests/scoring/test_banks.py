@@ -13,7 +13,7 @@ DETECTORS = [
     MahalanobisSpec(shrinkage="oas", covariance="domain", calibration="gamma"),
     MahalanobisSpec(means="attributes"),
     KnnSpec(),
-    KnnSpec(k=3, metric="euclidean", calibration="location_scale"),
+    KnnSpec(k=3, metric="euclidean", calibration="tail"),
     KnnSpec(smote=0.5),
     KMeansSpec(clusters=4, softness=0.5),
     MixtureSpec(components=2),
