@@ -25,7 +25,8 @@ class Comparison:
 
     gain: on the clips as they are
     clips: interval over clips drawn anew: other recordings of these machines
-    machines: interval over machines and their clips drawn anew: other machines
+    machines: interval over machines drawn anew, each with its clips as they are, whose noise is in the differences
+        between machines already: other machines
     """
 
     gain: float
@@ -50,10 +51,10 @@ def compare(
     -------
     the interval of the first member's Omega over clips drawn anew, and a `Comparison` for each name
     """
-    clips = _replicates(scores, rng)
-    machines = _machines_drawn(clips, scores.cells.machines, rng)
-    over_clips = harmonic_mean(clips, axis=(-2, -1))
-    plain = harmonic_mean(scores.cells.values(scores.values), axis=(-2, -1))
+    cells = scores.cells.values(scores.values)
+    plain = harmonic_mean(cells, axis=(-2, -1))
+    over_clips = harmonic_mean(_replicates(scores, rng), axis=(-2, -1))
+    machines = _machines_drawn(cells, scores.cells.machines, rng)
     comparisons = {
         name: Comparison(
             float(plain[0] - plain[i]), _interval(over_clips[0] - over_clips[i]), _interval(machines[0] - machines[i])
@@ -82,12 +83,12 @@ def _replicates(scores: LabelledScores, rng: np.random.Generator) -> NDArray[np.
 def _machines_drawn(
     cells: NDArray[np.float64], machines: tuple[str, ...], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Omega (members, R) of machines drawn anew, from cells (members, R, 3, G)."""
+    """Omega (members, R) of machines drawn anew, from cells (members, 3, G)."""
     names, of_group = np.unique(machines, return_inverse=True)
-    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), cells.shape[1])[:, of_group]
-    weight = np.where(np.isnan(cells), 0, times[:, None])
+    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), REPLICATES)[:, of_group]
+    weight = np.where(np.isnan(cells)[:, None], 0, times[:, None])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return weight.sum(axis=(-2, -1)) / np.where(weight > 0, weight / cells, 0).sum(axis=(-2, -1))
+        return weight.sum(axis=(-2, -1)) / np.where(weight > 0, weight / cells[:, None], 0).sum(axis=(-2, -1))
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:

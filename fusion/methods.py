@@ -21,7 +21,7 @@ from fusion.scales import CALIBRATED, RANK
 from fusion.tpe import tpe
 
 # Omega in per cent: members that differ by so much differ in weight by a factor e.
-TEMPERATURES = (0.1, 0.3, 1.0, 3.0, 10.0)
+TEMPERATURES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 # Share of the uniform weights in what is delivered.
 SHRINKAGES = (0.75, 0.5, 0.25, 0.0)
 ROUNDS = 20

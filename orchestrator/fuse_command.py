@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +113,13 @@ def _runner(address: str | None) -> Iterator[Runner]:
 
 def _apply(request: Request, path: Path) -> dict[str, Any]:
     """The weights of another fusion on these tables: no label is read, and nothing is estimated."""
-    if request.tables is None or request.system or request.tracking_uri:
-        raise InputError("--weights needs --tables DIR, and no SYSTEM or --tracking-uri: the result names the tables")
     weights, scale = _read_weights(path)
-    used = {name: request.tables / f"{name}.parquet" for name, weight in weights.items() if weight > 0}
-    missing = [str(file) for file in used.values() if not file.exists()]
+    files = _named_files(request, weights)
+    used = {name: files[name] for name, weight in weights.items() if weight > 0 and name in files}
+    missing = [name for name, weight in weights.items() if weight > 0 and (name not in used or not used[name].exists())]
     if missing:
         raise InputError(
-            f"{missing[0]}: not there, and {path} gives it a weight; {len(missing)} such tables are absent"
+            f"{path} gives a weight to {missing[0]}, which is not there; {len(missing)} such tables are absent"
         )
     fused = apply_weights(TableFiles(used, request.transductive), weights, {"weights": str(path)}, scale)
     checksum = write_table(fused, _writable(request.out) / FUSED)
@@ -135,6 +134,13 @@ def _apply(request: Request, path: Path) -> dict[str, Any]:
     write_json(request.out / RESULT, result)
     _warn(result)
     return result
+
+
+def _named_files(request: Request, names: Iterable[str]) -> Mapping[str, Path]:
+    """Tables under the names that they had when weights were chosen: their files', or their places in a SYSTEM."""
+    if request.tables is not None and request.system is None and request.tracking_uri is None:
+        return {name: request.tables / f"{name}.parquet" for name in names}
+    return _source(request)[1]
 
 
 def _read_weights(path: Path) -> tuple[dict[str, float], str]:

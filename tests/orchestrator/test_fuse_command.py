@@ -155,12 +155,12 @@ def test_a_wrong_request_is_told(scores, fused, tmp_path):
     assert "no such folder" in refused("--tables", tmp_path / "none", *out)
     assert "index.csv: not there" in refused("--tables", tmp_path, *out)
     assert "needs --experiment" in refused("--tracking-uri", f"sqlite:///{tmp_path}/x.db", *out)
-    assert "--weights needs --tables" in refused("--weights", fused[0] / "result.json", *out)
+    assert "either --tables DIR" in refused("--weights", fused[0] / "result.json", *out)
     broken = tmp_path / "broken.json"
     broken.write_text("{}")
     assert "not a result of `tutti fuse`" in refused("--weights", broken, "--tables", scores, *out)
     assert "cannot be read" in refused("--weights", tmp_path / "no.json", "--tables", scores, *out)
     absent = refused("--weights", fused[0] / "result.json", "--tables", tmp_path, *out)
-    assert "gives it a weight" in absent
+    assert "gives a weight to g0, which is not there" in absent
     assert "unknown system" in refused("s99", "--tables", scores, *out)
     assert "has no score table there" in refused("demo", "--tables", scores, *out)

@@ -113,6 +113,11 @@ def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
         assert sorted(found["delivered"]["table_weights"].values()) == pytest.approx(
             sorted(first["delivered"]["table_weights"].values())
         )
+    result = tmp_path / "folder" / "result.json"
+    applied = tutti("fuse", *sources["store"], "--weights", result, "--out", tmp_path / "applied", "--json")
+    assert applied.returncode == 0, applied.stderr
+    fused = [read_table(tmp_path / name / "fused.parquet") for name in ("folder", "applied")]
+    assert fused[0]["score"].to_numpy() == pytest.approx(fused[1]["score"].to_numpy())
     lost = tutti("fuse", *by_store[:3], "none", "--out", tmp_path / "lost")
     assert lost.returncode == 2
     assert "has no experiment 'none'" in lost.stderr
