@@ -69,7 +69,7 @@ class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishe
         self.X_ = np.asarray(X)
         self.groups_, self._member = np.unique(np.zeros(len(self.X_)) if y is None else y, return_inverse=True)
         self._counts = np.bincount(self._member)
-        self.means_ = np.stack([self.X_[self._member == g].mean(0, np.float64) for g in range(len(self._counts))])
+        self.means_ = self._sums() / self._counts[:, None]
         self._eigenvalues, self._basis, fourth = self._decomposed()
         if not self._eigenvalues.sum() > TINY * len(self.X_) * np.square(self.means_).sum():
             raise InputError("no embedding differs from its group's mean, so there is no covariance")
@@ -168,8 +168,17 @@ class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishe
             intensity = np.minimum((alpha + mean**2) / np.maximum((n + 1) * spread / E, np.finfo(float).tiny), 1)
         return (1 - intensity) / n, intensity * mean + RIDGE * mean
 
+    def _sums(self) -> Array:
+        """Sum of each group's embeddings: (groups, E)."""
+        groups, sums = np.arange(len(self._counts)), np.zeros((len(self._counts), self.X_.shape[1]))
+        for rows in _blocks(len(self.X_)):
+            members = np.equal.outer(groups, self._member[rows]).astype(np.float64)
+            sums += members @ np.asarray(self.X_[rows], np.float64)
+        return sums
+
     def _centred(self, rows: slice | NDArray[np.int64]) -> Array:
-        return np.asarray(self.X_[rows], np.float64) - self.means_[self._member[rows]]
+        own = self.means_ if len(self.means_) == 1 else self.means_[self._member[rows]]
+        return np.asarray(self.X_[rows], np.float64) - own
 
     def _decomposed(self) -> tuple[Array, Array, np.float64]:
         """Eigenvalues (r,) and eigenvectors (E, r) of the scatter, and Σ |c|⁴; r < E with fewer clips than E."""
