@@ -15,9 +15,8 @@ def test_correlation_inside_machines(scores):
     twice = correlations(scores.with_values(np.stack([scores.values[0], 3 * scores.values[0], scores.values[2]])))
     assert twice[0, 1] == pytest.approx(1)
     assert abs(twice[0, 2]) < 0.2
-    assert correlations(scores) == pytest.approx(
-        np.mean([np.corrcoef(scores.values[:, r]) for r in scores.cells.rows], axis=0)
-    )
+    expected = np.mean([np.corrcoef(scores.values[:, rows]) for rows in scores.cells.rows], axis=0)
+    assert correlations(scores) == pytest.approx(expected)
     one = correlations(scores.with_values(np.zeros((1, scores.values.shape[1]))))
     assert one.tolist() == [[0]]
 
