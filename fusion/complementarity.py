@@ -32,8 +32,18 @@ class Pruned:
 
 
 def correlations(scores: LabelledScores) -> NDArray[np.float64]:
-    """Pearson correlation (C, C) of members' scores of labelled clips inside a machine, the mean over machines."""
-    return np.mean([np.corrcoef(scores.values[:, np.unique(rows)]) for rows in scores.cells.rows], axis=0)
+    """Pearson correlation (C, C) of members' scores of labelled clips inside a machine, the mean over machines.
+
+    A member that does not vary on a machine has a correlation of 0 there.
+    """
+    by_machine = []
+    for rows in scores.cells.rows:
+        own = scores.values[:, np.unique(rows)]
+        centred = own - own.mean(axis=1, keepdims=True)
+        length = np.linalg.norm(centred, axis=1, keepdims=True)
+        scaled = centred / np.where(length > 0, length, 1)
+        by_machine.append(scaled @ scaled.T)
+    return np.mean(by_machine, axis=0)
 
 
 def winners(scores: LabelledScores) -> dict[str, tuple[str, float]]:

@@ -87,7 +87,7 @@ def fuse(
     InputError
         If a table of the system is absent or the tables do not have the same clips.
     """
-    joined = Joined.read(tables, tables_of(system))
+    joined = Joined.read(tables, tables_of(system), ("domain", "condition"))
     labelled = _labelled(joined)
     if labelled is None:
         validation, (method, strength), weights = None, UNIFORM, uniform_weights(parts_of(system))

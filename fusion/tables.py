@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,14 @@ class Joined:
     values: NDArray[np.float64]
 
     @classmethod
-    def read(cls, tables: Mapping[str, pa.Table], names: Iterable[str]) -> Joined:
+    def read(
+        cls, tables: Mapping[str, pa.Table], names: Iterable[str], agreeing: Sequence[str] = ("domain",)
+    ) -> Joined:
         """Join the named tables by key. One is held at a time, if `tables` reads each when it is asked for.
+
+        Parameters
+        ----------
+        agreeing: columns that must be the same in all tables
 
         Raises
         ------
@@ -50,9 +56,11 @@ class Joined:
         clips, values = None, np.empty((len(names), first.num_rows))
         for i, name in enumerate(names):
             table = first if i == 0 else conform(tables[name], name)
-            keys, (_, values[i]) = join({names[0]: first, name: table} if i else {"": first, name: first})
+            keys, pair = join({names[0]: first, name: table})
+            values[i] = pair[-1]
             clips = keys if clips is None or is_transductive(keys) else clips
-            _check_same_clips(names[0], first, name, table)
+            for column in agreeing:
+                _check_same(column, names[0], first, name, table)
         _check_training_clips(clips)
         return cls(names, first, clips, values)
 
@@ -76,12 +84,11 @@ def _check_training_clips(clips: pa.Table) -> None:
             raise InputError(f"machine {machine} section {section} has {known} training clips to calibrate on, not 2")
 
 
-def _check_same_clips(first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:
-    for column in ("domain", "condition"):
-        if not table[column].equals(first[column]):
-            clips = zip(first["clip"].to_pylist(), first[column].to_pylist(), table[column].to_pylist(), strict=True)
-            clip, here, there = next(row for row in clips if row[1] != row[2])
-            raise InputError(f"the {column} of {clip} is {here} in {first_name} and {there} in {name}")
+def _check_same(column: str, first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:
+    if not table[column].equals(first[column]):
+        clips = zip(first["clip"].to_pylist(), first[column].to_pylist(), table[column].to_pylist(), strict=True)
+        clip, here, there = next(row for row in clips if row[1] != row[2])
+        raise InputError(f"the {column} of {clip} is {here} in {first_name} and {there} in {name}")
 
 
 def apply_weights(

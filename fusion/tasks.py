@@ -107,6 +107,8 @@ def search_all(problem: Problem, runner: Runner, folder: Path | None = None) -> 
     tasks = tasks_of(problem)
     found = {task: known for task in tasks if folder and (known := _load(_file(folder, task)))}
     missing = [task for task in tasks if task not in found]
+    if found:
+        log.info("%d of %d searches are there already", len(found), len(tasks))
     told = time.monotonic()
     for task, result in runner(problem, missing):
         found[task] = result

@@ -84,6 +84,16 @@ def test_one_machine_gives_uniform_and_says_why():
     assert fusion.validation.gains == {}
 
 
+def test_a_system_of_one_branch_on_two_sections():
+    sections = [make_table(("fan", "pump"), 6, section=section, seed=section) for section in (0, 1)]
+    fusion = fuse({"t": conform(pa.concat_tables(sections))}, {"one": {"a": ["t"]}})
+    assert fusion.weights == {"t": 1.0}
+    assert fusion.method == "best_single"
+    assert fusion.validation.lomo.omega == pytest.approx(fusion.validation.in_sample.omega)
+    assert fusion.validation.correlation.tolist() == [[pytest.approx(1)]]
+    assert fusion.validation.marginal == {"one/a": None}
+
+
 def test_without_labels_weights_are_uniform_and_nothing_is_claimed():
     fusion = fuse(make_pool(per_cell=4, labelled=False), TREE)
     assert fusion.method == "uniform"

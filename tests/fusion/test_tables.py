@@ -51,4 +51,5 @@ def test_what_does_not_fit_is_named():
         Joined.read({**tables, "o0": pa.concat_tables([tables["o0"], tables["o0"].slice(0, 1)])}, tables)
     normal = conform(tables["o0"].set_column(5, "condition", pa.array(["normal"] * len(tables["o0"]))))
     with pytest.raises(InputError, match=r"the condition of source_anomaly_0000.wav is anomaly in g0 and normal in o0"):
-        Joined.read({**tables, "o0": normal}, tables)
+        Joined.read({**tables, "o0": normal}, tables, ["domain", "condition"])
+    assert apply_weights({**tables, "o0": normal}, WEIGHTS).equals(apply_weights(tables, WEIGHTS))
