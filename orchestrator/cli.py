@@ -269,8 +269,12 @@ def submission() -> None:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
 @click.argument("systems", nargs=-1, metavar="[SYSTEM...]")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: package, in the run's folder.")
-@click.option("--label", help="Surname_Affiliation_task2 of the corresponding author; default: as in the authors' file.")
-@click.option("--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, made as a form.")
+@click.option(
+    "--label", help="Surname_Affiliation_task2 of the corresponding author; default: as in the authors' file."
+)
+@click.option(
+    "--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, made as a form."
+)
 @_json
 def make(
     folder: Path, systems: tuple[str, ...], out: Path | None, label: str | None, meta: Path | None, as_json: bool

@@ -193,9 +193,9 @@ def _check_meta(system: System, files: Mapping[str, bytes], index: pa.Table | No
     path = system.metas[0]
     if PurePosixPath(path).name != f"{system.label}.meta.yaml":
         findings.warning(path, f"should be called {system.label}.meta.yaml")
-    label, stated = read_meta(path, files[path], findings)
-    if label is not None and label != system.label:
-        findings.error(path, f"submission.label is {label!r}, the folder is {system.label!r}")
+    stated = read_meta(path, files[path], findings)
+    if stated.label not in (None, system.label):
+        findings.error(path, f"submission.label is {stated.label!r}, the folder is {system.label!r}")
     if index is not None:
         check_against_scores(path, stated, _computed(system, index), findings)
 

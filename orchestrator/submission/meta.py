@@ -60,7 +60,7 @@ def _used(
     """Configurations that count in the delivered score, and the branches of their seeds."""
     for subsystem, configurations in system.subsystems.items():
         for name, c in configurations.items():
-            if weights[subsystem][name]:
+            if weights.get(subsystem, {}).get(name):
                 yield c, [c.branch.model_copy(update={"seed": seed}) for seed in c.seeds]
 
 

@@ -56,7 +56,7 @@ def make_package(
     out = run / "package" if out is None else out
     folders = _system_folders(run, systems)
     results = {folder: _read_result(folder) for folder in folders}
-    _check_one_dataset(results)
+    _check_usable(results)
     out.mkdir(parents=True, exist_ok=True)
     authors = _read_authors(authors_file or _form(out), label)
     task = out / authors.label / "task2"
@@ -92,7 +92,10 @@ def _read_result(folder: Path) -> dict[str, Any]:
     raise InputError(f"{path}: damaged, or not of the {FUSED} beside it; run the system again, which writes both anew")
 
 
-def _check_one_dataset(results: dict[Path, dict[str, Any]]) -> None:
+def _check_usable(results: dict[Path, dict[str, Any]]) -> None:
+    for folder, result in results.items():
+        if result.get("transductive"):
+            raise InputError(f"{folder}: its scores use statistics of test clips, which the challenge forbids")
     if len({result["dataset"] for result in results.values()}) > 1:
         told = ", ".join(f"{folder.name} ({result['dataset'][:8]})" for folder, result in results.items())
         raise InputError(f"results on different data sets: {told}; name the systems of one data set")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from orchestrator.submission.files import PLACEHOLDER, PLACEHOLDER_LABEL, SYSTEM_LABEL, TEAM_LABEL
 
@@ -25,6 +25,16 @@ def _system(label: str) -> str:
     if not SYSTEM_LABEL.fullmatch(label):
         raise ValueError(f"not a system's label such as {PLACEHOLDER_LABEL}_1, numbered from 1 to 4")
     return label
+
+
+def _positive(count: int | float | str | None) -> int | float | str | None:
+    if isinstance(count, (int, float)) and not count > 0:
+        raise ValueError("must be greater than 0")
+    return count
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -50,7 +60,7 @@ class Author(_Open):
     lastname: Text
     email: Annotated[str, AfterValidator(_address)]
     corresponding: bool | None = None
-    affiliation: Affiliation | Annotated[list[Affiliation], Field(min_length=1)]
+    affiliation: Annotated[list[Affiliation], Field(min_length=1), BeforeValidator(_listed)]
 
 
 class Submission(_Open):
@@ -65,7 +75,7 @@ class Submission(_Open):
 class Complexity(_Open):
     """Size of all that runs to score a clip."""
 
-    total_parameters: Annotated[int | float, Field(gt=0)] | Text | None
+    total_parameters: Annotated[int | float | str | None, AfterValidator(_positive)]
 
 
 class System(_Open):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from scoring.metrics import CELLS, MAX_FPR, harmonic_mean
 
 # McClish's standardisation of an empty area: no ranking has less.
 LEAST_PAUC = 50 * (1 - MAX_FPR / (2 - MAX_FPR))
+MAX_LEAVES = 10_000
 _UNFILLED = re.compile(rf"{PLACEHOLDER}|TODO|TBD|FIXME|x{{3,}}|\?+", re.IGNORECASE)
 _SUMMARIES = (
     "overall",
@@ -34,25 +37,52 @@ _SUMMARIES = (
 Results = dict[str, dict[str, float]]
 
 
-def read_meta(path: str, content: bytes, findings: Findings) -> tuple[str | None, Results]:
-    """The label and the results, in per cent by machine, that a meta file states; what is wrong is a finding."""
-    try:
-        raw = yaml.safe_load(content.decode())
-    except UnicodeDecodeError as error:
-        findings.error(path, f"not UTF-8 text ({error.reason} at byte {error.start})")
-        return None, {}
-    except yaml.YAMLError as error:
-        findings.error(path, f"not YAML: {error}")
-        return None, {}
-    if not isinstance(raw, dict):
-        findings.error(path, "not a mapping with the keys submission, system, results")
-        return None, {}
+@dataclass
+class Stated:
+    """What a meta file says.
+
+    results: of each machine, in per cent, as far as they are in order
+    rounding: how far a right value may be from the one that is stated, in per cent
+    """
+
+    label: str | None = None
+    results: Results = field(default_factory=dict)
+    rounding: float = 0.0
+
+
+def read_meta(path: str, content: bytes, findings: Findings) -> Stated:
+    """The label and the results that a meta file states; what is wrong is a finding."""
+    raw = _read_yaml(path, content, findings)
+    if raw is None:
+        return Stated()
     _check_filled(path, raw, findings)
     _check_form(path, raw, findings)
     _check_corresponding(path, raw, findings)
-    label, stated = _at(raw, "submission", "label"), _at(raw, "results", "development_dataset")
-    results = _check_results(path, stated, findings) if isinstance(stated, dict) else {}
-    return label if isinstance(label, str) else None, results
+    label, results = _at(raw, "submission", "label"), _at(raw, "results", "development_dataset")
+    stated = _check_results(path, results, findings) if isinstance(results, dict) else Stated()
+    stated.label = label if isinstance(label, str) else None
+    return stated
+
+
+def _read_yaml(path: str, content: bytes, findings: Findings) -> dict[str, Any] | None:
+    """The mapping in a meta file, which may be anyone's: too deep or too large is a finding, too."""
+    try:
+        raw = yaml.safe_load(content.decode())
+        leaves = sum(1 for _ in islice(_leaves(raw), MAX_LEAVES + 1))
+    except UnicodeDecodeError as error:
+        findings.error(path, f"not UTF-8 text ({error.reason} at byte {error.start})")
+    except (yaml.YAMLError, ValueError) as error:
+        findings.error(path, f"not YAML: {error}")
+    except RecursionError:
+        findings.error(path, "nested too deeply to be a meta file")
+    else:
+        if leaves > MAX_LEAVES:
+            findings.error(path, f"more than {MAX_LEAVES} values; not a meta file")
+        elif isinstance(raw, dict):
+            return raw
+        else:
+            findings.error(path, "not a mapping with the keys submission, system, results")
+    return None
 
 
 def _at(raw: Any, *keys: str) -> Any:
@@ -81,10 +111,8 @@ def _check_form(path: str, raw: dict[str, Any], findings: Findings) -> None:
     except ValidationError as error:
         told: dict[str, str] = {}
         for fault in error.errors(include_url=False):
-            # Names of a union's members are of no use to the reader.
-            key = ".".join(
-                str(step) for step in fault["loc"] if not re.match(r"[A-Z]|list\[|constrained|int$|float$", str(step))
-            )
+            # The names of a union's members are of no use to the reader.
+            key = ".".join(str(step) for step in fault["loc"] if step not in ("int", "float", "str"))
             missing = fault["type"] == "missing"
             text = fault["msg"].removeprefix("Value error, ")
             told.setdefault(key, "missing" if missing else f"{text} (it is {str(fault['input'])[:60]!r})")
@@ -100,7 +128,7 @@ def _check_corresponding(path: str, raw: dict[str, Any], findings: Findings) -> 
             findings.warning(path, f"submission.authors: {count} of them corresponding; there should be one")
 
 
-def _check_results(path: str, stated: dict[str, Any], findings: Findings) -> Results:
+def _check_results(path: str, stated: dict[str, Any], findings: Findings) -> Stated:
     """Range and arithmetic of the stated values; what is right comes back in per cent."""
     place = "results.development_dataset"
     machines = {str(name): value for name, value in stated.items() if str(name).lower() not in _SUMMARIES}
@@ -121,11 +149,12 @@ def _check_results(path: str, stated: dict[str, Any], findings: Findings) -> Res
             path, f"{place}.{name}", _at_summaries(machine), {name: found[name]}, scale, tolerance, findings
         )
     _check_summaries(path, place, _at_summaries(stated), found, scale, tolerance, findings)
-    return found
+    return Stated(results=found, rounding=tolerance)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """A float, or an integer that one can hold."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
 def _cells(path: str, place: str, values: Any, scale: float, findings: Findings) -> dict[str, float]:
@@ -201,16 +230,16 @@ def _mean(values: list[float]) -> float:
     return float(harmonic_mean(np.array(values)))
 
 
-def check_against_scores(path: str, stated: Results, computed: Results, findings: Findings) -> None:
+def check_against_scores(path: str, stated: Stated, computed: Results, findings: Findings) -> None:
     """What is stated must be what the scores in the package give on labelled clips, in per cent."""
+    tolerance = max(stated.rounding / 2, 0.05) + 0.005
     for machine, cells in computed.items():
-        if machine not in stated:
-            findings.error(path, f"results.development_dataset.{machine}: missing; its scores are in the package")
+        place = f"results.development_dataset.{machine}"
+        if machine not in stated.results:
+            findings.error(path, f"{place}: missing; its scores are in the package")
             continue
-        wrong = [
-            f"{c} {stated[machine][c]:.2f} instead of {v:.2f}"
-            for c, v in cells.items()
-            if c in stated[machine] and abs(stated[machine][c] - v) > 0.055
-        ]  # stated with one decimal at least
+        given = stated.results[machine]
+        wrong = {c: v for c, v in cells.items() if c in given and abs(given[c] - v) > tolerance}
         if wrong:
-            findings.error(path, f"results.development_dataset.{machine}: not what the scores give: {some(wrong)}")
+            told = some(f"{cell} {given[cell]:.2f} instead of {value:.2f}" for cell, value in wrong.items())
+            findings.error(path, f"{place}: not what the scores give: {told}")

@@ -54,8 +54,15 @@ def _rows(path: str, content: bytes, findings: Findings) -> Iterator[tuple[int, 
     while lines and not lines[-1].strip():
         lines.pop()
     for row, line in enumerate(lines, 1):
-        # One line at a time, since a stray quote would swallow those that follow.
-        yield row, next(csv.reader([line.replace("\0", "�")]), [""])
+        yield row, _columns(line)
+
+
+def _columns(line: str) -> list[str]:
+    """One line at a time, since a stray quote would swallow those that follow."""
+    try:
+        return next(csv.reader([line])) or [""]
+    except csv.Error:
+        return [line]
 
 
 def _row_fault(row: int, cells: list[str], kind: str, known: Pairs) -> str | None:
