@@ -260,6 +260,31 @@ def report(folder: Path) -> None:
     click.echo(write_report(folder))
 
 
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data set to look at, too.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", help="Where a run would write.")
+@click.option("--address", default="local", show_default=True, help="Ray cluster, or `local` to start one.")
+@_tracking
+@_json
+def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Look at installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
+
+    \b
+    Example: tutti doctor --data /data/dcase2026 --out runs/a
+    """
+    from orchestrator.doctor import Subject, diagnose
+
+    checks = []
+    for check in diagnose(Subject(data, out, address, tracking_uri)):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{check.state:<8} {check.name}: {check.text}" + (f"; {check.remedy}" if check.remedy else ""))
+    if as_json:
+        click.echo(json.dumps({"checks": [asdict(check) for check in checks]}))
+    if problems := [check.name for check in checks if check.state == "problem"]:
+        raise InputError(f"{len(problems)} problems: {', '.join(problems)}")
+
+
 @main.group()
 def submission() -> None:
     """Make and check the challenge's submission package."""
