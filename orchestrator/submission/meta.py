@@ -66,7 +66,8 @@ def _used(
 
 def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec]) -> dict[str, Any]:
     tables = sum(len(specs) for _, specs in used)
-    method = result["delivered"]["method"]
+    delivered = result["delivered"]
+    fused = f"weighted mean of {delivered.get('scale', 'calibrated')} scores, weights: {_words(delivered['method'])}"
     return {
         "summary": result["description"] or None,
         "input": _listed(_CHANNELS[b.channel] for b in branches),
@@ -77,7 +78,7 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
         "embeddings": _listed(f"BEATs, {_words(b.pooling.name)} pooling" for b in branches),
         "machine_learning_method": _listed(_training(b) for b in branches),
         "anomaly_detector": _listed(_words(c.detector.name) for c, _ in used),
-        "ensemble_method": f"weighted mean of calibrated scores, weights: {_words(method)}" if tables > 1 else None,
+        "ensemble_method": fused if tables > 1 else None,
         "ensemble_method_subsystem_count": tables,
         "decision_making": "0.9 quantile of a gamma distribution fitted to the scores of training clips",
     }

@@ -98,7 +98,8 @@ def _check_filled(path: str, raw: dict[str, Any], findings: Findings) -> None:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (dict, list)):
+    """Values with their keys, those of an alias each time; an empty list counts, since aliases may multiply it."""
+    if isinstance(value, (dict, list)) and value:
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(inner, f"{key}.{name}" if key else str(name))
     else:

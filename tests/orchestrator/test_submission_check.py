@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import re
 import shutil
 import stat
@@ -486,18 +487,19 @@ def test_whatever_stands_in_a_file_is_a_finding_and_no_crash(case, package, cont
         (package / "task2" / ONE / name).write_bytes(whole)
 
 
+def multiplied(value):
+    """Aliases of aliases, ten million times the value."""
+    lines = "".join(f"{n}: &{n} [{', '.join(['*' + p] * 10)}]\n" for p, n in itertools.pairwise("abcdefgh"))
+    return f"a: &a {value}\n{lines}"
+
+
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
         ("a: &a [*a]", "nested too deeply"),
         ("[" * 5000, "nested too deeply"),
-        (
-            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
-            + "".join(
-                f"{n}: &{n} [{', '.join(['*' + p] * 10)}]\n" for p, n in ("ab", "bc", "cd", "de", "ef", "fg", "gh")
-            ),
-            "more than 10000 values",
-        ),
+        (multiplied("1"), "more than 10000 values"),
+        (multiplied("[]"), "more than 10000 values"),
         ("results: {development_dataset: {fan: {auc_source: 1" + "0" * 400 + "}}}", "auc_source: not a number"),
         ("day: 2026-13-45", "not YAML: month must be in"),
     ],
