@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,92 @@ def report(folder: Path) -> None:
     from orchestrator.report import write_report
 
     click.echo(write_report(folder))
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data set to look at, too.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", help="Where a run would write.")
+@click.option("--address", default="local", show_default=True, help="Ray cluster, or `local` to start one.")
+@_tracking
+@_json
+def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Look at installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
+
+    \b
+    Example: tutti doctor --data /data/dcase2026 --out runs/a
+    """
+    from orchestrator.doctor import Subject, diagnose
+
+    checks = []
+    for check in diagnose(Subject(data, out, address, tracking_uri)):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{check.state:<8} {check.name}: {check.text}" + (f"; {check.remedy}" if check.remedy else ""))
+    if as_json:
+        click.echo(json.dumps({"checks": [asdict(check) for check in checks]}))
+    if problems := [check.name for check in checks if check.state == "problem"]:
+        raise InputError(f"{len(problems)} problems: {', '.join(problems)}")
+
+
+@main.group()
+def submission() -> None:
+    """Make and check the challenge's submission package."""
+
+
+@submission.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@click.argument("systems", nargs=-1, metavar="[SYSTEM...]")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: package, in the run's folder.")
+@click.option(
+    "--label", help="Surname_Affiliation_task2 of the corresponding author; default: as in the authors' file."
+)
+@click.option(
+    "--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, made as a form."
+)
+@_json
+def make(
+    folder: Path, systems: tuple[str, ...], out: Path | None, label: str | None, meta: Path | None, as_json: bool
+) -> None:
+    """Pack at most four systems of a finished run: tables, meta files, one zip file.
+
+    \b
+    Example: tutti submission make runs/a s1 s3 --label Jiang_THU_task2
+    """
+    from orchestrator.submission.check import check_package
+    from orchestrator.submission.package import make_package
+
+    package = make_package(folder, systems, out, label, meta)
+    findings = check_package(package)
+    if as_json:
+        click.echo(json.dumps({"package": str(package.resolve()), **asdict(findings)}))
+        return
+    click.echo(package)
+    for line in [*findings.errors, *findings.warnings]:
+        click.echo(f"to do: {line}", err=True)
+
+
+@submission.command("check")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Data set whose test clips must be in the package.")
+@_json
+def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
+    """Print everything that is wrong with a package, a folder or a zip file. Exits with 2 if anything is.
+
+    \b
+    Example: tutti submission check runs/a/package/Jiang_THU_task2.zip --data /data/dcase2026
+    """
+    from orchestrator.submission.check import check_package
+
+    findings = check_package(package, data)
+    if as_json:
+        click.echo(json.dumps(asdict(findings)))
+    else:
+        for line in [*(f"error: {e}" for e in findings.errors), *(f"warning: {w}" for w in findings.warnings)]:
+            click.echo(line)
+    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+    if findings.errors:
+        raise InputError(f"{package}: {counts}")
+    click.echo(f"{package}: {counts}", err=True)
 
 
 @main.command()

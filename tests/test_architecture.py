@@ -39,7 +39,8 @@ def test_one_file_of_fusion_knows_ray():
     ("module", "absent"),
     [
         ("scoring.banks, scoring.metrics, fusion.search", ["torch", "ray", "mlflow"]),
-        ("orchestrator.cli", ["torch", "ray", "mlflow", "numpy"]),
+        ("orchestrator.cli, orchestrator.doctor", ["torch", "ray", "mlflow", "numpy"]),
+        ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
     ],
 )
 def test_heavy_packages_are_not_loaded(module, absent):

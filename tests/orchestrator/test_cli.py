@@ -24,9 +24,10 @@ def data(tmp_path_factory):
 
 def test_help_has_an_example_for_every_command():
     listed = tutti_here("--help").stdout.split("Commands:")[1].split()
-    commands = ["demo", "metrics", "plan", "report", "run", "ui"]
+    commands = ["demo", "doctor", "metrics", "plan", "report", "run", "ui"]
     assert set(commands) <= set(listed)
-    for command in [[c] for c in commands] + [["data", "synth"], ["data", "check"]]:
+    groups = [["data", "synth"], ["data", "check"], ["submission", "make"], ["submission", "check"]]
+    for command in [[c] for c in commands] + groups:
         page = tutti_here(*command, "--help")
         assert page.exit_code == 0
         assert f"Example: tutti {' '.join(command)} " in page.stdout

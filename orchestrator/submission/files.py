@@ -1,16 +1,43 @@
-"""The challenge's submission files of a fused table."""
+"""The challenge's files: their names, and the scores and decisions of a fused table."""
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scoring.decisions import thresholds
 from scoring.table import groups
+
+MAX_SYSTEMS = 4
+KINDS = ("anomaly_score", "decision_result")
+CSV_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<machine>.+)_section_(?P<section>\d\d)_test\.csv")
+_WORD = r"[^\W_]+(?:-[^\W_]+)*"
+# Surname and affiliation of the corresponding author; a system adds its number.
+TEAM_LABEL = re.compile(rf"{_WORD}_{_WORD}_task2")
+SYSTEM_LABEL = re.compile(rf"(?P<team>{TEAM_LABEL.pattern})_(?P<number>[1-{MAX_SYSTEMS}])")
+PLACEHOLDER = "TO BE FILLED IN"
+PLACEHOLDER_LABEL = "Surname_Affiliation_task2"
+
+
+def csv_name(kind: str, machine: str, section: int) -> str:
+    """`anomaly_score_fan_section_00_test.csv`."""
+    return f"{kind}_{machine}_section_{section:02d}_test.csv"
+
+
+def challenge_machines(table: pa.Table) -> list[str]:
+    """Machines that a package is about: those whose test labels are hidden, or all if none are.
+
+    table: a score table or a clip index
+    """
+    hidden = pc.and_(pc.equal(table["split"], "test"), pc.is_null(table["condition"]))
+    rows = table.filter(hidden)
+    return sorted(pc.unique((rows if rows.num_rows else table)["machine"]).to_pylist())
 
 
 def write_submission(table: pa.Table, folder: Path) -> list[Path]:
@@ -29,8 +56,8 @@ def write_submission(table: pa.Table, folder: Path) -> list[Path]:
         if not len(rows):
             continue
         decision = (score[rows] > limits[machine, section]).astype(int)
-        for kind, values in (("anomaly_score", score[rows]), ("decision_result", decision)):
-            path = folder / f"{kind}_{machine}_section_{section:02d}_test.csv"
+        for kind, values in zip(KINDS, (score[rows], decision), strict=True):
+            path = folder / csv_name(kind, machine, section)
             _write_pairs(path, zip(clip[rows], values.tolist(), strict=True))
             written.append(path)
     return written

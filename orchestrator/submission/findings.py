@@ -1,0 +1,35 @@
+"""What a check has found: every fault as one line that begins with its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+SHOWN = 3
+
+
+@dataclass
+class Findings:
+    """Errors keep a package from being submitted; warnings are for a person to look at."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def error(self, place: str, text: str) -> None:
+        """Something that must be mended in the file or folder `place`."""
+        self.errors.append(_line(place, text))
+
+    def warning(self, place: str, text: str) -> None:
+        """Something odd but allowed in the file or folder `place`."""
+        self.warnings.append(_line(place, text))
+
+
+def _line(place: str, text: str) -> str:
+    return " ".join(f"{place}: {text}".split())
+
+
+def some(names: Iterable[object]) -> str:
+    """The first names of many: `a, b, c and 5 more`."""
+    listed = list(map(str, names))
+    more = len(listed) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")

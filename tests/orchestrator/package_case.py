@@ -1,0 +1,117 @@
+"""A small run and its submission package, made of real tables by the code that makes them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from branches.dataset import index_of
+from orchestrator.spec import load_system
+from orchestrator.submission.package import make_package
+from scoring.metrics import official_metrics
+from scoring.table import SCHEMA, conform, write_table
+
+LABEL = "Jiang_THU_task2"
+AUTHORS = {
+    "abstract": "Scores of several branches are added.",
+    "source_code": None,
+    "authors": [
+        {
+            "firstname": "Anbai",
+            "lastname": "Jiang",
+            "email": "jiang@example.org",
+            "corresponding": True,
+            "affiliation": {"abbreviation": "THU", "institute": "Tsinghua University", "location": "Beijing, China"},
+        },
+        {
+            "firstname": "Zoë",
+            "lastname": "Müller",
+            "email": "zoe@example.org",
+            "affiliation": {"institute": "Huakong AI Plus"},
+        },
+    ],
+}
+
+
+def clip_paths(machine: str, labelled: bool, per_cell: int = 5) -> list[str]:
+    """Paths of a machine's clips, named as the challenge does."""
+    train = [f"train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(12)]
+    if labelled:
+        test = [
+            f"test/section_00_{domain}_test_{condition}_{i:04d}_noAttribute.wav"
+            for domain in ("source", "target")
+            for condition in ("normal", "anomaly")
+            for i in range(per_cell)
+        ]
+    else:
+        test = [f"test/section_00_{i:04d}.wav" for i in range(4 * per_cell)]
+    return [f"{machine}/{path}" for path in [*train, *test]]
+
+
+def write_names(root: Path, paths: list[str]) -> None:
+    """Files with these names: a check of a package reads no sound."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def fused_table(paths: list[str], seed: int) -> pa.Table:
+    """Scores of the clips, anomalies above normals by two standard deviations."""
+    index = index_of(paths)
+    rng = np.random.default_rng(seed)
+    anomaly = index["condition"].to_numpy() == "anomaly"
+    score = pa.array(rng.normal(size=index.num_rows) + 2 * anomaly + rng.integers(0, 2, index.num_rows))
+    columns = [score if name in ("score", "calibrated") else index[name] for name in SCHEMA.names]
+    return conform(pa.table(columns, schema=SCHEMA))
+
+
+def write_result(run: Path, system: str, table: pa.Table, metrics: bool = True, dataset: str = "d" * 64) -> None:
+    """A system's fused table and result, as a run leaves them."""
+    folder = run / "systems" / system
+    folder.mkdir(parents=True)
+    spec = load_system(system)
+    weights = {s: {c: 1 / len(cs) for c in cs} for s, cs in spec.subsystems.items()}
+    measured = official_metrics(table).as_dict() if metrics else {"omega": None, "machines": None}
+    result = {
+        "system": system,
+        "description": spec.description,
+        "dataset": dataset,
+        "sha256": write_table(table, folder / "fused.parquet"),
+        "delivered": {"method": "uniform", "weights": weights, "in_sample": measured["omega"], "lomo": None},
+        "machines": {"in_sample": measured["machines"], "lomo": None},
+        "spec": spec.model_dump(),
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+class Case:
+    """A data set (names alone), a run of s1 and s2 on it, filled-in authors and the package.
+
+    hidden: machines whose test labels nobody knows, beside the labelled `fan` and `pump`
+    """
+
+    def __init__(self, root: Path, hidden: tuple[str, ...] = ()) -> None:
+        self.data, self.run, self.authors = root / "data", root / "run", root / "authors.yaml"
+        paths = [path for machine in ("fan", "pump") for path in clip_paths(machine, labelled=True)]
+        paths += [path for machine in hidden for path in clip_paths(machine, labelled=False)]
+        write_names(self.data, paths)
+        for seed, system in enumerate(("s1", "s2")):
+            write_result(self.run, system, fused_table(paths, seed))
+        self.authors.write_text(yaml.safe_dump(AUTHORS, allow_unicode=True))
+        self.zip = make_package(self.run, label=LABEL, authors_file=self.authors)
+        self.folder = self.zip.with_suffix("")
+        (self.folder / "task2" / f"{LABEL}.technical_report.pdf").write_bytes(b"%PDF-1.4\n")
+
+
+def zipped(folder: Path) -> Path:
+    """A zip file of a folder's content beside it."""
+    path = folder.with_name(f"{folder.name}-again.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return path

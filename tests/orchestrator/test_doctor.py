@@ -1,0 +1,114 @@
+"""The doctor, on this installation and on ones that are broken on purpose with real files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import torch
+
+from branches.synthetic import SyntheticSize, write_dataset
+from tests.commands import TUTTI, tutti_here
+
+NOWHERE = ("--address", "127.0.0.1:1")  # spares the start of a Ray, and is a problem of its own
+
+
+def checks(run):
+    return {check["name"]: check for check in json.loads(run.stdout)["checks"]}
+
+
+def broken(folder, *arguments, path=None):
+    """The doctor's checks where `folder` comes first on Python's path."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]])}
+    if path is not None:
+        env["PATH"] = os.pathsep.join([str(path), env["PATH"]])
+    command = [TUTTI, "doctor", "--json", *NOWHERE, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    return checks(run)
+
+
+@pytest.mark.slow
+def test_a_sound_place_with_a_local_session(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "new" / "out"
+    write_dataset(data, SyntheticSize(3, 2, 1, 1.0), machines=["rotor", "pump"])
+    run = tutti_here("doctor", "--data", data, "--out", out, "--json")
+    assert run.exit_code == 0, run.stdout
+    found = checks(run)
+    assert {name: check["state"] for name, check in found.items() if not name.startswith("gpu")} == dict.fromkeys(
+        ("python", "packages", "torch", "ray", "mlflow", "data", "disk"), "ok"
+    )
+    assert f"{os.cpu_count()} CPU" in found["ray"]["text"]
+    assert "authentication: token" in found["ray"]["text"]
+    assert "clips of 2 machines, the test labels of 0 hidden" in found["data"]["text"]
+    assert not out.parent.exists()  # nothing is made
+
+
+def test_places_that_cannot_be_used(tmp_path):
+    run = tutti_here(
+        "doctor", *NOWHERE, "--data", tmp_path, "--out", tmp_path, "--tracking-uri", "http://127.0.0.1:1"
+    )  # fmt: skip
+    assert run.exit_code == 2
+    lines = run.stdout.splitlines()
+    for start in (
+        "problem  ray: no Ray cluster answers at 127.0.0.1:1",
+        "problem  mlflow: no MLflow server answers at http://127.0.0.1:1",
+        f"problem  data: {tmp_path}: not a data set",
+        "ok       disk: ",
+    ):
+        assert any(line.startswith(start) for line in lines), start
+    assert "Error: 3 problems: ray, mlflow, data" in run.stderr
+
+
+def test_a_store_that_is_none(tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database " * 100)
+    found = checks(tutti_here("doctor", *NOWHERE, "--out", tmp_path, "--json"))
+    assert found["mlflow"]["state"] == "problem"
+    assert "no MLflow store at sqlite:///" in found["mlflow"]["text"]
+
+
+def test_more_clips_than_room(tmp_path):
+    clip = tmp_path / "data" / "fan" / "train" / "section_00_source_train_normal_0000_noAttribute.wav"
+    clip.parent.mkdir(parents=True)
+    with open(clip, "wb") as file:
+        file.truncate(2 * shutil.disk_usage(tmp_path).free)  # takes no room itself
+    found = checks(tutti_here("doctor", *NOWHERE, "--data", tmp_path / "data", "--out", tmp_path / "out", "--json"))
+    assert found["disk"]["state"] == "problem"
+    assert "the audio cache needs about" in found["disk"]["text"]
+    assert "fan section 0 has 1 training clips" in found["data"]["text"]
+
+
+def installed(folder, name, version, code=""):
+    """Another version of a package, as pip would leave it."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    if code:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(code)
+
+
+@pytest.mark.slow
+def test_broken_installations(tmp_path):
+    """An old package, one that does not import, torchaudio of another build, and a driver that torch cannot use."""
+    installed(tmp_path, "hyperopt", "0.2.7")
+    installed(tmp_path, "pyarrow", metadata.version("pyarrow"), "raise ImportError('libarrow.so: no such file')")
+    installed(tmp_path, "torchaudio", torch.__version__.partition("+")[0], "__version__ = '2.11.0+other'")
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 470.1\n")
+    smi.chmod(0o755)
+    found = broken(tmp_path, "--data", tmp_path, path=smi.parent)
+    assert found["hyperopt"]["text"].startswith("0.2.7, needs ")
+    assert found["hyperopt"]["remedy"].startswith("pip install 'hyperopt")
+    assert "packages" not in found
+    assert found["torch"]["state"] == "problem"
+    assert "install both from one index" in found["torch"]["remedy"]
+    assert found["data"]["text"] == "ImportError: libarrow.so: no such file"
+    if not torch.cuda.is_available():
+        assert found["gpu"]["state"] == "problem"
+        assert found["gpu"]["text"].startswith("driver 470.1, but torch sees no GPU")
