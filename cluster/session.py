@@ -77,6 +77,8 @@ def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -
 
 def check_address(address: str) -> None:
     """Refuse the address of a Ray cluster at which nothing listens; see `require_server`."""
+    if address.startswith(("http://", "https://")):
+        raise InputError(f"{address} is a dashboard, to which jobs are sent: use `tutti submit`, or give HOST:6379")
     if address not in ("local", "auto"):
         require_server(address, "Ray cluster", "start one or use --address local")
 

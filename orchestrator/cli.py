@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from orchestrator.cluster_commands import cancel, follow, submit, sync
+from orchestrator.options import address_option, backbone_option, data_option, json_option, run_options
 from scoring.errors import InputError
 
 # Faults of the place a user has chosen, not of the program.
@@ -31,16 +33,11 @@ class _Commands(click.Group):
             if error.errno not in _NOT_OURS:
                 raise
             message = f"{error.filename}: {error.strerror}; make room or give another folder"
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted; what is finished is kept, run again to continue", err=True)
+            return ctx.exit(130)
         click.echo(f"Error: {message}", err=True)
         return ctx.exit(2)
-
-
-_data = click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Data set in the challenge's layout."
-)
-_backbone = click.option("--backbone", help="BEATs checkpoint (path or URI) for every branch, or `tiny`.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_tracking = click.option("--tracking-uri", help="MLflow store; default: a database in the output folder.")
 
 
 @click.group(cls=_Commands)
@@ -58,25 +55,13 @@ def main() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        _json,
-        click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True),
-        click.option("--gpus-per-branch", type=click.FloatRange(min=0), help="Default: 1 where there are GPUs."),
-        click.option("--cpus-per-branch", type=click.IntRange(min=1), default=1, show_default=True),
-        _tracking,
-        click.option("--address", default="local", show_default=True, help="Ray cluster, or `local` to start one."),
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
 @click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
-@_data
+@data_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for everything the run makes.")
-@_backbone
-@_run_options
+@backbone_option
+@address_option
+@run_options
 def run(systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, **options: Any) -> None:
     """Train what is missing, score, fuse and deliver. Running it again continues.
 
@@ -88,7 +73,8 @@ def run(systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, a
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
-@_run_options
+@address_option
+@run_options
 def demo(out: Path, as_json: bool, **options: Any) -> None:
     """Run the whole chain on a generated data set: no GPU, no download.
 
@@ -120,6 +106,8 @@ def _run(
     from orchestrator.spec import load_systems
 
     specs = load_systems(systems, backbone)
+    # A cluster stops a job with SIGTERM; Tune and this program stop cleanly on what Ctrl-C sends.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         results = run(specs, Place(data, out, **options))
     except BranchesFailed as error:
@@ -139,17 +127,15 @@ def _run(
 
 @main.command()
 @click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
-@_data
-@_backbone
+@data_option
+@backbone_option
 @click.option("--out", type=click.Path(path_type=Path), help="Look up what is finished in this run's folder.")
-@_tracking
-@_json
+@json_option
 def plan(
     systems: tuple[str, ...],
     data: Path,
     backbone: str | None,
     out: Path | None,
-    tracking_uri: str | None,
     as_json: bool,
 ) -> None:
     """Show the branches that the systems need, what is done and what the rest may cost. Runs nothing.
@@ -160,7 +146,7 @@ def plan(
     from orchestrator.overview import overview
     from orchestrator.spec import load_systems
 
-    result = overview(load_systems(systems, backbone), data, out, tracking_uri)
+    result = overview(load_systems(systems, backbone), data, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -176,6 +162,10 @@ def plan(
     )
     for note in result["notes"]:
         click.echo(note, err=True)
+
+
+for command in (submit, follow, cancel, sync):
+    main.add_command(command)
 
 
 @main.group()
@@ -201,7 +191,7 @@ def synth(folder: Path, size: str, seed: int) -> None:
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@_json
+@json_option
 def check(folder: Path, as_json: bool) -> None:
     """Read every clip of a data set; print what is in it and what is wrong. Exits with 2 if anything is.
 
@@ -226,7 +216,7 @@ def check(folder: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE...")
-@_json
+@json_option
 def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
     """Print the official metrics of score tables, in per cent.
 

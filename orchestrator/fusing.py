@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from fusion.hierarchy import Tree, tables_of
 from fusion.search import Fusion, Runner, fuse
-from orchestrator.plan import Plan, code_version, digest
+from orchestrator.ledger import Record, checksums, write_record
+from orchestrator.plan import Plan, code_version, digest, table_names
 from orchestrator.spec import SystemSpec
-from orchestrator.tracking import Tracker
 from orchestrator.worker import flat_metrics
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
@@ -33,11 +33,10 @@ def fused_system(
     dataset: str,
     plan: Plan,
     tables: Mapping[str, pa.Table],
-    tracker: Tracker,
     folder: Path,
     runner: Runner,
 ) -> dict[str, Any]:
-    """Fuse a system into `folder` and its MLflow run; what is there already, from the same tables, is kept.
+    """Fuse a system into `folder`, with a record for MLflow; what is there already, from the same tables, is kept.
 
     Returns the result that stands in `result.json`.
     """
@@ -45,32 +44,31 @@ def fused_system(
     own = {name: tables[name] for name in tables_of(tree)}
     tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own)}
     known = _finished_result(folder, tags["fusion_id"])
-    if known is not None and tracker.finished_run(tags):
+    if known is not None:
         return known
     log.info("%s: fusing %d score tables", system.name, len(own))
-    with tracker.run(f"{system.name} fused", tags, {}) as run:
-        metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
-        fusion = fuse(own, tree, metadata, runner=runner)
-        folder.mkdir(parents=True, exist_ok=True)
-        checksum = write_table(fusion.table, folder / FUSED)
-        result = {
-            **_result(system, plan, own, fusion),
-            "dataset": dataset,
-            "fusion_id": tags["fusion_id"],
-            "sha256": checksum,
-        }
-        _write_json(folder / RESULT, result)
-        run.upload(folder)
-        choice = fusion.choice
-        weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
-        run.log(
-            metrics={
-                **flat_metrics(choice.in_sample, "in_sample."),
-                **flat_metrics(fusion.lomo, "lomo."),
-                **weights,
-            },
-            tags={"method": fusion.delivered},
-        )
+    metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
+    fusion = fuse(own, tree, metadata, runner=runner)
+    folder.mkdir(parents=True, exist_ok=True)
+    checksum = write_table(fusion.table, folder / FUSED)
+    result = {
+        **_result(system, plan, own, fusion),
+        "dataset": dataset,
+        "missing": [b.name for b in plan.branches if system.name in b.systems and not own.keys() & {*table_names(b)}],
+        "fusion_id": tags["fusion_id"],
+        "sha256": checksum,
+    }
+    _write_json(folder / RESULT, result)
+    weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
+    figures = flat_metrics(fusion.choice.in_sample, "in_sample.") | flat_metrics(fusion.lomo, "lomo.")
+    record = Record(
+        name=f"{system.name} fused",
+        identity=tags,
+        tags={"method": fusion.delivered},
+        metrics={**figures, **weights},
+        files=checksums(folder),
+    )
+    write_record(folder, record)
     return result
 
 

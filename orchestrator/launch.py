@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.session import require
+from orchestrator.overview import petaflop
 from orchestrator.plan import Branch
 from orchestrator.worker import Job, train_and_score
 from scoring.errors import InputError
@@ -28,8 +29,8 @@ import ray
 from ray import tune
 
 PROGRESS_SECONDS = 30.0
-# A second try covers a worker that was killed; a branch that fails twice in a row fails for a reason.
-RETRIES = 1
+# Workers and nodes that are lost count as failures, and a branch of many hours may lose several.
+RETRIES = 3
 
 
 def launch(
@@ -52,7 +53,9 @@ def launch(
     job = replace(job, device="cuda" if gpus_per_branch else "cpu")
     resources = {"CPU": float(job.threads), **({"GPU": gpus_per_branch} if gpus_per_branch else {})}
     require(resources)
-    by_id = {branch.branch_id: branch for branch in branches}
+    # The longest first: a long branch that starts last leaves the other slots idle at the end.
+    ordered = sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True)
+    by_id = {branch.branch_id: branch for branch in ordered}
     trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
