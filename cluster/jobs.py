@@ -14,8 +14,9 @@ from cluster.session import prepare_environment, require_server
 from scoring.errors import InputError
 
 RETRY_SECONDS = 3.0
-# How long a dashboard may be away before following gives up.
-PATIENCE = 40
+PATIENCE = 40  # times that following asks in vain before it gives up
+# A cancelled job has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
+STOP_SECONDS = 60
 
 
 class Jobs:
@@ -46,7 +47,8 @@ class Jobs:
     def submit(self, command: str, folder: Path) -> str:
         """Run a shell command in a copy of `folder` on the cluster's head; the job's id."""
         job_id = f"tutti-{secrets.token_hex(4)}"
-        environment = {"working_dir": str(folder), "env_vars": {"PYTHONUNBUFFERED": "1"}}
+        variables = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        environment = {"working_dir": str(folder), "env_vars": variables}
         self._client.submit_job(entrypoint=command, runtime_env=environment, submission_id=job_id)
         return job_id
 

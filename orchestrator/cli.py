@@ -106,7 +106,8 @@ def _run(
     from orchestrator.spec import load_systems
 
     specs = load_systems(systems, backbone)
-    # A cluster stops a job with SIGTERM; Tune and this program stop cleanly on what Ctrl-C sends.
+    # A cluster stops a job with SIGTERM, and Ray blocks SIGINT in its jobs; what stops Tune cleanly is SIGINT.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         results = run(specs, Place(data, out, **options))

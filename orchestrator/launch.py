@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +33,17 @@ PROGRESS_SECONDS = 30.0
 RETRIES = 3
 
 
+# What a trial does; see `train_and_score`.
+Work = Callable[[Branch, Job, pa.Table, Callable[[int, float], None]], float | None]
+
+
 def launch(
-    branches: Sequence[Branch], job: Job, index: pa.Table, folder: Path, gpus_per_branch: float | None
+    branches: Sequence[Branch],
+    job: Job,
+    index: pa.Table,
+    folder: Path,
+    gpus_per_branch: float | None,
+    work: Work = train_and_score,
 ) -> dict[str, str]:
     """Train and score the branches on the connected Ray cluster.
 
@@ -56,7 +65,7 @@ def launch(
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True)
     by_id = {branch.branch_id: branch for branch in ordered}
-    trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index)
+    trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index, work=work)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space={"branch_id": tune.grid_search(list(by_id))},
@@ -83,10 +92,10 @@ def launch(
     return {**failures, **refused}
 
 
-def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table) -> None:
+def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table, work: Work) -> None:
     branch = branches[config["branch_id"]]
     try:
-        omega = train_and_score(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
+        omega = work(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
     except InputError as error:  # would come again at every try
         tune.report({"failure": str(error)})
     else:
