@@ -17,22 +17,24 @@ def prepare_environment(address: str) -> None:
     """Set what Ray reads when it is first imported, and its processes inherit; what is set already stays.
 
     Authentication is always explicit, since Ray's own default differs between `ray.init()` and an address. A local
-    Ray can be reached from the network, so it gets a token that only this process and its workers know; a
-    running cluster is taken as open unless `RAY_AUTH_MODE` says otherwise.
+    Ray can be reached from the network, so it gets a token that only this process and its workers know. For a
+    running cluster a token in `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH` is used; without one it is taken as open.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences a warning
     if address == "local" and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    os.environ.setdefault("RAY_AUTH_MODE", "token" if given else "disabled")
 
 
 @contextmanager
 def session(address: str = "local", num_cpus: int | None = None) -> Iterator[None]:
     """Connect to Ray at `address`, or start it on this machine for `local`; disconnect at the end.
 
-    A local Ray has no dashboard. Ray must not have been imported before, see `prepare_environment`.
+    `auto` is the cluster that this machine or the surrounding job is part of. A local Ray has no dashboard. Ray must
+    not have been imported before, see `prepare_environment`.
 
     Raises
     ------
@@ -77,6 +79,8 @@ def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -
 
 def check_address(address: str) -> None:
     """Refuse the address of a Ray cluster at which nothing listens; see `require_server`."""
+    if address.startswith(("http://", "https://")):
+        raise InputError(f"{address} is a dashboard, to which jobs are sent: use `tutti submit`, or give HOST:6379")
     if address not in ("local", "auto"):
         require_server(address, "Ray cluster", "start one or use --address local")
 

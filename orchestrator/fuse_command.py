@@ -15,6 +15,7 @@ from fusion.scales import CALIBRATED, RANK
 from fusion.search import apply_weights
 from fusion.tasks import Runner, run_here
 from orchestrator.fusing import FUSED, RESULT, finished_result, fuse_into, write_json
+from orchestrator.ledger import BRANCHES
 from orchestrator.plan import code_version, digest
 from orchestrator.sources import TableFiles, from_index, from_store, of_system
 from orchestrator.spec import load_system
@@ -86,7 +87,10 @@ def _source(request: Request) -> tuple[Tree, Mapping[str, Path]]:
     assert request.tables is not None
     if not request.tables.is_dir():
         raise InputError(f"{request.tables}: no such folder")
-    return of_system(system, sorted(request.tables.rglob("*.parquet"))) if system else from_index(request.tables)
+    if system is None:
+        return from_index(request.tables)
+    ledger = request.tables / BRANCHES  # of a run, which has copies of its tables elsewhere, for MLflow
+    return of_system(system, sorted((ledger if ledger.is_dir() else request.tables).rglob("*.parquet")))
 
 
 def _writable(folder: Path) -> Path:

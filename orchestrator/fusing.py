@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from fusion.hierarchy import Tree, tables_of
 from fusion.search import Fusion, Runner, fuse
-from orchestrator.plan import Plan, code_version, digest
+from orchestrator.ledger import Record, checksums, write_record
+from orchestrator.plan import Plan, code_version, digest, table_names
 from orchestrator.result import describe
 from orchestrator.spec import SystemSpec
-from orchestrator.tracking import Tracker
 from orchestrator.worker import flat_metrics
 from scoring.metrics import has_labels, official_metrics
 from scoring.table import file_sha256, write_table
@@ -34,11 +34,10 @@ def fused_system(
     dataset: str,
     plan: Plan,
     tables: Mapping[str, pa.Table],
-    tracker: Tracker,
     folder: Path,
     runner: Runner,
 ) -> dict[str, Any]:
-    """Fuse a system into `folder` and its MLflow run; what is there already, from the same tables, is kept.
+    """Fuse a system into `folder`, with a record for MLflow; what is there already, from the same tables, is kept.
 
     Returns the result that stands in `result.json`.
     """
@@ -46,26 +45,32 @@ def fused_system(
     own = {name: tables[name] for name in tables_of(tree)}
     tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own)}
     known = finished_result(folder, tags["fusion_id"])
-    if known is not None and tracker.finished_run(tags):
+    if known is not None:
         return known
     log.info("%s: fusing %d score tables", system.name, len(own))
-    with tracker.run(f"{system.name} fused", tags, {}) as run:
-        metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
-        about = {
-            "system": system.name,
-            "description": system.description,
-            "dataset": dataset,
-            "branches": [_branch(name, table, plan) for name, table in own.items()],
-            "spec": system.model_dump(),
-        }
-        result, fusion = fuse_into(folder, tags["fusion_id"], own, tree, metadata, about, runner)
-        run.upload(folder)
-        weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
-        figures = {}
-        if fusion.validation is not None:
-            figures = flat_metrics(fusion.validation.in_sample, "in_sample.")
-            figures |= flat_metrics(fusion.validation.lomo, "lomo.")
-        run.log(metrics={**figures, **weights}, tags={"method": fusion.method})
+    metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
+    about = {
+        "system": system.name,
+        "description": system.description,
+        "dataset": dataset,
+        "branches": [_branch(name, table, plan) for name, table in own.items()],
+        "missing": [b.name for b in plan.branches if system.name in b.systems and not own.keys() & {*table_names(b)}],
+        "spec": system.model_dump(),
+    }
+    result, fusion = fuse_into(folder, tags["fusion_id"], own, tree, metadata, about, runner)
+    weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
+    figures = {}
+    if fusion.validation is not None:
+        figures = flat_metrics(fusion.validation.in_sample, "in_sample.")
+        figures |= flat_metrics(fusion.validation.lomo, "lomo.")
+    record = Record(
+        name=f"{system.name} fused",
+        identity=tags,
+        tags={"method": fusion.method},
+        metrics={**figures, **weights},
+        files=checksums(folder),
+    )
+    write_record(folder, record)
     return result
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.session import require
+from orchestrator.overview import petaflop
 from orchestrator.plan import Branch
 from orchestrator.worker import Job, train_and_score
 from scoring.errors import InputError
@@ -28,12 +29,21 @@ import ray
 from ray import tune
 
 PROGRESS_SECONDS = 30.0
-# A second try covers a worker that was killed; a branch that fails twice in a row fails for a reason.
-RETRIES = 1
+# Workers and nodes that are lost count as failures, and a branch of many hours may lose several.
+RETRIES = 3
+
+
+# What a trial does; see `train_and_score`.
+Work = Callable[[Branch, Job, pa.Table, Callable[[int, float], None]], float | None]
 
 
 def launch(
-    branches: Sequence[Branch], job: Job, index: pa.Table, folder: Path, gpus_per_branch: float | None
+    branches: Sequence[Branch],
+    job: Job,
+    index: pa.Table,
+    folder: Path,
+    gpus_per_branch: float | None,
+    work: Work = train_and_score,
 ) -> dict[str, str]:
     """Train and score the branches on the connected Ray cluster.
 
@@ -52,8 +62,10 @@ def launch(
     job = replace(job, device="cuda" if gpus_per_branch else "cpu")
     resources = {"CPU": float(job.threads), **({"GPU": gpus_per_branch} if gpus_per_branch else {})}
     require(resources)
-    by_id = {branch.branch_id: branch for branch in branches}
-    trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index)
+    # The longest first: a long branch that starts last leaves the other slots idle at the end.
+    ordered = sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True)
+    by_id = {branch.branch_id: branch for branch in ordered}
+    trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index, work=work)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space={"branch_id": tune.grid_search(list(by_id))},
@@ -80,10 +92,10 @@ def launch(
     return {**failures, **refused}
 
 
-def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table) -> None:
+def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table, work: Work) -> None:
     branch = branches[config["branch_id"]]
     try:
-        omega = train_and_score(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
+        omega = work(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
     except InputError as error:  # would come again at every try
         tune.report({"failure": str(error)})
     else:

@@ -8,10 +8,10 @@ from typing import Any
 
 from branches.dataset import fingerprint, read_index
 from branches.spec import BranchSpec
+from orchestrator.ledger import is_finished
 from orchestrator.plan import Branch, detector_id, make_plan
 from orchestrator.preflight import BUILT_IN, with_resolved_files
 from orchestrator.spec import SystemSpec
-from orchestrator.tracking import Tracker, experiment_name, find_tracker
 from scoring.errors import InputError
 
 # Floating-point operations per parameter and patch: a forward pass has 2, gradients of the activations cost 2 more,
@@ -24,20 +24,17 @@ ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of 
 CLIP_SECONDS = 10.0
 
 
-def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None, tracking_uri: str | None) -> dict[str, Any]:
+def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dict[str, Any]:
     """Branches with state and cost, as printed by `tutti plan --json`. Writes nothing.
 
     A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
-    `done` is None where no store was named.
+    `done` is None where no output folder was named.
     """
-    if tracking_uri and out is None:
-        raise InputError("--tracking-uri needs --out: the run folder's name is part of the experiment's")
     index = read_index(data)
     mark = fingerprint(data, index)
     notes: list[str] = []
     plan = make_plan([_resolved(system, notes) for system in systems], mark)
-    tracker = _existing_tracker(data, mark, out, tracking_uri)
-    branches = [_describe(branch, index.num_rows, tracker) for branch in plan.branches]
+    branches = [_describe(branch, index.num_rows, out) for branch in plan.branches]
     to_train = [branch for branch in branches if not branch["done"]]
     return {
         "branches": branches,
@@ -56,14 +53,7 @@ def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
         return system
 
 
-def _existing_tracker(data: Path, mark: str, out: Path | None, tracking_uri: str | None) -> Tracker | None:
-    """The run's store; None if no folder was named or nothing has been run there."""
-    if out is None or (tracking_uri is None and not (out / "mlflow.db").exists()):
-        return None
-    return find_tracker(tracking_uri, out, experiment_name(data, mark, out))
-
-
-def _describe(branch: Branch, clips: int, tracker: Tracker | None) -> dict[str, Any]:
+def _describe(branch: Branch, clips: int, out: Path | None) -> dict[str, Any]:
     detectors = [detector_id(d) for d in branch.detectors]
     return {
         "branch_id": branch.branch_id,
@@ -72,9 +62,9 @@ def _describe(branch: Branch, clips: int, tracker: Tracker | None) -> dict[str, 
         "systems": list(branch.systems),
         "seed": branch.spec.seed,
         "detectors": detectors,
-        "done": None if tracker is None else tracker.finished(branch.branch_id, detectors) is not None,
+        "done": None if out is None else is_finished(out, branch.branch_id, detectors),
         "clip_passes": _clip_passes(branch.spec),
-        "pflop": _petaflop(branch.spec, clips),
+        "pflop": petaflop(branch.spec, clips),
     }
 
 
@@ -84,7 +74,8 @@ def _clip_passes(spec: BranchSpec) -> int:
     return 0 if spec.strategy.name == "frozen" else training.steps * training.batch_size * training.accumulation
 
 
-def _petaflop(spec: BranchSpec, clips: int) -> float:
+def petaflop(spec: BranchSpec, clips: int) -> float:
+    """Rough count of the 10^15 floating-point operations that a branch's training and embedding take."""
     parameters = PARAMETERS[spec.backbone.path] if spec.backbone.path in BUILT_IN else BASE_PARAMETERS
     trained = FLOP_PER_PARAMETER[spec.strategy.name] * _clip_passes(spec) * spec.training.crop_seconds
     embedded = 2 * clips * CLIP_SECONDS

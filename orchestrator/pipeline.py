@@ -1,7 +1,8 @@
 """One run: train what is missing, score, fuse, deliver. Running it again continues.
 
-out/mlflow.db, mlartifacts/     the default MLflow store: branches and their score tables
-out/systems/<name>/             fused.parquet and result.json of each system
+out/branches/, systems/         the ledger: score tables, weights and results, see orchestrator/ledger.py
+out/failures/                   why branches failed, until they are tried again
+out/mlflow.db, mlartifacts/     the default MLflow store, which shows what is in the ledger
 out/submission/<name>/          the challenge's CSV files
 out/report.html                 what a person looks at
 out/cache/, checkpoints/        decoded audio, frozen embeddings, and resumable checkpoints of unfinished branches
@@ -11,9 +12,10 @@ out/generated/<id>/             generated clips of rare conditions, and how they
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ from branches.dataset import fingerprint, noise_index, read_index
 from cluster.session import check_address, session
 from orchestrator.fusing import FUSED, fused_system
 from orchestrator.generation import make_sets
-from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names
+from orchestrator.ledger import SYSTEMS, Status, add_systems, finished_tables, record_failure, tidy
+from orchestrator.outbox import Outbox
+from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names, without
 from orchestrator.preflight import check_models, check_noise, notes_on, with_resolved_files
-from orchestrator.report import write_report
+from orchestrator.report import REPORT, write_report
 from orchestrator.spec import SystemSpec
 from orchestrator.submission import write_submission
-from orchestrator.tracking import Tracker, experiment_name, open_tracker
-from orchestrator.worker import Job
+from orchestrator.tracking import experiment_name, open_tracker
+from orchestrator.worker import Job, branch_record
 from scoring.errors import InputError
 from scoring.table import read_table
 
@@ -50,6 +54,7 @@ class Place:
     """Where a run reads, writes and computes.
 
     gpus_per_branch: None takes one where the cluster has GPUs
+    fuse_incomplete: fuse the branches that are finished where others failed
     """
 
     data: Path
@@ -59,6 +64,7 @@ class Place:
     cpus_per_branch: int = 1
     gpus_per_branch: float | None = None
     checkpoint_seconds: float = 60.0
+    fuse_incomplete: bool = False
 
 
 def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]]:
@@ -69,7 +75,8 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
     InputError
         If the data, a checkpoint or a request cannot be used, or another run writes to the same folder.
     BranchesFailed
-        If branches failed; all others are finished then, and running again tries only these.
+        If branches failed; all others are finished then, and running again tries only these. With
+        `fuse_incomplete` the systems are delivered from the others before this is raised.
     """
     check_address(place.address)  # before minutes go into decoding
     index = read_index(place.data)
@@ -81,24 +88,54 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
         (place.out / ".lock").touch()
     except OSError as error:
         raise InputError(f"{place.out}: cannot write there ({error.strerror}); give another --out") from None
-    with _only_driver(place.out), _Cluster(place.address) as cluster:
-        tracker = open_tracker(place.tracking_uri, place.out, experiment_name(place.data, mark, place.out))
-        tracker.close_unfinished()
-        with tracker.run(place.out.resolve().name, {"role": "run"}, {}) as parent:
-            tracker = replace(tracker, parent_id=parent.run_id)
-            tables = _finished_tables(plan.branches, tracker)
-            for branch in plan.branches:
-                tracker.add_systems(branch.branch_id, branch.systems)
-            log.info("%d branches, %d of them finished", len(plan.branches), _count_finished(plan, tables))
-            tables |= _train_missing(plan, tables, index, mark, tracker, place, cluster)
-            for path in (place.out / "generated").glob("*/check.json"):
-                parent.upload(path)
-            results = {}
-            for system in systems:
-                folder = place.out / "systems" / system.name
-                results[system.name] = fused_system(system, mark, plan, tables, tracker, folder, cluster.fusion_runner)
-                write_submission(read_table(folder / FUSED), place.out / "submission" / system.name)
-            parent.upload(write_report(place.out, mark))
+    with _only_driver(place.out):
+        experiment = experiment_name(place.data, mark, place.out)
+        outbox = Outbox(open_tracker(place.tracking_uri, place.out, experiment), place.out)
+        status: Status = "FAILED"
+        files: list[Path] = []
+        try:
+            with outbox, _Cluster(place.address) as cluster:
+                results = _bring(systems, plan, index, mark, place, cluster)
+            checks = sorted((place.out / "generated").glob("*/check.json"))
+            status, files = "FINISHED", [place.out / REPORT, *checks]
+        except (RunInterrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            waiting = outbox.close(status, files)
+            if waiting:
+                log.warning("%d results wait for MLflow; `tutti sync` or the next run sends them", waiting)
+    return results
+
+
+def _bring(
+    systems: Sequence[SystemSpec], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: _Cluster
+) -> dict[str, dict[str, Any]]:
+    """Train, fuse and write the deliverables."""
+    tables = _finished_tables(plan.branches, place.out)
+    missing = _missing(plan, tables)
+    tidy(place.out, [branch.branch_id for branch in missing])
+    for branch in plan.branches:
+        add_systems(place.out, branch.branch_id, branch.systems)
+    log.info("%d branches, %d of them finished", len(plan.branches), len(plan.branches) - len(missing))
+    failure: BranchesFailed | None = None
+    if missing:
+        failures = _train(missing, plan, index, mark, place, cluster)
+        tables |= _finished_tables(missing, place.out)
+        failure = _failure(_missing(plan, tables), failures, place.out, mark)
+    if failure is not None:
+        if not place.fuse_incomplete or isinstance(failure, RunInterrupted):
+            raise failure
+        plan = without(plan, {name for branch in _missing(plan, tables) for name in table_names(branch)})
+    results = {}
+    for system in [system for system in systems if plan.trees[system.name]]:
+        folder = place.out / SYSTEMS / system.name
+        results[system.name] = fused_system(system, mark, plan, tables, folder, cluster.fusion_runner)
+        write_submission(read_table(folder / FUSED), place.out / "submission" / system.name)
+    if results:
+        write_report(place.out, mark)
+    if failure is not None:
+        raise failure
     return results
 
 
@@ -142,11 +179,11 @@ class _Cluster:
         return run_on_ray(*work)
 
 
-def _finished_tables(branches: Sequence[Branch], tracker: Tracker) -> dict[str, pa.Table]:
+def _finished_tables(branches: Sequence[Branch], out: Path) -> dict[str, pa.Table]:
     """Tables of the branches that are finished, named as in the plan's trees."""
     tables: dict[str, pa.Table] = {}
     for branch in branches:
-        found = tracker.finished(branch.branch_id, [detector_id(d) for d in branch.detectors])
+        found = finished_tables(out, branch.branch_id, [detector_id(d) for d in branch.detectors])
         tables |= {f"{branch.branch_id}/{name}": table for name, table in (found or {}).items()}
     return tables
 
@@ -155,22 +192,10 @@ def _missing(plan: Plan, tables: Mapping[str, pa.Table]) -> list[Branch]:
     return [branch for branch in plan.branches if table_names(branch)[0] not in tables]
 
 
-def _count_finished(plan: Plan, tables: Mapping[str, pa.Table]) -> int:
-    return len(plan.branches) - len(_missing(plan, tables))
-
-
-def _train_missing(
-    plan: Plan,
-    tables: Mapping[str, pa.Table],
-    index: pa.Table,
-    mark: str,
-    tracker: Tracker,
-    place: Place,
-    cluster: _Cluster,
-) -> dict[str, pa.Table]:
-    missing = _missing(plan, tables)
-    if not missing:
-        return {}
+def _train(
+    missing: Sequence[Branch], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: _Cluster
+) -> dict[str, str]:
+    """Train and score what is missing; by branch_id, why branches failed."""
     from branches.audio import open_cache  # loads torch, which a finished run does not need
 
     check_models(missing)
@@ -178,10 +203,10 @@ def _train_missing(
     out = place.out.resolve()
     job = Job(
         data=place.data.resolve(),
+        out=out,
         cache=out / "cache" / mark[:16],
-        checkpoints=out / "checkpoints",
+        checkpoints=out / "checkpoints" / code_version(*SCORE_CODE),
         fingerprint=mark,
-        tracker=tracker,
         threads=place.cpus_per_branch,
         device="cpu",  # until the cluster has been asked for GPUs
         checkpoint_seconds=place.checkpoint_seconds,
@@ -189,7 +214,7 @@ def _train_missing(
         specs=tuple(branch.spec for branch in plan.branches),
         generated=out / "generated",
     )
-    job.checkpoints.mkdir(exist_ok=True)
+    _tidy_checkpoints(job.checkpoints)
     for note in notes_on(index, open_cache(job.data, index, job.cache), missing):
         log.warning(note)
     cluster.connect()
@@ -198,25 +223,32 @@ def _train_missing(
     failures = make_sets(missing, job, index)
     ready = [branch for branch in missing if branch.branch_id not in failures]
     failures |= launch(ready, job, index, out / "tune", place.gpus_per_branch) if ready else {}
-    tracker.close_unfinished()
-    trained = _finished_tables(missing, tracker)
-    _raise_for(_missing(plan, {**tables, **trained}), failures, out)
-    return trained
+    _tidy_checkpoints(job.checkpoints)
+    return failures
 
 
-def _raise_for(unfinished: Sequence[Branch], failures: Mapping[str, str], out: Path) -> None:
+def _tidy_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that no training can go on from: half-written ones, and those of other code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    for half in folder.glob("*.tmp"):
+        half.unlink()
+
+
+def _failure(unfinished: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
+    """What to say of the branches that are not finished, with a record of each one's failure."""
     if not unfinished:
-        return
+        return None
     if not failures:
-        raise RunInterrupted(f"interrupted with {len(unfinished)} branches unfinished; run again to continue")
-    folder = out / "failures"
-    folder.mkdir(exist_ok=True)
+        return RunInterrupted(f"interrupted with {len(unfinished)} branches unfinished; run again to continue")
     lines = []
     for branch in unfinished:
-        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the MLflow store")
-        path = folder / f"{branch.branch_id}.txt"
-        path.write_text(reason)
+        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
+        path = record_failure(out, branch.branch_id, branch_record(branch, mark), reason)
         lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")
-    raise BranchesFailed(
-        f"{len(unfinished)} branches failed, the others are kept; run again to retry\n" + "\n".join(lines)
+    return BranchesFailed(
+        f"{len(unfinished)} branches failed, the others are kept; run again to retry, or add --fuse-incomplete to "
+        "fuse the others\n" + "\n".join(lines)
     )

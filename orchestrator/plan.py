@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +77,16 @@ def _add(found: dict[str, Branch], branch: Branch) -> str:
 def table_names(branch: Branch) -> list[str]:
     """Names of a branch's score tables in the plan's trees."""
     return [f"{branch.branch_id}/{detector_id(detector)}" for detector in branch.detectors]
+
+
+def without(plan: Plan, tables: Set[str]) -> Plan:
+    """The plan without these score tables; a system of which nothing is left has an empty tree."""
+    trees: dict[str, Tree] = {}
+    for name, tree in plan.trees.items():
+        kept = {s: {c: [t for t in ts if t not in tables] for c, ts in cs.items()} for s, cs in tree.items()}
+        filled = {s: {c: ts for c, ts in cs.items() if ts} for s, cs in kept.items()}
+        trees[name] = {s: cs for s, cs in filled.items() if cs}
+    return Plan(plan.branches, trees)
 
 
 def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, fingerprint: str) -> Branch:

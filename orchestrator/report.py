@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scoring.errors import InputError
 
+REPORT = "report.html"
+
 
 def write_report(out: Path, dataset: str | None = None) -> Path:
     """Write `out/report.html` from `out/systems/*/result.json` and return its path.
@@ -29,7 +31,7 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
     environment = Environment(loader=PackageLoader("orchestrator"), autoescape=True, undefined=StrictUndefined)
     environment.filters["percent"] = _percent
     page = environment.get_template("report.html").render(results=results, machines=_machines(results))
-    path = out / "report.html"
+    path = out / REPORT
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page)
     os.replace(temporary, path)

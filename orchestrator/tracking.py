@@ -1,76 +1,66 @@
-"""MLflow: the record of what is finished, and what people look at.
+"""MLflow: what people look at. The ledger decides what is finished; its records are sent here.
 
-Everything is written through `MlflowClient`, which names the run in each call, so that many worker processes
-can write at once. A branch is finished when its run is FINISHED and its tables have the checksums it names.
+Only the driver writes, through `MlflowClient`, which names the run in each call.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import socket
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# What cannot be sent waits in the ledger, so a client need not try for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from cluster.session import require_server
+from orchestrator.ledger import TABLES, Record
+from orchestrator.plan import digest
 from scoring.errors import InputError
-from scoring.table import file_sha256, read_table
+from scoring.table import file_sha256
 
 # MLflow sets its own level when imported, and reports each step of making its database.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-TABLES = "tables"
 _PARENT = "mlflow.parentRunId"
+# Tags: digest of the record that a run shows in full, and of its metrics and curve, which must not be logged twice.
+_RECORD = "record"
+_FIGURES = "figures"
+# Weights and embeddings stay in the ledger: MLflow would only hold a second copy of what nobody looks at there.
+_LARGE = (".npy", ".pt")
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One experiment on one MLflow store, and the run under which this driver's runs stand.
-
-    driver: digest of host and output folder, so that nobody closes the runs of another driver on the same store
-    """
+    """One experiment on one MLflow store, and the tag that tells this output folder's runs from others'."""
 
     uri: str
+    experiment: str
     experiment_id: str
-    driver: str
-    parent_id: str | None = None
+    folder_id: str
 
     @property
     def client(self) -> MlflowClient:
         """A client of the store."""
         return MlflowClient(self.uri)
 
-    def finished(self, branch_id: str, detectors: Sequence[str]) -> dict[str, pa.Table] | None:
-        """The branch's score tables by detector, or None if any is missing or damaged."""
-        run = self._find({"role": "branch", "branch_id": branch_id})
-        if run is None or run.info.status != "FINISHED":
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            paths = {name: self.intact(run, f"{TABLES}/{name}.parquet", folder) for name in detectors}
-            return None if None in paths.values() else {name: read_table(path) for name, path in paths.items() if path}
-
-    def add_systems(self, branch_id: str, systems: Sequence[str]) -> None:
-        """Note on a branch's run that these systems use it too."""
-        run = self._find({"role": "branch", "branch_id": branch_id})
-        if run is not None and (joined := joined_systems(run, systems)) != run.data.tags.get("system"):
-            self.client.set_tag(run.info.run_id, "system", joined)
+    def check(self) -> None:
+        """Raise `InputError` at once if the store is a server that does not answer; a client would try for minutes."""
+        if self.uri.startswith(("http://", "https://")):
+            require_server(self.uri, "MLflow server", "check --tracking-uri")
 
     def intact(self, run: Run, artifact: str, folder: str) -> Path | None:
         """An artifact's copy in `folder`, or None if it is absent or not what its run's checksum says.
@@ -108,86 +98,56 @@ class Tracker:
                 paths.append(path)
         return paths
 
-    @contextmanager
-    def run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[TrackedRun]:
-        """The run with these tags, found or created, RUNNING inside the block and closed after it."""
-        found = self._find(tags)
-        parent = {_PARENT: self.parent_id} if self.parent_id else {}
-        if found is None:
-            found = self.client.create_run(self.experiment_id, tags={**tags, **parent}, run_name=name)
-        run = TrackedRun(self, found)
-        self.client.update_run(run.run_id, status="RUNNING")
-        status = "KILLED"
-        try:
-            run.log(params=params, tags={**parent, "driver": self.driver, "failure": ""})
-            yield run
-            status = "FINISHED"
-        except Exception as error:
-            status = "FAILED"
-            run.log(tags={"failure": f"{type(error).__name__}: {error}"[:500]})
-            raise
-        finally:
-            self.client.set_terminated(run.run_id, status)
+    def open_parent(self, name: str) -> str:
+        """The RUNNING run under which this output folder's runs stand, found or created; its id."""
+        identity = self.parent_identity
+        run = self._find(identity) or self.client.create_run(self.experiment_id, tags=identity, run_name=name)
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        return str(run.info.run_id)
 
-    def finished_run(self, tags: Mapping[str, str]) -> Run | None:
-        """The finished run with these tags, if there is one."""
-        run = self._find(tags)
-        return run if run is not None and run.info.status == "FINISHED" else None
+    @property
+    def parent_identity(self) -> dict[str, str]:
+        """Tags by which the output folder's own run is found."""
+        return {"role": "run", "folder": self.folder_id}
 
-    def close_unfinished(self) -> None:
-        """Close what a killed driver of this output folder, or a worker of it, has left open."""
-        query = f"attributes.status = 'RUNNING' and tags.driver = '{self.driver}'"
-        for run in self.client.search_runs([self.experiment_id], query, max_results=50_000):
-            if run.info.run_id != self.parent_id:
-                self.client.set_terminated(run.info.run_id, "KILLED")
+    def sent(self) -> set[str]:
+        """Digests of the records that the store has in full."""
+        runs = self.client.search_runs([self.experiment_id], max_results=50_000)
+        return {run.data.tags[_RECORD] for run in runs if _RECORD in run.data.tags}
 
-    def _find(self, tags: Mapping[str, str]) -> Run | None:
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    def send(self, folder: Path, record: Record, parent_id: str | None = None) -> None:
+        """Make a record's run say what the record says; files that the run has already are not sent again."""
+        client = self.client
+        run = self._find(record.identity)
+        if run is None:
+            run = client.create_run(self.experiment_id, tags=record.identity, run_name=record.name)
+        run_id = run.info.run_id
+        files = {path: sha256 for path, sha256 in record.files.items() if not path.endswith(_LARGE)}
+        for path, sha256 in files.items():
+            if run.data.tags.get(checksum_tag(path)) != sha256:
+                client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
+        tags = {"failure": "", **record.tags, **{checksum_tag(path): sha256 for path, sha256 in files.items()}}
+        tags |= {_PARENT: parent_id} if parent_id else {}
+        tags |= {_FIGURES: digest([record.metrics, record.curve])}
+        client.log_batch(
+            run_id,
+            [] if run.data.tags.get(_FIGURES) == tags[_FIGURES] else _figures(record),
+            [Param(key, value[:6000]) for key, value in record.params.items()],
+            [RunTag(key, value) for key, value in tags.items()],
+        )
+        client.set_terminated(run_id, record.status)
+        client.set_tag(run_id, _RECORD, record.digest)  # last: it says that the run has everything
+
+    def _find(self, identity: Mapping[str, str]) -> Run | None:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
         runs = self.client.search_runs([self.experiment_id], query, max_results=1)
         return runs[0] if runs else None
 
 
-@dataclass(frozen=True)
-class TrackedRun:
-    """One open run; `before` is what was in the store when it was opened."""
-
-    tracker: Tracker
-    before: Run
-
-    @property
-    def run_id(self) -> str:
-        """The run's id in the store."""
-        return str(self.before.info.run_id)
-
-    def log(
-        self,
-        metrics: Mapping[str, float] | None = None,
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        curve: Sequence[tuple[int, float]] = (),
-    ) -> None:
-        """Write metrics, parameters, tags and the loss at some steps in one request."""
-        now = int(time.time() * 1000)
-        values = [Metric(key, value, now, 0) for key, value in (metrics or {}).items()]
-        values += [Metric("loss", loss, now, step) for step, loss in curve]
-        self.tracker.client.log_batch(
-            self.run_id,
-            values,
-            [Param(key, value[:6000]) for key, value in (params or {}).items()],
-            [RunTag(key, value) for key, value in (tags or {}).items()],
-        )
-
-    def upload(self, path: Path) -> None:
-        """Copy a file, or a folder's files, into the run's artifacts."""
-        if path.is_dir():
-            self.tracker.client.log_artifacts(self.run_id, str(path))
-        else:
-            self.tracker.client.log_artifact(self.run_id, str(path))
-
-
-def joined_systems(run: Run, systems: Sequence[str]) -> str:
-    """The `system` tag of a branch that the systems noted on its run use, and `systems` too."""
-    return ",".join(sorted({*run.data.tags.get("system", "").split(","), *systems} - {""}))
+def _figures(record: Record) -> list[Metric]:
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, value, now, 0) for key, value in record.metrics.items()]
+    return metrics + [Metric("loss", loss, now, step) for step, loss in record.curve]
 
 
 def checksum_tag(artifact: str) -> str:
@@ -210,6 +170,8 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     InputError
         If the store cannot be reached.
     """
+    if not _folder_id(out):
+        (out / ".id").write_text(uuid.uuid4().hex[:16])
     found = find_tracker(uri, out, experiment)
     if found is not None:
         return found
@@ -217,7 +179,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     store = _store(uri, out)
     with reaching(store):
         created = MlflowClient(store).create_experiment(experiment, artifact_location=location)
-    return Tracker(store, created, _driver(out))
+    return Tracker(store, experiment, created, _folder_id(out))
 
 
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
@@ -229,13 +191,17 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
         return None
     if found.lifecycle_stage != "active":
         raise InputError(f"experiment {experiment} was deleted in {store}; restore it there, or give another --out")
-    return Tracker(store, found.experiment_id, _driver(out))
+    return Tracker(store, experiment, found.experiment_id, _folder_id(out))
 
 
 def _store(uri: str | None, out: Path) -> str:
     """The store's URI, absolute, since workers have another working directory; a server must answer at once."""
     if uri is None:
         return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    if urlsplit(uri).password:  # it would be in logs and in the list of processes
+        raise InputError(
+            "--tracking-uri has a password in it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
     if uri.startswith(("http://", "https://")):
         require_server(uri, "MLflow server", "check --tracking-uri")
     elif uri.startswith("sqlite:///"):
@@ -243,9 +209,10 @@ def _store(uri: str | None, out: Path) -> str:
     return uri
 
 
-def _driver(out: Path) -> str:
-    # A digest, since a quote in a path would end the string in MLflow's queries.
-    return hashlib.sha256(f"{socket.gethostname()}:{out.resolve()}".encode()).hexdigest()[:16]
+def _folder_id(out: Path) -> str:
+    """A name for the output folder that is the same on every host that runs a driver on it; empty if it has none."""
+    path = out / ".id"
+    return path.read_text() if path.exists() else ""
 
 
 @contextmanager
@@ -258,14 +225,3 @@ def reaching(uri: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"no MLflow store at {uri} ({reason}); check --tracking-uri") from error
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: {"objective": {"name": …}} → {"objective.name": …}."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return flat

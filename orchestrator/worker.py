@@ -1,16 +1,16 @@
-"""What one branch's process does: clips → trained branch → embeddings → score tables → MLflow."""
+"""What one branch's process does: clips → trained branch → embeddings → score tables → a folder of the ledger."""
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,22 @@ from numpy.typing import NDArray
 from branches.dataset import noise_index
 from branches.spec import BranchSpec
 from orchestrator.generation import generated_clips
+from orchestrator.ledger import (
+    BRANCHES,
+    TABLES,
+    Record,
+    checksums,
+    is_intact,
+    joined_systems,
+    new_folder,
+    read_record,
+    write_record,
+)
 from orchestrator.plan import SCORE_CODE, Branch, code_version, detector_id, identity
-from orchestrator.tracking import TABLES, TrackedRun, Tracker, checksum_tag, flatten, joined_systems
 from scoring.banks import score_table
 from scoring.errors import InputError
 from scoring.metrics import Metrics, has_labels, official_metrics
-from scoring.table import file_sha256, write_table
+from scoring.table import write_table
 
 if TYPE_CHECKING:
     from branches.audio import AudioCache
@@ -37,6 +47,7 @@ WEIGHTS = "branch.pt"
 class Job:
     """What all branches of a run share; paths are absolute, since Tune changes the working directory.
 
+    out: the run's folder, with the ledger
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
     device: `cpu` or `cuda`
     code: the driver's code version; a worker with another one would make other scores under the same id
@@ -45,10 +56,10 @@ class Job:
     """
 
     data: Path
+    out: Path
     cache: Path
     checkpoints: Path
     fingerprint: str
-    tracker: Tracker
     threads: int
     device: str
     checkpoint_seconds: float
@@ -58,9 +69,9 @@ class Job:
 
 
 def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[[int, float], None]) -> float | None:
-    """Bring one branch's record to its score tables; the first table's Omega.
+    """Write one branch's folder of the ledger; the first table's Omega.
 
-    Embeddings that are in the store and intact are scored as they are: a lost table or another detector costs no
+    Embeddings that are there already and intact are scored as they are: a lost table or another detector costs no
     second training.
     """
     if code_version(*SCORE_CODE) != job.code:
@@ -72,30 +83,50 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[
         curve.append((step, loss))
         report(step, loss)
 
-    identity = {"role": "branch", "branch_id": branch.branch_id}
-    with job.tracker.run(branch.name, identity, _params(branch)) as run, tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        embeddings = _stored_embeddings(run, folder)
+    known = read_record(job.out / BRANCHES / branch.branch_id)
+    with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
+        embeddings = _stored_embeddings(job.out / BRANCHES / branch.branch_id, known, folder)
         if embeddings is None:
+            known = None
             embeddings = _embed(branch, job, index, record, folder / WEIGHTS)
+            np.save(folder / EMBEDDINGS, embeddings)
         omega, metrics = _write(branch, job, index, embeddings, folder)
-        checksums = {checksum_tag(str(p.relative_to(folder))): file_sha256(p) for p in folder.rglob("*.*")}
-        run.upload(folder)
-        systems = joined_systems(run.before, branch.systems)
-        tags = {"config_id": branch.config_id, "system": systems, "dataset": job.fingerprint}
-        run.log({**metrics, "seconds": time.monotonic() - started}, tags={**tags, **checksums}, curve=curve)
+        entry = branch_record(branch, job.fingerprint)
+        before = known or entry
+        update = {
+            "tags": {**entry.tags, "system": joined_systems(known, branch.systems)},
+            "metrics": {"seconds": time.monotonic() - started, **before.metrics, **metrics},
+            "curve": before.curve or curve,
+            "files": checksums(folder),
+        }
+        write_record(folder, entry.model_copy(update=update))
     (job.checkpoints / f"{branch.branch_id}.pt").unlink(missing_ok=True)
     return omega
 
 
-def _params(branch: Branch) -> dict[str, str]:
-    """Parameters never change in MLflow, so a checkpoint that may be moved is named by its digest alone."""
-    return flatten(identity(branch.spec.model_dump()))
+def branch_record(branch: Branch, dataset: str) -> Record:
+    """A branch's record without results.
+
+    MLflow's parameters never change, so a checkpoint that may be moved is named by its digest alone.
+    """
+    return Record(
+        name=branch.name,
+        identity={"role": "branch", "branch_id": branch.branch_id},
+        tags={"config_id": branch.config_id, "system": joined_systems(None, branch.systems), "dataset": dataset},
+        params=flatten(identity(branch.spec.model_dump())),
+    )
 
 
-def _stored_embeddings(run: TrackedRun, folder: Path) -> NDArray[np.float32] | None:
-    path = run.tracker.intact(run.before, EMBEDDINGS, str(folder))
-    return None if path is None else np.load(path)
+def _stored_embeddings(stored: Path, record: Record | None, folder: Path) -> NDArray[np.float32] | None:
+    """Embeddings of a branch that is finished, copied into `folder` with all else that is intact; None if lost."""
+    if record is None or not is_intact(stored, record, EMBEDDINGS):
+        return None
+    for file in record.files:
+        if is_intact(stored, record, file):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(stored / file, folder / file)
+    embeddings: NDArray[np.float32] = np.load(folder / EMBEDDINGS, allow_pickle=False)
+    return embeddings
 
 
 def _embed(
@@ -147,9 +178,8 @@ def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | N
 def _write(
     branch: Branch, job: Job, index: pa.Table, embeddings: NDArray[np.float32], folder: Path
 ) -> tuple[float | None, dict[str, float]]:
-    """Write embeddings, tables and a summary into `folder`; Omega of the first table, and all metrics."""
-    np.save(folder / EMBEDDINGS, embeddings)
-    (folder / TABLES).mkdir()
+    """Write tables and a summary into `folder`; Omega of the first table, and all metrics."""
+    (folder / TABLES).mkdir(exist_ok=True)
     metrics: dict[str, float] = {}
     summary: dict[str, object] = {"branch": branch.name, "spec": branch.spec.model_dump()}
     omegas = []
@@ -183,3 +213,14 @@ def flat_metrics(metrics: Metrics | None, prefix: str = "") -> dict[str, float]:
         cells |= {f"{machine}.{cell}": value for cell, value in values.items()}
     # MLflow takes few characters in a name, and a machine is named by whoever made its folder.
     return {prefix + re.sub(r"[^\w./ -]", "_", name): value for name, value in cells.items() if value is not None}
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters: {"objective": {"name": …}} → {"objective.name": …}."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -24,7 +24,20 @@ def data(tmp_path_factory):
 
 def test_help_has_an_example_for_every_command():
     listed = tutti_here("--help").stdout.split("Commands:")[1].split()
-    commands = ["demo", "doctor", "metrics", "plan", "report", "run", "ui"]
+    commands = [
+        "demo",
+        "doctor",
+        "fuse",
+        "metrics",
+        "plan",
+        "report",
+        "run",
+        "submit",
+        "follow",
+        "cancel",
+        "sync",
+        "ui",
+    ]
     assert set(commands) <= set(listed)
     groups = [["data", "synth"], ["data", "check"], ["submission", "make"], ["submission", "check"]]
     for command in [[c] for c in commands] + groups:
@@ -124,7 +137,20 @@ def lines_of(run):
             "no MLflow server answers",
         ),
         (["run", "demo", "--data", "{data}", "--out", "{out}", "--address", "127.0.0.1:1"], "no Ray cluster answers"),
-        (["plan", "demo", "--data", "{data}", "--tracking-uri", "http://127.0.0.1:1"], "needs --out"),
+        (
+            ["run", "demo", "--data", "{data}", "--out", "{out}", "--tracking-uri", "http://a:b@127.0.0.1:1"],
+            "set MLFLOW_TRACKING_USERNAME",
+        ),
+        (
+            ["run", "demo", "--data", "{data}", "--out", "{out}", "--address", "http://127.0.0.1:1"],
+            "use `tutti submit`",
+        ),
+        (["submit", "demo", "--data", "{data}", "--out", "{out}", "--address", "127.0.0.1:1"], "give the dashboard's"),
+        (
+            ["submit", "demo", "--data", "{data}", "--out", "{out}", "--address", "http://127.0.0.1:1"],
+            "no Ray dashboard",
+        ),
+        (["sync", "{out}"], "no run has ended there"),
         (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),
         (["metrics", "{yaml}"], "not a readable Parquet file"),

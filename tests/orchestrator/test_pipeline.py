@@ -41,7 +41,7 @@ class Run:
         return client.search_runs([experiment.experiment_id], f"tags.role = '{role}'")
 
     def tables(self) -> list[Path]:
-        return sorted((self.out / "mlartifacts").rglob("tables/*.parquet"))
+        return sorted((self.out / "branches").rglob("tables/*.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,7 @@ def test_every_branch_is_in_mlflow_with_its_tables(run, first):
         assert tracked.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert tracked.data.params["objective.name"] == "softmax"
         assert tracked.data.tags["system"] == "small"
+        assert len(run.client().list_artifacts(tracked.info.run_id, "tables")) in (1, 2)
         losses = run.client().get_metric_history(tracked.info.run_id, "loss")
         assert [loss.step for loss in losses] == list(range(1, 11))
     assert len(run.tables()) == 3  # seed 0 has two detectors
@@ -124,7 +125,8 @@ def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
 
 
 def test_nothing_is_left_behind(run, first):
-    assert not list((run.out / "checkpoints").iterdir())
+    assert not list((run.out / "checkpoints").rglob("*.*"))
+    assert not list((run.out / "unfinished").iterdir())
     assert not (run.out / "tune").exists()
     assert not list(run.out.rglob("*.tmp"))
 
@@ -195,6 +197,13 @@ def test_a_failing_branch_stops_no_other(tmp_path):
     }
     assert not (broken.out / "systems").exists()
 
+    asked = broken.again("--fuse-incomplete")
+    assert asked.returncode == 1
+    assert "1 branches failed" in asked.stderr
+    result = json.loads((broken.out / "systems" / "small" / "result.json").read_text())
+    assert [branch["branch"] for branch in result["branches"]] == ["mahalanobis/softmax/0"]
+    assert result["missing"] == ["neighbours/wild/0"]
+
 
 def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     killed = Run(tmp_path)
@@ -202,7 +211,7 @@ def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     often = ["--checkpoint-seconds", "0"]
     driver = subprocess.Popen([TUTTI, *map(str, [*killed.arguments, *often])], stderr=subprocess.PIPE)
     try:
-        _wait_for(lambda: any(torch.load(c)["step"] > 30 for c in (killed.out / "checkpoints").glob("*.pt")))
+        _wait_for(lambda: any(torch.load(c)["step"] > 30 for c in (killed.out / "checkpoints").rglob("*.pt")))
     finally:
         driver.kill()
         driver.communicate()

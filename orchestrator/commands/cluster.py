@@ -1,0 +1,100 @@
+"""Commands that need a cluster or a server: submit, follow, cancel, sync."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.options import backbone_option, run_options, tracking_option
+from scoring.errors import InputError
+
+_dashboard = click.option("--address", required=True, help="Of the cluster's dashboard: http://HOST:8265.")
+
+
+@click.command()
+@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Data set, as the cluster sees it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder, as the cluster sees it.")
+@backbone_option
+@_dashboard
+@click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
+@run_options
+def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: Any) -> None:
+    """Run systems as a job on a cluster, and follow its log; Ctrl-C stops the following, not the job.
+
+    This machine's code and system files go along; data, checkpoints and results stay on the cluster's storage.
+
+    \b
+    Example: tutti submit s2 --address http://127.0.0.1:8265 --data /shared/dcase2026 --out /shared/runs/a
+    """
+    from cluster.jobs import Jobs
+    from orchestrator.shipping import run_command, shipped
+    from orchestrator.spec import load_systems
+
+    load_systems(systems, options["backbone"])  # a mistake is told here, not minutes later there
+    jobs = Jobs(address)
+    with shipped(systems) as (folder, names):
+        job_id = jobs.submit(run_command(names, options), folder)
+    click.echo(job_id)
+    if not no_follow:
+        _follow(jobs, job_id)
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@_dashboard
+def follow(job_id: str, address: str) -> None:
+    """Follow the log of a submitted job from its start; the exit code is the job's.
+
+    \b
+    Example: tutti follow tutti-1a2b3c --address http://127.0.0.1:8265
+    """
+    from cluster.jobs import Jobs
+
+    _follow(Jobs(address), job_id)
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@_dashboard
+def cancel(job_id: str, address: str) -> None:
+    """Stop a submitted job; what it has finished is kept, and submitting it again continues.
+
+    \b
+    Example: tutti cancel tutti-1a2b3c --address http://127.0.0.1:8265
+    """
+    from cluster.jobs import Jobs
+
+    click.echo(f"{job_id}: {Jobs(address).cancel(job_id)}")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True))
+@tracking_option
+def sync(out: Path, tracking_uri: str | None) -> None:
+    """Send results of a run to MLflow that have waited because the server was away.
+
+    \b
+    Example: tutti sync runs/a --tracking-uri http://mlflow:5000
+    """
+    from orchestrator.outbox import send_waiting
+
+    waiting = send_waiting(out, tracking_uri)
+    if waiting:
+        raise InputError(f"{waiting} results could not be sent and wait on")
+    click.echo(f"{out}: MLflow has everything")
+
+
+def _follow(jobs: Any, job_id: str) -> None:
+    try:
+        code = jobs.follow(job_id, lambda text: click.echo(text, nl=False, err=True))
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nstill running: `tutti follow {job_id} --address {jobs.address}` goes on, `tutti cancel` stops it",
+            err=True,
+        )
+        sys.exit(130)
+    sys.exit(code)

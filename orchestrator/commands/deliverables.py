@@ -1,0 +1,105 @@
+"""Commands on a finished run: report, submission make and check, ui."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from orchestrator.commands.options import json_option
+from scoring.errors import InputError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write a run's HTML report anew from its results.
+
+    \b
+    Example: tutti report runs/a
+    """
+    from orchestrator.report import write_report
+
+    click.echo(write_report(folder))
+
+
+@click.group()
+def submission() -> None:
+    """Make and check the challenge's submission package."""
+
+
+@submission.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@click.argument("systems", nargs=-1, metavar="[SYSTEM...]")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: package, in the run's folder.")
+@click.option(
+    "--label", help="Surname_Affiliation_task2 of the corresponding author; default: as in the authors' file."
+)
+@click.option(
+    "--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, made as a form."
+)
+@json_option
+def make(
+    folder: Path, systems: tuple[str, ...], out: Path | None, label: str | None, meta: Path | None, as_json: bool
+) -> None:
+    """Pack at most four systems of a finished run: tables, meta files, one zip file.
+
+    \b
+    Example: tutti submission make runs/a s1 s3 --label Jiang_THU_task2
+    """
+    from orchestrator.submission.check import check_package
+    from orchestrator.submission.package import make_package
+
+    package = make_package(folder, systems, out, label, meta)
+    findings = check_package(package)
+    if as_json:
+        click.echo(json.dumps({"package": str(package.resolve()), **asdict(findings)}))
+        return
+    click.echo(package)
+    for line in [*findings.errors, *findings.warnings]:
+        click.echo(f"to do: {line}", err=True)
+
+
+@submission.command("check")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Data set whose test clips must be in the package.")
+@json_option
+def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
+    """Print everything that is wrong with a package, a folder or a zip file. Exits with 2 if anything is.
+
+    \b
+    Example: tutti submission check runs/a/package/Jiang_THU_task2.zip --data /data/dcase2026
+    """
+    from orchestrator.submission.check import check_package
+
+    findings = check_package(package, data)
+    if as_json:
+        click.echo(json.dumps(asdict(findings)))
+    else:
+        for line in [*(f"error: {e}" for e in findings.errors), *(f"warning: {w}" for w in findings.warnings)]:
+            click.echo(line)
+    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+    if findings.errors:
+        raise InputError(f"{package}: {counts}")
+    click.echo(f"{package}: {counts}", err=True)
+
+
+@click.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path, exists=True), help="A run's folder.")
+@click.option("--port", default=5000, show_default=True)
+def ui(out: Path, port: int) -> None:
+    """Open the MLflow UI on a run's store, on the loopback interface.
+
+    \b
+    Example: tutti ui --out runs/a
+    """
+    database = (out / "mlflow.db").resolve()
+    if not database.exists():
+        raise InputError(f"{database}: no such store; a run with --tracking-uri is shown by that server")
+    store = f"sqlite:///{database}"
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
+    sys.exit(subprocess.call([*command, "--host", "127.0.0.1"]))

@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+data_option = click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Data set in the challenge's layout."
+)
+backbone_option = click.option("--backbone", help="BEATs checkpoint (path or URI) for every branch, or `tiny`.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+tracking_option = click.option("--tracking-uri", help="MLflow store; default: a database in the output folder.")
+address_option = click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    help="`local` starts Ray here; `auto` is the cluster that this machine or job is part of; host:port, ray://host:10001.",
+)
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that trains, but `--address`."""
+    for option in (
+        json_option,
+        click.option(
+            "--fuse-incomplete", is_flag=True, help="Where branches fail, fuse the others; exit code 1 all the same."
+        ),
+        click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True),
+        click.option("--gpus-per-branch", type=click.FloatRange(min=0), help="Default: 1 where there are GPUs."),
+        click.option("--cpus-per-branch", type=click.IntRange(min=1), default=1, show_default=True),
+        tracking_option,
+    ):
+        command = option(command)
+    return command

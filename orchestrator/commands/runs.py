@@ -1,0 +1,157 @@
+"""Commands that plan and run systems: run, demo, plan, doctor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.display import print_table
+from orchestrator.commands.options import (
+    address_option,
+    backbone_option,
+    data_option,
+    json_option,
+    run_options,
+    tracking_option,
+)
+from scoring.errors import InputError
+
+
+@click.command()
+@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@data_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for everything the run makes.")
+@backbone_option
+@address_option
+@run_options
+def run(systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, **options: Any) -> None:
+    """Train what is missing, score, fuse and deliver. Running it again continues.
+
+    \b
+    Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
+    """
+    _run(systems, data, out, backbone, as_json, options)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
+@address_option
+@run_options
+def demo(out: Path, as_json: bool, **options: Any) -> None:
+    """Run the whole chain on a generated data set: no GPU, no download.
+
+    \b
+    Example: tutti demo --out runs/demo
+    """
+    data = out / "data"
+    if not data.exists():
+        from branches.synthetic import DEMO, write_dataset
+
+        logging.getLogger(__name__).info("generating a data set in %s", data)
+        unfinished = _emptied(out / "data.tmp")
+        write_dataset(unfinished, DEMO)
+        unfinished.rename(data)
+    _run(("demo",), data, out, None, as_json, options)
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _run(
+    systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, options: dict[str, Any]
+) -> None:
+    from orchestrator.pipeline import BranchesFailed, Place, RunInterrupted, run
+    from orchestrator.result import summary
+    from orchestrator.spec import load_systems
+
+    specs = load_systems(systems, backbone)
+    # A cluster stops a job with SIGTERM, and Ray blocks SIGINT in its jobs; what stops Tune cleanly is SIGINT.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        results = run(specs, Place(data, out, **options))
+    except BranchesFailed as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(130 if isinstance(error, RunInterrupted) else 1)
+    if as_json:
+        click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
+        return
+    for name, result in results.items():
+        heading, rows = summary(result)
+        click.echo(f"{name}: {heading}")
+        print_table(("Omega, %", "in-sample", "LOMO"), rows)
+    click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}")
+
+
+@click.command()
+@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@data_option
+@backbone_option
+@click.option("--out", type=click.Path(path_type=Path), help="Look up what is finished in this run's folder.")
+@json_option
+def plan(
+    systems: tuple[str, ...],
+    data: Path,
+    backbone: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the branches that the systems need, what is done and what the rest may cost. Runs nothing.
+
+    \b
+    Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
+    """
+    from orchestrator.overview import overview
+    from orchestrator.spec import load_systems
+
+    result = overview(load_systems(systems, backbone), data, out)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    states = {True: "done", False: "to train", None: "?"}
+    rows = [
+        (b["name"], ",".join(b["systems"]), b["branch_id"], states[b["done"]], b["clip_passes"], b["pflop"])
+        for b in result["branches"]
+    ]
+    print_table(("branch", "systems", "id", "state", "clip passes", "PFLOP"), rows)
+    click.echo(
+        f"{len(rows)} branches, {result['to_train']} to train: about {result['gpu_hours']:.2f} GPU hours "
+        f"at {result['assumed_tflops']} TFLOP/s"
+    )
+    for note in result["notes"]:
+        click.echo(note, err=True)
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data set to look at, too.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", help="Where a run would write.")
+@click.option("--address", default="local", show_default=True, help="Ray cluster, or `local` to start one.")
+@tracking_option
+@json_option
+def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Look at installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
+
+    \b
+    Example: tutti doctor --data /data/dcase2026 --out runs/a
+    """
+    from orchestrator.doctor import Subject, diagnose
+
+    checks = []
+    for check in diagnose(Subject(data, out, address, tracking_uri)):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{check.state:<8} {check.name}: {check.text}" + (f"; {check.remedy}" if check.remedy else ""))
+    if as_json:
+        click.echo(json.dumps({"checks": [asdict(check) for check in checks]}))
+    if problems := [check.name for check in checks if check.state == "problem"]:
+        raise InputError(f"{len(problems)} problems: {', '.join(problems)}")

@@ -1,0 +1,175 @@
+"""The ledger: what is finished, as folders that are there as a whole or not at all.
+
+out/branches/<branch_id>/   embeddings.npy, branch.pt, tables/<detector>.parquet, summary.json
+out/failures/<branch_id>/   failure.txt, until the branch is tried again
+out/systems/<name>/         fused.parquet, result.json
+out/unfinished/             folders that are being filled; each is renamed when it is complete
+
+Each folder has a `record.json`: the SHA-256 of its files, and what MLflow shall know of them. The ledger decides what
+is done; MLflow is told afterwards, see `orchestrator/outbox.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.plan import digest
+from scoring.table import file_sha256, read_table
+
+BRANCHES = "branches"
+FAILURES = "failures"
+SYSTEMS = "systems"
+UNFINISHED = "unfinished"
+RECORD = "record.json"
+TABLES = "tables"
+
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Record(BaseModel):
+    """What is known of one finished or failed piece of work.
+
+    identity: tags by which its MLflow run is found again
+    curve: pairs of step and loss
+    files: SHA-256 by path within the folder
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    identity: dict[str, str]
+    status: Status = "FINISHED"
+    tags: dict[str, str] = {}
+    params: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    curve: list[tuple[int, float]] = []
+    files: dict[str, str] = {}
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that stand for the whole record."""
+        return digest(self.model_dump())
+
+
+def read_record(folder: Path) -> Record | None:
+    """The folder's record; None if there is none or it is damaged."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write the record; a crash leaves the old one."""
+    temporary = folder / f".{RECORD}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(record.model_dump_json(indent=1))
+        os.replace(temporary, folder / RECORD)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder but its record, by path within it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD)
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+
+
+def is_intact(folder: Path, record: Record, file: str) -> bool:
+    """Whether a file is what the record says."""
+    try:
+        return record.files.get(file) == file_sha256(folder / file)
+    except OSError:
+        return False
+
+
+@contextmanager
+def new_folder(out: Path, kind: str, name: str) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out/kind/name` at the end of the block unless that raises."""
+    folder = out / UNFINISHED / f"{name}.{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        _replace(folder, out / kind / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Two processes may do this at once, when a node that was taken for lost comes back: the last one stays."""
+    folder.parent.mkdir(exist_ok=True)
+    if folder.exists():
+        old = new.with_name(f"{new.name}.old")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        new.rename(folder)
+
+
+def finished_tables(out: Path, branch_id: str, detectors: Sequence[str]) -> dict[str, pa.Table] | None:
+    """A branch's score tables by detector, or None if any is missing or damaged."""
+    folder = out / BRANCHES / branch_id
+    if not is_finished(out, branch_id, detectors):
+        return None
+    return {name: read_table(folder / TABLES / f"{name}.parquet") for name in detectors}
+
+
+def is_finished(out: Path, branch_id: str, detectors: Sequence[str]) -> bool:
+    """Whether a branch's score tables are all there and intact."""
+    folder = out / BRANCHES / branch_id
+    record = read_record(folder)
+    return record is not None and all(is_intact(folder, record, f"{TABLES}/{name}.parquet") for name in detectors)
+
+
+def add_systems(out: Path, branch_id: str, systems: Sequence[str]) -> None:
+    """Note on a finished branch that these systems use it too."""
+    folder = out / BRANCHES / branch_id
+    record = read_record(folder)
+    if record is None:
+        return
+    joined = joined_systems(record, systems)
+    if joined != record.tags.get("system"):
+        write_record(folder, record.model_copy(update={"tags": {**record.tags, "system": joined}}))
+
+
+def joined_systems(record: Record | None, systems: Sequence[str]) -> str:
+    """The `system` tag of a branch that the systems in its record use, and `systems` too."""
+    known = record.tags.get("system", "").split(",") if record else []
+    return ",".join(sorted({*known, *systems} - {""}))
+
+
+def tidy(out: Path, branch_ids: Sequence[str]) -> None:
+    """Remove what a killed run left half-written, and failures of branches that are tried again."""
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    for branch_id in branch_ids:
+        shutil.rmtree(out / FAILURES / branch_id, ignore_errors=True)
+
+
+def record_failure(out: Path, branch_id: str, record: Record, reason: str) -> Path:
+    """Record that a branch failed and why; the text's file."""
+    with new_folder(out, FAILURES, branch_id) as folder:
+        (folder / "failure.txt").write_text(reason)
+        tags = {**record.tags, "failure": reason.strip().splitlines()[-1][:500]}
+        failed = record.model_copy(update={"status": "FAILED", "tags": tags, "files": checksums(folder)})
+        write_record(folder, failed)
+    return out / FAILURES / branch_id / "failure.txt"
+
+
+def records(out: Path) -> Iterator[tuple[Path, Record]]:
+    """Every folder of the ledger that has a record."""
+    for kind in (BRANCHES, FAILURES, SYSTEMS):
+        for path in sorted((out / kind).glob(f"*/{RECORD}")):
+            record = read_record(path.parent)
+            if record is not None:
+                yield path.parent, record

@@ -1,0 +1,63 @@
+"""What goes along with a job: this program's code and the system files, and the command to run there."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from scoring.errors import InputError
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("orchestrator", "branches", "scoring", "fusion", "cluster")
+
+
+@contextmanager
+def shipped(systems: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with code and system files, and what the systems are called in it; removed after the block.
+
+    It is far below the 100 MiB that Ray takes: data and checkpoints are read from the cluster's own storage.
+    """
+    with tempfile.TemporaryDirectory(prefix="tutti-job-") as name:
+        folder = Path(name)
+        for package in _PACKAGES:
+            shutil.copytree(_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        # The package need not be installed there, but its version stands in every table.
+        metadata = folder / "tutti_asd.egg-info" / "PKG-INFO"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: tutti-asd\nVersion: {version('tutti-asd')}\n")
+        names = []
+        for number, system in enumerate(systems):
+            if Path(system).suffix in (".yaml", ".yml"):
+                copy = Path("submitted") / str(number) / Path(system).name
+                (folder / copy).parent.mkdir(parents=True)
+                shutil.copyfile(system, folder / copy)
+                system = str(copy)
+            names.append(system)
+        yield folder, names
+
+
+def run_command(systems: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The shell command of `tutti run` with these options on the cluster that runs it.
+
+    Raises
+    ------
+    InputError
+        If a path is relative: there, it would lie in the job's own folder and vanish with it.
+    """
+    for key in ("data", "out"):
+        if not options[key].is_absolute():
+            raise InputError(f"--{key} {options[key]}: give the absolute path that all nodes of the cluster see")
+    words = ["python", "-m", "orchestrator", "run", *systems, "--address", "auto"]
+    for key, value in options.items():
+        option = "--json" if key == "as_json" else f"--{key.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, str(value)]
+    return shlex.join(words)
