@@ -139,7 +139,7 @@ def open_cache(root: Path, index: pa.Table, folder: Path) -> AudioCache:
             unfinished.mkdir()
             try:
                 _decode(root, index["path"].to_pylist(), unfinished)
-                os.replace(unfinished, folder)
+                _move(unfinished, folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     layout = np.load(folder / "layout.npz")
@@ -147,6 +147,14 @@ def open_cache(root: Path, index: pa.Table, folder: Path) -> AudioCache:
     if len(cache) != index.num_rows:
         raise InputError(f"{folder}: the audio cache is of another data set; delete the folder and run again")
     return cache
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    try:
+        os.replace(unfinished, folder)
+    except OSError:
+        if not folder.exists():  # else another node, whose lock does not hold here, was first
+            raise
 
 
 def _decode(root: Path, paths: list[str], folder: Path) -> None:

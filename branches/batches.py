@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 
 from branches.audio import AudioCache
 from branches.augment import add_noise, at_other_speed
-from branches.frontend import SAMPLE_RATE, n_frames
+from branches.frontend import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.spec import AugmentationSpec, BranchSpec, Channel
 from branches.training_set import TrainingClips
 
@@ -81,10 +82,11 @@ def _waveform(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.ran
     speed = 1.0
     if augmentation.speed and not clips.speed_is_class[position]:
         speed = rng.uniform(1 - augmentation.speed, 1 + augmentation.speed)
-    played = round(wanted * speed)
+    played = next_fast_len(round(wanted * speed)) if speed != 1 else wanted
     waveform = _crop(clips.audio, int(clips.rows[position]), spec.channel, played, rng)
-    if speed != 1:
-        waveform = at_other_speed(waveform, round(wanted * len(waveform) / played))
+    samples = round(wanted * len(waveform) / played)
+    if samples != len(waveform) and samples >= MIN_SAMPLES:
+        waveform = at_other_speed(waveform, samples)
     waveform = _with_noise(waveform, clips, position, augmentation, rng)
     if augmentation.gain_db:
         waveform = waveform * np.float32(10 ** (rng.uniform(-1, 1) * augmentation.gain_db / 20))
@@ -115,6 +117,6 @@ def _crop(audio: AudioCache, clip: int, channel: Channel, wanted: int, rng: np.r
 def _generated(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.random.Generator) -> NDArray[np.float32]:
     assert clips.generated is not None
     features = clips.generated[position - len(clips.rows)]
-    wanted = n_frames(round(spec.training.crop_seconds * SAMPLE_RATE))
+    wanted = n_frames(round(spec.training.crop_seconds * SAMPLE_RATE)) // PATCH_SIZE * PATCH_SIZE
     first = int(rng.integers(max(0, len(features) - wanted) + 1))
     return features[first : first + wanted].astype(np.float32)

@@ -7,6 +7,7 @@ microphones goes, and with it the part of the machine that the far one hears ali
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,13 @@ from scipy.signal.windows import hann
 from branches.audio import AudioCache
 from branches.frontend import SAMPLE_RATE
 
+log = logging.getLogger(__name__)
+
 WINDOW, HOP = 1024, 512
 # Keeps a silent far channel from dividing by 0.
 _FLOOR = 1e-12
+# A clip that cancelling leaves less of, as a share of its energy, is one recording on both channels.
+SILENCE = 1e-6
 _STFT = ShortTimeFFT(hann(WINDOW, sym=False), HOP, SAMPLE_RATE)
 
 
@@ -42,9 +47,10 @@ def cancel(near: NDArray[np.float32], far: NDArray[np.float32]) -> NDArray[np.fl
 def with_cancellation(audio: AudioCache, folder: Path) -> AudioCache:
     """The cache with the channel `cancel`, computed once into `folder`; other processes wait for the one that does.
 
-    Mono clips have nothing to cancel with and stay as they are.
+    `folder` is for what this version of the code computes. Mono clips have nothing to cancel with and stay as they are.
     """
     path = folder / "cancelled.npy"
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
             temporary = path.with_suffix(".tmp")
@@ -56,13 +62,19 @@ def with_cancellation(audio: AudioCache, folder: Path) -> AudioCache:
 def _write(audio: AudioCache, path: Path) -> None:
     dtype = audio.samples.dtype
     out = np.lib.format.open_memmap(path, "w+", dtype, (int(audio.lengths.sum()),))
-    begin = 0
+    begin = identical = 0
     for clip in range(len(audio)):
         near = audio.waveform(clip, "near")
         if audio.channels[clip] > 1:
-            near = cancel(near, audio.waveform(clip, "far"))
+            cancelled = cancel(near, audio.waveform(clip, "far"))
+            if np.square(cancelled).sum() > SILENCE * np.square(near).sum():
+                near = cancelled
+            else:
+                identical += 1
         # Rounded as the recording itself is; what is louder than full scale, by cancelling a loud clip, is cut.
         values = np.clip(np.round(near * 32768), -32768, 32767) if dtype == np.int16 else near
         out[begin : begin + len(near)] = values
         begin += len(near)
     out.flush()
+    if identical:
+        log.warning("%d clips have the same sound on both channels: nothing is cancelled there", identical)

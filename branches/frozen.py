@@ -22,7 +22,7 @@ from branches.audio import AudioCache
 from branches.beats import BEATs, load_beats
 from branches.model import batches_of_like_length, features_of, patch_width
 from branches.pooling import Pooling, build_pooling
-from branches.spec import BackboneSpec, BranchSpec, Channel, FrozenSpec, MeanSpec, PoolingSpec, Settings
+from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec, Settings
 
 BATCH = 64
 
@@ -37,7 +37,7 @@ class View(Settings):
 
 def view_of(spec: BranchSpec) -> View | None:
     """What a branch needs of its frozen backbone: its embeddings, or those behind its pseudo-labels; or nothing."""
-    if isinstance(spec.strategy, FrozenSpec):
+    if spec.is_frozen:
         return View(backbone=spec.backbone, channel=spec.channel, pooling=spec.pooling)
     if spec.classes.pseudo_labels:
         plain = BackboneSpec(path=spec.backbone.path, sha256=spec.backbone.sha256)
@@ -46,7 +46,7 @@ def view_of(spec: BranchSpec) -> View | None:
 
 
 def frozen_embeddings(
-    view: View, views: Sequence[View], audio: AudioCache, folder: Path, code: str, device: str
+    view: View, views: Sequence[View], audio: AudioCache, folder: Path, device: str
 ) -> NDArray[np.float32]:
     """Embeddings of all clips, (clips, D) or (clips, 8, D), mapped from a file in `folder`.
 
@@ -54,20 +54,19 @@ def frozen_embeddings(
     ----------
     view: what is wanted
     views: all that the run will want; what goes with `view` is computed with it
-    folder: shared by all branches on the same data
-    code: version of the code that computes; another version does not use the file
+    folder: shared by all branches on the same data and with the same code
     device: `cpu` or `cuda`
     """
-    path = folder / _name(view, code)
+    path = folder / _name(view)
     with FileLock(folder / "frozen.lock"):
         if not path.exists():
             together = [v for v in dict.fromkeys([view, *views]) if _source(v) == _source(view)]
-            missing = [v for v in together if not (folder / _name(v, code)).exists()]
+            missing = [v for v in together if not (folder / _name(v)).exists()]
             for made, embeddings in zip(missing, embed_views(missing, audio, device), strict=True):
-                temporary = folder / f"{_name(made, code)}.tmp"
+                temporary = folder / f"{_name(made)}.tmp"
                 with temporary.open("wb") as file:
                     np.save(file, embeddings)
-                os.replace(temporary, folder / _name(made, code))
+                os.replace(temporary, folder / _name(made))
     embeddings_found: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return embeddings_found
 
@@ -76,9 +75,9 @@ def _source(view: View) -> tuple[str, str]:
     return view.backbone.sha256 or view.backbone.path, view.channel
 
 
-def _name(view: View, code: str) -> str:
+def _name(view: View) -> str:
     backbone = view.backbone.model_dump(exclude={"path"} if view.backbone.sha256 else set())
-    text = f"{code} {backbone} {view.channel} {view.pooling!r}"
+    text = f"{backbone} {view.channel} {view.pooling!r}"
     return f"frozen-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
 
 
@@ -104,14 +103,13 @@ def _encode(
     views: Sequence[View], poolings: Sequence[Pooling], backbone: BEATs, features: Tensor, padding: Tensor | None
 ) -> list[Tensor]:
     """Each view's embeddings of a batch."""
-    depth = len(backbone.layers)
-    wanted = sorted({n % (depth + 1) for view in views for n in view.backbone.layers})
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=features.is_cuda):
-        patches, patch_padding = backbone.encode(features, padding, wanted)
-    layers = dict(zip(wanted, patches.float().chunk(len(wanted), dim=-1), strict=True))
+    asked = [backbone.layer_numbers(view.backbone.layers) for view in views]
+    wanted = sorted({n for numbers in asked for n in numbers})
+    patches, patch_padding = backbone.encode(features, padding, wanted)
+    layers = dict(zip(wanted, patches.chunk(len(wanted), dim=-1), strict=True))
     return [
-        pooling(_combined([layers[n % (depth + 1)] for n in view.backbone.layers], view.backbone), patch_padding)
-        for view, pooling in zip(views, poolings, strict=True)
+        pooling(_combined([layers[n] for n in numbers], view.backbone), patch_padding)
+        for view, pooling, numbers in zip(views, poolings, asked, strict=True)
     ]
 
 

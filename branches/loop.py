@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,14 @@ class Progress:
 
     modules: what is trained, by name; parameters that need no gradient stay as they are and are not saved
     optimizer: a group may have a `factor` on the learning rate
+    signature: of the data; a checkpoint of a training on other data is not gone on from
     averaged: moving averages of the trained parameters, once they are kept
     recent: losses since the last report, left where they were computed: reading one waits for the GPU
     """
 
     modules: Mapping[str, nn.Module]
     optimizer: torch.optim.Optimizer
+    signature: str
     averaged: list[Tensor] = field(default_factory=list)
     step: int = 0
     recent: list[Tensor] = field(default_factory=list)
@@ -51,19 +54,22 @@ class Progress:
     def save(self, path: Path) -> None:
         """Write the checkpoint; a crash leaves the old one."""
         state = {
+            "signature": self.signature,
             "step": self.step,
             "recent": self.recent,
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
             "modules": {name: _changing(module) for name, module in self.modules.items()},
         }
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
         torch.save(state, temporary)
         os.replace(temporary, path)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; what is raised by a damaged one depends on the damage."""
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["signature"] != self.signature:
+            raise ValueError("it is of a training on other clips or classes")
         for name, module in self.modules.items():
             module.load_state_dict({**_fixed(module), **state["modules"][name]})
         self.optimizer.load_state_dict(state["optimizer"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
 from branches.frontend import fbank, frame_padding
 from branches.pooling import build_pooling
-from branches.spec import BackboneSpec, BranchSpec, Channel, FrozenSpec
+from branches.spec import BackboneSpec, BranchSpec, Channel
 from branches.strategies import prepare
 from scoring.errors import InputError
 
@@ -35,10 +36,11 @@ class BranchModel(nn.Module):
         self.encode_in_bfloat16 = encode_in_bfloat16
         self.backbone = load_beats(spec.backbone.path, sha256=spec.backbone.sha256) if backbone is None else backbone
         self.groups = prepare(self.backbone, spec.strategy) if backbone is None else []
+        self.backbone.layer_numbers(spec.backbone.layers)
         self.width = patch_width(self.backbone, spec.backbone)
         self.pooling = build_pooling(spec.pooling, self.width)
         self.projection: nn.Module = nn.Identity()
-        if not isinstance(spec.strategy, FrozenSpec):
+        if not spec.is_frozen:
             self.projection = nn.Linear(self.pooling.output_dim, spec.embedding_dim)
 
     def encode(self, features: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -76,8 +78,10 @@ def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     `load_branch` gives the branch back, `branches.beats.load_beats` its backbone.
     """
     backbone = model.spec.backbone
+    elsewhere = backbone.path == "tiny" or "://" in backbone.path
+    place = backbone.path if elsewhere else str(Path(backbone.path).resolve())
     branch = {"spec": model.spec.model_dump_json(), "head": model.head_state()}
-    save_beats(model.backbone, path, base=(backbone.path, backbone.sha256), branch=branch)
+    save_beats(model.backbone, path, base=(place, backbone.sha256), branch=branch)
 
 
 def load_branch(path: str | os.PathLike[str]) -> BranchModel:
@@ -111,7 +115,7 @@ def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> t
     lengths = torch.tensor([len(w) for w in waveforms])
     longest = int(lengths.max())
     batch = torch.from_numpy(np.stack([np.pad(w, (0, longest - len(w))) for w in waveforms]))
-    if device.type == "cuda":  # from pinned memory the copy runs beside the computation
+    if device.type == "cuda":  # from pinned memory the processor does not wait for the copy
         batch = batch.pin_memory()
     features = fbank(batch.to(device, non_blocking=True))
     if bool((lengths == longest).all()):

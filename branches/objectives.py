@@ -18,8 +18,25 @@ from branches.spec import (
     SubclusterAdaCosSpec,
 )
 
+# Of AdaCos; beyond it the softmax is a maximum.
+LARGEST_SCALE = 100.0
 
-class Softmax(nn.Module):
+
+class Objective(nn.Module):
+    """Base of the objectives."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Losses (B,)."""
+        raise NotImplementedError
+
+    def adapt(self, embeddings: Tensor, labels: Tensor, others: Tensor) -> None:
+        """Before the losses of a batch: bring up to date what follows the training instead of the gradient.
+
+        labels (B,) are the classes with the larger share in each clip, others (B,) those with the smaller one.
+        """
+
+
+class Softmax(Objective):
     """Cross-entropy of a linear classifier."""
 
     def __init__(self, spec: SoftmaxSpec, dim: int, n_classes: int) -> None:
@@ -31,18 +48,18 @@ class Softmax(nn.Module):
         return F.cross_entropy(self.classifier(embeddings), labels, reduction="none")
 
 
-class ArcFace(nn.Module):
+class ArcFace(Objective):
     """Cross-entropy of scaled cosines, the true class with its angle enlarged by a margin.
 
     Deng et al., "ArcFace: additive angular margin loss for deep face recognition", 2019.
     """
 
-    centers = 1
+    n_centres = 1
 
     def __init__(self, spec: ArcFaceSpec, dim: int, n_classes: int) -> None:
         super().__init__()
         self.spec = spec
-        self.centres = _centres(n_classes * self.centers, dim)
+        self.centres = _centres(n_classes * self.n_centres, dim)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Losses (B,)."""
@@ -57,7 +74,7 @@ class ArcFace(nn.Module):
     def _cosines(self, embeddings: Tensor) -> Tensor:
         """Cosine to the nearest centre of each class: (B, classes)."""
         cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
-        return cosine.view(len(cosine), -1, self.centers).amax(dim=2)
+        return cosine.view(len(cosine), -1, self.n_centres).amax(dim=2)
 
 
 class SubcenterArcFace(ArcFace):
@@ -67,11 +84,11 @@ class SubcenterArcFace(ArcFace):
     """
 
     def __init__(self, spec: SubcenterArcFaceSpec, dim: int, n_classes: int) -> None:
-        self.centers = spec.centers
+        self.n_centres = spec.centres
         super().__init__(spec, dim, n_classes)
 
 
-class SubclusterAdaCos(nn.Module):
+class SubclusterAdaCos(Objective):
     """Cross-entropy of scaled cosines to several clusters of each class; a class has its clusters' probability.
 
     The scale follows the training: s = log(B) / cos(min(π/4, θ)), B being the mean over clips of the summed
@@ -90,21 +107,24 @@ class SubclusterAdaCos(nn.Module):
         self.register_buffer("scale", torch.tensor(max(1.0, math.sqrt(2) * math.log(max(2, n - 1)))))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Losses (B,); in training mode the scale is brought up to date first."""
-        cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
-        cosine = cosine.view(len(cosine), -1, self.clusters)
-        if self.training:
-            self._adapt(cosine.detach(), labels)
-        # A copy, since a second call before the backward pass, as in mixup, changes the scale in place.
-        return F.cross_entropy((self.scale.clone() * cosine).logsumexp(dim=2), labels, reduction="none")
+        """See `Objective.forward`."""
+        return F.cross_entropy((self.scale * self._cosines(embeddings)).logsumexp(dim=2), labels, reduction="none")
 
-    def _adapt(self, cosine: Tensor, labels: Tensor) -> None:
-        """Update the scale from cosines (B, classes, clusters)."""
-        true = F.one_hot(labels, cosine.shape[1]).bool()
-        others = (self.scale * cosine).logsumexp(dim=2).masked_fill(true, -math.inf)
-        log_b = others.flatten().logsumexp(dim=0) - math.log(len(labels))
-        angle = torch.acos(cosine[true].amax(dim=1).clamp(-1, 1)).median()
-        self.scale.copy_((log_b / torch.cos(angle.clamp(max=math.pi / 4))).clamp(min=1.0))
+    @torch.no_grad()
+    def adapt(self, embeddings: Tensor, labels: Tensor, others: Tensor) -> None:
+        """Update the scale; neither class of a mixture counts among those that it is not."""
+        cosine = self._cosines(embeddings)
+        own = torch.stack([labels, others], dim=1)
+        wrong = (self.scale * cosine).logsumexp(dim=2).scatter(1, own, -math.inf)
+        log_b = wrong.flatten().logsumexp(dim=0) - math.log(len(labels))
+        nearest = cosine.amax(dim=2).gather(1, labels[:, None]).clamp(-1, 1)
+        angle = torch.acos(nearest).median().clamp(max=math.pi / 4)
+        self.scale.copy_((log_b / torch.cos(angle)).clamp(1.0, LARGEST_SCALE))
+
+    def _cosines(self, embeddings: Tensor) -> Tensor:
+        """Cosine to every cluster: (B, classes, clusters)."""
+        cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
+        return cosine.view(len(cosine), -1, self.clusters)
 
 
 def _centres(n: int, dim: int) -> nn.Parameter:
@@ -122,7 +142,7 @@ OBJECTIVES: dict[type, Any] = {
 }
 
 
-def build_objective(spec: ObjectiveSpec, dim: int, n_classes: int) -> nn.Module:
+def build_objective(spec: ObjectiveSpec, dim: int, n_classes: int) -> Objective:
     """The objective of a spec for embeddings of `dim` and so many classes."""
-    objective: nn.Module = OBJECTIVES[type(spec)](spec, dim, n_classes)
+    objective: Objective = OBJECTIVES[type(spec)](spec, dim, n_classes)
     return objective

@@ -149,8 +149,8 @@ def _mean(vectors: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def _signed_power(x: Tensor, power: float) -> Tensor:
-    # Away from 0, where a root has no gradient.
-    return x.sign() * x.abs().clamp_min(1e-6).pow(power)
+    # Not |x|, so that there is a gradient at 0.
+    return x * (x.square() + 1e-12).pow((power - 1) / 2)
 
 
 POOLINGS: dict[type, Any] = {

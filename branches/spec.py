@@ -62,7 +62,7 @@ class SubcenterArcFaceSpec(ArcFaceSpec):
 
     name: Literal["subcenter_arcface"] = "subcenter_arcface"  # type: ignore[assignment]
     margin: float = Field(0.2, ge=0, lt=1.5, description="radians added to the angle of the true class")
-    centers: int = Field(16, ge=1, description="centres of each class")
+    centres: int = Field(16, ge=1, description="centres of each class")
 
 
 class AdaCosSpec(Settings):
@@ -209,10 +209,9 @@ class TrainingSpec(Settings):
 class GeneratorSpec(TrainingSpec):
     """A generator of log-mels: its network, its training, what it samples and what is kept of that.
 
-    The defaults are for a GPU and clips of 10 s.
+    The defaults are for a GPU and clips of 10 s. It hears the channel that the branch hears.
     """
 
-    channel: Channel = "near"
     width: int = Field(512, ge=8, description="channels of the network")
     depth: int = Field(8, ge=1, description="blocks of the network")
     kernel: int = Field(15, ge=1, description="tokens of 40 ms that a block mixes")
@@ -273,8 +272,29 @@ class BranchSpec(Settings):
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(0, ge=0)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing is trained."""
+        return isinstance(self.strategy, FrozenSpec)
+
+    def as_used(self) -> BranchSpec:
+        """The spec with what a frozen branch ignores at its defaults, so that equal branches have equal specs."""
+        if not self.is_frozen:
+            return self
+        used = ("backbone", "channel", "strategy", "pooling")
+        return BranchSpec.model_validate({name: getattr(self, name) for name in used})
+
+    @model_validator(mode="after")
+    def _noise_is_heard_by_the_channel(self) -> BranchSpec:
+        noise = self.augmentation.noise
+        if self.channel == "cancel" and noise is not None and noise.source == "far":
+            raise ValueError(
+                "noise from the far microphone is what the channel cancel takes away; leave out augmentation.noise"
+            )
+        return self
+
     @model_validator(mode="after")
     def _frozen_has_nothing_to_train(self) -> BranchSpec:
-        if isinstance(self.strategy, FrozenSpec) and isinstance(self.pooling, AttentiveStatisticsSpec):
+        if self.is_frozen and isinstance(self.pooling, AttentiveStatisticsSpec):
             raise ValueError("frozen trains nothing, but the pooling attentive_statistics must be; use another one")
         return self

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from branches.augment import mix, mixing, spec_augment
 from branches.batches import Batch, batches
+from branches.frontend import PATCH_SIZE, n_frames
 from branches.loop import Progress, Report, resume, run
 from branches.masked_prediction import MaskedPrediction
 from branches.model import BranchModel, features_of
-from branches.objectives import build_objective
+from branches.objectives import Objective, build_objective
 from branches.spec import BranchSpec
 from branches.training_set import TrainingClips
 
@@ -52,7 +53,7 @@ def train(
 
     def start() -> Progress:
         parts[:] = [_Parts(spec, clips.n_classes, device)]
-        return parts[0].progress(spec)
+        return parts[0].progress(spec, clips.signature)
 
     if clips.n_classes < 2:
         log.warning("the training clips are all of one class: the embedding stays as initialised")
@@ -76,7 +77,7 @@ class _Parts:
         if spec.masked_prediction is not None:
             self.masked = MaskedPrediction(spec.masked_prediction, self.model.width).to(device)
 
-    def progress(self, spec: BranchSpec) -> Progress:
+    def progress(self, spec: BranchSpec, signature: str) -> Progress:
         modules: dict[str, nn.Module] = {"model": self.model, "objective": self.objective}
         if self.masked is not None:
             modules["masked"] = self.masked
@@ -87,7 +88,7 @@ class _Parts:
         optimizer = torch.optim.AdamW(
             [*groups, {"params": heads, "factor": 1.0}], lr=training.learning_rate, weight_decay=training.weight_decay
         )
-        return Progress(modules, optimizer)
+        return Progress(modules, optimizer, signature)
 
 
 def _loss_of(spec: BranchSpec, parts: _Parts, clips: TrainingClips, first_step: int) -> Callable[[int], Tensor]:
@@ -117,24 +118,38 @@ def _loss(spec: BranchSpec, parts: _Parts, batch: Batch) -> Tensor:
         features, where = masked.mask(features)
     patches, patch_padding = model.encode(spec_augment(features, augmentation), padding)
     embeddings = model.pool(patches, patch_padding).flatten(1)
-    loss = (share * parts.objective(embeddings, labels)).mean()
-    if augmentation.mixup is not None:
-        loss = loss + ((1 - share) * parts.objective(embeddings, labels[partner])).mean()
+    if augmentation.mixup is None:
+        parts.objective.adapt(embeddings.detach(), labels, labels)
+        loss = parts.objective(embeddings, labels).mean()
+    else:
+        loss = _mixed_loss(parts.objective, embeddings, labels, labels[partner], share)
     if masked:
         loss = loss + masked(patches, hidden, where if patch_padding is None else where & ~patch_padding)
     return loss
 
 
+def _mixed_loss(objective: Objective, embeddings: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """Mean loss of clips (B,) with two labels, by their shares; a share of 1 is a clip by itself."""
+    partners = torch.where(share < 1, partners, labels)
+    larger = share >= 0.5
+    objective.adapt(embeddings.detach(), torch.where(larger, labels, partners), torch.where(larger, partners, labels))
+    return (share * objective(embeddings, labels) + (1 - share) * objective(embeddings, partners)).mean()
+
+
 def _features(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Log-mels (B, F, 128) of recorded and generated clips, and padded frames (B, F) or None."""
+    """Log-mels (B, F, 128) of recorded and generated clips, and padded frames (B, F) or None.
+
+    Beside generated clips, recorded ones lose the frames that fill no patch, so that crops are of one length.
+    """
     if not batch.features:
         return features_of(batch.waveforms, device)
     clips: list[Tensor] = [torch.from_numpy(features).to(device) for features in batch.features]
     if batch.waveforms:
-        recorded, padding = features_of(batch.waveforms, device)
-        kept = [len(clip) for clip in recorded] if padding is None else (~padding).sum(dim=1).tolist()
+        recorded, _ = features_of(batch.waveforms, device)
+        kept = [n_frames(len(waveform)) // PATCH_SIZE * PATCH_SIZE for waveform in batch.waveforms]
         clips = [*(clip[:n] for clip, n in zip(recorded, kept, strict=True)), *clips]
     features = nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    lengths = torch.tensor([len(clip) for clip in clips], device=device)
-    padding = torch.arange(features.shape[1], device=device) >= lengths[:, None]
-    return features, padding if bool(padding.any()) else None
+    lengths = [len(clip) for clip in clips]
+    if len(set(lengths)) == 1:
+        return features, None
+    return features, torch.arange(features.shape[1], device=device) >= torch.tensor(lengths, device=device)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from branches.classes import classes_of
 from branches.spec import BranchSpec, Channel
 
 # Attributes that name a speed; another one would be another condition.
-SPEED_ATTRIBUTES = frozenset({"spd", "speed", "vel", "rpm"})
+SPEED_ATTRIBUTES = frozenset({"spd", "speed", "vel", "rpm", "volt"})
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class TrainingClips:
     n_classes: int
     generated: NDArray[np.floating] | None = None
     noise: NoisePool | None = None
+
+    @property
+    def signature(self) -> str:
+        """Digest of clips and classes: a training that began with others cannot go on with these."""
+        parts = (self.rows, self.labels, np.array([self.n_classes]))
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
 def training_clips(

@@ -85,6 +85,13 @@ def check_address(address: str) -> None:
         require_server(address, "Ray cluster", "start one or use --address local")
 
 
+def gpus_of_a_branch(wanted: float | None) -> float:
+    """GPUs that a branch takes: what is wanted, or by default one where the connected cluster has any."""
+    import ray
+
+    return wanted if wanted is not None else min(1.0, ray.cluster_resources().get("GPU", 0.0))
+
+
 def require(resources: dict[str, float]) -> None:
     """Refuse what no node of the connected cluster can ever give; Ray itself would wait for ever.
 

@@ -10,13 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.session import require
 from orchestrator.overview import petaflop
 from orchestrator.plan import Branch
 from orchestrator.worker import Job, train_and_score
@@ -25,7 +23,6 @@ from scoring.errors import InputError
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow is the record
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
-import ray
 from ray import tune
 
 PROGRESS_SECONDS = 30.0
@@ -42,7 +39,6 @@ def launch(
     job: Job,
     index: pa.Table,
     folder: Path,
-    gpus_per_branch: float | None,
     work: Work = train_and_score,
 ) -> dict[str, str]:
     """Train and score the branches on the connected Ray cluster.
@@ -50,30 +46,23 @@ def launch(
     Parameters
     ----------
     folder: for Tune's own files; removed at the end
-    gpus_per_branch: GPUs of each trial, may be a fraction; None takes one where there are GPUs. CPUs are the
-        job's threads
 
     Returns
     -------
     failures: branch_id → traceback of every branch that failed
     """
-    if gpus_per_branch is None:
-        gpus_per_branch = min(1.0, ray.cluster_resources().get("GPU", 0.0))
-    job = replace(job, device="cuda" if gpus_per_branch else "cpu")
-    resources = {"CPU": float(job.threads), **({"GPU": gpus_per_branch} if gpus_per_branch else {})}
-    require(resources)
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True)
     by_id = {branch.branch_id: branch for branch in ordered}
     trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index, work=work)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, job.resources),
         param_space={"branch_id": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
             trial_name_creator=lambda trial: trial.config["branch_id"],
             trial_dirname_creator=lambda trial: trial.config["branch_id"],
             # A new process per GPU trial, since a process keeps its GPU memory.
-            reuse_actors=not gpus_per_branch,
+            reuse_actors=not job.gpus,
         ),
         run_config=tune.RunConfig(
             name=folder.name,

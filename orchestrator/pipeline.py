@@ -15,7 +15,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from branches.dataset import fingerprint, noise_index, read_index
-from cluster.session import check_address, session
+from cluster.session import check_address, gpus_of_a_branch, require, session
 from orchestrator.fusing import FUSED, fused_system
 from orchestrator.generation import make_sets
 from orchestrator.ledger import SYSTEMS, Status, add_systems, finished_tables, record_failure, tidy
@@ -196,8 +196,6 @@ def _train(
     missing: Sequence[Branch], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: _Cluster
 ) -> dict[str, str]:
     """Train and score what is missing; by branch_id, why branches failed."""
-    from branches.audio import open_cache  # loads torch, which a finished run does not need
-
     check_models(missing)
     check_noise(noise_index(place.data), missing)
     out = place.out.resolve()
@@ -208,23 +206,39 @@ def _train(
         checkpoints=out / "checkpoints" / code_version(*SCORE_CODE),
         fingerprint=mark,
         threads=place.cpus_per_branch,
-        device="cpu",  # until the cluster has been asked for GPUs
+        gpus=0.0,  # until the cluster has been asked
         checkpoint_seconds=place.checkpoint_seconds,
         code=code_version(*SCORE_CODE),
         specs=tuple(branch.spec for branch in plan.branches),
-        generated=out / "generated",
     )
     _tidy_checkpoints(job.checkpoints)
-    for note in notes_on(index, open_cache(job.data, index, job.cache), missing):
-        log.warning(note)
+    _prepare(job, index, missing)
     cluster.connect()
+    job = replace(job, gpus=gpus_of_a_branch(place.gpus_per_branch))
+    require(job.resources)
     from orchestrator.launch import launch  # imports ray, and that only after the session has set it up
 
     failures = make_sets(missing, job, index)
     ready = [branch for branch in missing if branch.branch_id not in failures]
-    failures |= launch(ready, job, index, out / "tune", place.gpus_per_branch) if ready else {}
+    failures |= launch(ready, job, index, out / "tune") if ready else {}
     _tidy_checkpoints(job.checkpoints)
     return failures
+
+
+def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
+    """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
+    from branches.audio import open_cache  # loads torch, which a finished run does not need
+    from branches.channels import with_cancellation
+
+    audio = open_cache(job.data, index, job.decoded)
+    if any(branch.spec.channel == "cancel" for branch in branches):
+        with_cancellation(audio, job.derived)
+    if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
+        open_cache(job.data, noise_index(job.data), job.decoded_noise)
+    for old in {path for path in job.cache.iterdir() if path.is_dir()} - {job.decoded, job.decoded_noise, job.derived}:
+        shutil.rmtree(old)
+    for note in notes_on(index, audio, branches):
+        log.warning(note)
 
 
 def _tidy_checkpoints(folder: Path) -> None:

@@ -15,6 +15,7 @@ from branches.spec import BranchSpec
 from fusion.hierarchy import Tree
 from orchestrator.spec import ConfigurationSpec, SystemSpec
 from scoring.detectors import DetectorSpec
+from scoring.errors import InputError
 
 _ROOT = Path(__file__).resolve().parent.parent
 SCORE_CODE = ("branches", "scoring")
@@ -90,7 +91,7 @@ def without(plan: Plan, tables: Set[str]) -> Plan:
 
 
 def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, fingerprint: str) -> Branch:
-    spec = c.branch.model_copy(update={"seed": seed})
+    spec = c.branch.as_used().model_copy(update={"seed": seed})
     config = identity(spec.model_dump(exclude={"seed"}))
     return Branch(
         branch_id=digest([config, seed, fingerprint, code_version(*SCORE_CODE)]),
@@ -132,12 +133,22 @@ def digest(value: Any) -> str:
 
 @cache
 def code_version(*packages: str) -> str:
-    """Hash of the packages' code that scores depend on, without comments, docstrings and formatting."""
+    """Hash of the code of packages, or of single files, without comments, docstrings and formatting.
+
+    Files that no score depends on are left out.
+    """
     hashed = hashlib.sha256()
-    for path in sorted(path for package in packages for path in (_ROOT / package).rglob("*.py")):
+    places = [_ROOT / package for package in packages]
+    for path in sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))):
         if path.name not in _NO_SCORE_DEPENDS_ON:
             hashed.update(f"{path.relative_to(_ROOT)}\0{_bare_code(path)}\0".encode())
     return hashed.hexdigest()[:16]
+
+
+def require_code(expected: str) -> None:
+    """Raise `InputError` if this node's code is not the driver's: it would make other scores under the same id."""
+    if code_version(*SCORE_CODE) != expected:
+        raise InputError("this node has another version of tutti than the driver; install the same on all nodes")
 
 
 def _bare_code(path: Path) -> str:

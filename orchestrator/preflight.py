@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from branches.dataset import class_labels
 from branches.spec import BackboneSpec, BranchSpec, FileSpec, NoiseSpec
@@ -72,9 +73,13 @@ def check_models(branches: Sequence[Branch]) -> None:
 def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> list[str]:
     """What a person should know about this data before the branches are trained on it."""
     notes = []
-    train = index.filter(pa.compute.equal(index["split"], "train"))
-    if len(class_labels(train)[1]) < 2:
-        notes.append("all training clips are of one class: there is nothing to classify, embeddings stay untrained")
+    train = index.filter(pc.equal(index["split"], "train"))
+    learning = [b for b in branches if not b.spec.is_frozen and not b.spec.classes.pseudo_labels]
+    if learning and len(class_labels(train)[1]) < 2:
+        notes.append(
+            "all training clips are of one class: there is nothing to classify, and embeddings stay untrained "
+            "(classes.pseudo_labels divides them)"
+        )
     mono = int((audio.channels == 1).sum())
     if mono and any(branch.spec.channel != "near" for branch in branches):
         notes.append(f"{mono} of {len(audio)} clips have one channel: near, far, mean and cancel are the same there")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from branches.spec import BackboneSpec, BranchSpec, FileSpec, Settings
 from scoring.detectors import DetectorSpec, MahalanobisSpec
@@ -39,6 +39,12 @@ class ConfigurationSpec(Settings):
     branch: BranchSpec = BranchSpec()
     detector: DetectorSpec = MahalanobisSpec()
     seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _frozen_has_no_seeds(self) -> ConfigurationSpec:
+        if self.branch.is_frozen and len(self.seeds) > 1:
+            raise ValueError("frozen trains nothing, so all seeds would be the same branch; give one")
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -115,7 +121,8 @@ def _with_shared_settings(raw: dict[str, Any], path: Path, tiny: bool) -> dict[s
         try:
             BranchSpec.model_validate(settings)
         except ValidationError as error:
-            raise InputError(f"{path}: {block}.{describe(error, BranchSpec)}") from None
+            if error.errors()[0]["loc"]:  # else settings that do not go together: a configuration may replace one
+                raise InputError(f"{path}: {block}.{describe(error, BranchSpec)}") from None
     shared = {**blocks["branch"], **(blocks["tiny"] if tiny else {})}
     subsystems = raw.get("subsystems")
     for configurations in subsystems.values() if isinstance(subsystems, dict) else []:

@@ -30,9 +30,8 @@ from orchestrator.ledger import (
     read_record,
     write_record,
 )
-from orchestrator.plan import SCORE_CODE, Branch, code_version, detector_id, identity
+from orchestrator.plan import Branch, code_version, detector_id, identity, require_code
 from scoring.banks import score_table
-from scoring.errors import InputError
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import write_table
 
@@ -49,10 +48,9 @@ class Job:
 
     out: the run's folder, with the ledger
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
-    device: `cpu` or `cuda`
+    gpus: of a branch, may be a fraction; 0 computes on the CPU
     code: the driver's code version; a worker with another one would make other scores under the same id
     specs: all branches of the run, since frozen embeddings are computed for all of them at once
-    generated: folder of the sets of generated clips
     """
 
     data: Path
@@ -61,11 +59,40 @@ class Job:
     checkpoints: Path
     fingerprint: str
     threads: int
-    device: str
+    gpus: float
     checkpoint_seconds: float
     code: str
     specs: tuple[BranchSpec, ...]
-    generated: Path
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray sets aside for a branch."""
+        return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
+
+    @property
+    def decoded(self) -> Path:
+        """The decoded clips, by the code that decodes."""
+        return self.cache / f"clips-{code_version('branches/audio.py')}"
+
+    @property
+    def decoded_noise(self) -> Path:
+        """The decoded noise clips of `supplemental` folders."""
+        return self.cache / f"noise-{code_version('branches/audio.py')}"
+
+    @property
+    def derived(self) -> Path:
+        """What is computed from the clips before training, by the code that computes it."""
+        return self.cache / self.code
+
+    @property
+    def generated(self) -> Path:
+        """Sets of generated clips."""
+        return self.out / "generated"
 
 
 def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[[int, float], None]) -> float | None:
@@ -74,8 +101,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[
     Embeddings that are there already and intact are scored as they are: a lost table or another detector costs no
     second training.
     """
-    if code_version(*SCORE_CODE) != job.code:
-        raise InputError("this node has another version of tutti than the driver; install the same on all nodes")
+    require_code(job.code)
     started = time.monotonic()
     curve: list[tuple[int, float]] = []
 
@@ -148,14 +174,14 @@ def _embed(
 
     spec = branch.spec
     torch.set_num_threads(job.threads)
-    audio = open_cache(job.data, index, job.cache)
+    audio = open_cache(job.data, index, job.decoded)
     if spec.channel == "cancel":
-        audio = with_cancellation(audio, job.cache)
+        audio = with_cancellation(audio, job.derived)
     view, frozen = view_of(spec), None
     if view is not None:
         views = [v for v in map(view_of, job.specs) if v is not None]
-        frozen = frozen_embeddings(view, views, audio, job.cache, job.code, job.device)
-        if spec.strategy.name == "frozen":
+        frozen = frozen_embeddings(view, views, audio, job.derived, job.device)
+        if spec.is_frozen:
             return frozen
     generated = generated_clips(spec, job, index)
     clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
@@ -172,7 +198,7 @@ def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | N
     if spec.augmentation.noise is None or spec.augmentation.noise.source != "supplemental":
         return None
     noise = noise_index(job.data)
-    return open_cache(job.data, noise, job.cache.with_name(f"{job.cache.name}-noise")), noise
+    return open_cache(job.data, noise, job.decoded_noise), noise
 
 
 def _write(

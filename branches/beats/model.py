@@ -146,7 +146,7 @@ class BEATs(nn.Module):
         layers: int | Sequence[int] | None = None,
         combine: Combine = "concat",
     ) -> tuple[Tensor, Tensor | None]:
-        wanted = self._layer_numbers(layers)
+        wanted = self.layer_numbers(layers)
         outputs = self.encoder(self._embed(features), mask, max(wanted))
         chosen = [outputs[n] for n in wanted]
         if len(chosen) == 1:
@@ -164,7 +164,8 @@ class BEATs(nn.Module):
         x: Tensor = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
         return x
 
-    def _layer_numbers(self, layers: int | Sequence[int] | None) -> list[int]:
+    def layer_numbers(self, layers: int | Sequence[int] | None) -> list[int]:
+        """Numbers, from 0, of the outputs that `encode` means by `layers`; `InputError` if there is no such one."""
         depth = len(self.layers)
         asked = [depth] if layers is None else [layers] if isinstance(layers, int) else list(layers)
         numbers = [n + depth + 1 if n < 0 else n for n in asked]

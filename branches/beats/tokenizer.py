@@ -106,7 +106,10 @@ class RandomProjectionTokenizer(AcousticTokenizer):
         self.register_buffer("codes", codes)
 
     def _nearest(self, features: Tensor) -> Tensor:
-        return nearest_code(_patches(features) @ self.projection, self.codes)
+        patches = _patches(features)
+        # Else a patch's level, which is far larger than its shape, would decide on most labels.
+        shapes = F.layer_norm(patches, patches.shape[-1:])
+        return nearest_code(shapes @ self.projection, self.codes)
 
 
 def nearest_code(x: Tensor, codes: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from branches.generator.flow import flow_loss
 from branches.generator.network import VelocityNetwork
 from branches.generator.scale import BandScale
 from branches.loop import Progress, Report, resume, run
-from branches.spec import GeneratorSpec
+from branches.spec import Channel, GeneratorSpec
 from scoring.errors import InputError
 
 
@@ -59,6 +60,7 @@ def train_generator(
     spec: GeneratorSpec,
     audio: AudioCache,
     index: pa.Table,
+    channel: Channel,
     checkpoint: Path | None = None,
     report: Report = lambda step, loss: None,
     checkpoint_seconds: float = 60.0,
@@ -70,6 +72,7 @@ def train_generator(
     ----------
     spec: network, training, and what will be sampled
     audio: decoded clips, in the order of `index`
+    channel: what the generator hears, and its samples are of
     checkpoint, report, checkpoint_seconds, device: as in `branches.train.train`; the loss is 1 for a network that
         knows no more than each band's mean and variance
 
@@ -80,7 +83,7 @@ def train_generator(
     InputError
         If no condition is rare, so that there is nothing to generate, or if the training diverges.
     """
-    clips = real_clips(audio, index, spec.channel, spec.crop_seconds)
+    clips = real_clips(audio, index, channel, spec.crop_seconds)
     if not rare_conditions(clips.conditions, spec.fill):
         raise InputError(
             f"no condition has less than {spec.fill:g} of the clips of its machine's commonest one: there is "
@@ -89,11 +92,13 @@ def train_generator(
     statistics = window_statistics(clips, device)
     vocabulary = Vocabulary(clips.conditions)
 
+    signature = hashlib.sha256(repr((clips.conditions, clips.frames)).encode()).hexdigest()
+
     def start() -> Progress:
         torch.manual_seed(spec.seed)
         network = VelocityNetwork(spec, len(vocabulary)).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
-        return Progress({"network": network}, optimizer)
+        return Progress({"network": network}, optimizer, signature)
 
     progress = resume(start, checkpoint)
     network = progress.modules["network"]

@@ -52,9 +52,9 @@ def launched(folder, count, seconds):
     from orchestrator.launch import launch
 
     folder.mkdir()
-    job = Job(folder, folder, folder, folder, "", 1, "cpu", 60.0, "", ())
+    job = Job(folder, folder, folder, folder, "", 1, 0.0, 60.0, "", ())
     began = time.time()
-    failures = launch(sleeping(count), job, make_table().select([]), folder / "tune", 0, sleeper(seconds))
+    failures = launch(sleeping(count), job, make_table().select([]), folder / "tune", sleeper(seconds))
     total = time.time() - began
     assert not failures
     return total, [json.loads(path.read_text()) for path in folder.iterdir() if path.is_file()]

@@ -118,4 +118,4 @@ def test_generated_clips_stand_beside_the_recorded(data):
     for batch in seen:
         assert len(batch.labels) == len(batch.waveforms) + len(batch.features) == 8
         assert (batch.labels[len(batch.waveforms) :] == 1).all()
-        assert all(f.shape == (58, 128) and f.dtype == np.float32 for f in batch.features)
+        assert all(f.shape == (48, 128) and f.dtype == np.float32 for f in batch.features)

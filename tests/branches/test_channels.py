@@ -59,3 +59,16 @@ def test_the_cache_holds_it_as_it_is_computed(tmp_path):
     before = (tmp_path / "cache" / "cancelled.npy").stat().st_mtime_ns
     with_cancellation(plain, tmp_path / "cache")
     assert (tmp_path / "cache" / "cancelled.npy").stat().st_mtime_ns == before
+
+
+def test_one_recording_on_both_channels_is_kept_and_told(tmp_path, caplog):
+    folder = tmp_path / "data" / "fan" / "train"
+    folder.mkdir(parents=True)
+    samples = np.random.default_rng(4).normal(size=16000) * 0.05
+    for i in range(3):
+        name = folder / f"section_00_source_train_normal_{i:04d}_noAttribute.wav"
+        soundfile.write(name, np.stack([samples, samples], axis=1), 16000)
+    index = read_index(tmp_path / "data")
+    audio = with_cancellation(open_cache(tmp_path / "data", index, tmp_path / "cache"), tmp_path / "cache")
+    np.testing.assert_array_equal(audio.waveform(0, "cancel"), audio.waveform(0, "near"))
+    assert "3 clips have the same sound on both channels" in caplog.text

@@ -10,6 +10,7 @@ from branches.frozen import View, embed_views, frozen_embeddings, view_of
 from branches.model import BranchModel, embed
 from branches.spec import BranchSpec
 from branches.synthetic import SyntheticSize, write_dataset
+from scoring.errors import InputError
 
 
 def spec(**settings):
@@ -47,15 +48,19 @@ def test_the_backbone_runs_once_for_all_that_share_it(audio, tmp_path, monkeypat
     loaded = []
     monkeypatch.setattr(frozen, "load_beats", lambda *a, **k: loaded.append(a) or load_beats(*a, **k))
     views = [view_of(s) for s in SPECS] + [view_of(spec(channel="far"))]
-    found = [frozen_embeddings(view, views, audio, tmp_path, "code", "cpu") for view in views]
+    found = [frozen_embeddings(view, views, audio, tmp_path, "cpu") for view in views]
     assert len(loaded) == 2  # near and far
     assert not np.allclose(found[0], found[-1], atol=1e-3)
     for view, embeddings in zip(views, found, strict=True):
-        np.testing.assert_array_equal(embeddings, frozen_embeddings(view, [], audio, tmp_path, "code", "cpu"))
+        np.testing.assert_array_equal(embeddings, frozen_embeddings(view, [], audio, tmp_path, "cpu"))
     assert len(loaded) == 2
-    frozen_embeddings(views[0], [], audio, tmp_path, "other code", "cpu")
-    assert len(loaded) == 3
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_layer_that_is_not_there_is_named(audio):
+    for made in (lambda s: embed_views([view_of(s)], audio, "cpu"), BranchModel):
+        with pytest.raises(InputError, match="this BEATs has outputs 0 to 2"):
+            made(spec(backbone={"layers": [3]}))
 
 
 def test_pseudo_labels_need_a_plain_mean_of_the_last_layer():

@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generator(data):
     index, audio = data
-    return train_generator(SPEC, audio, index)
+    return train_generator(SPEC, audio, index, "near")
 
 
 def weights(generator):
@@ -65,7 +65,7 @@ def test_rare_conditions_get_the_samples_they_lack(data, generator):
 
 def test_same_seed_same_samples_other_seed_others(data, generator):
     index, audio = data
-    again = train_generator(SPEC, audio, index)
+    again = train_generator(SPEC, audio, index, "near")
     assert torch.equal(weights(generator), weights(again))
     np.testing.assert_array_equal(generate(generator).features, generate(again).features)
     other = dataclasses.replace(generator, spec=SPEC.model_copy(update={"seed": 1}))
@@ -77,7 +77,7 @@ def test_test_clips_have_no_say(data, generator):
     samples = audio.samples.copy()
     for clip in np.flatnonzero(index["split"].to_numpy() == "test"):
         samples[audio.start[clip] : audio.start[clip + 1]] = 12345
-    deaf = train_generator(SPEC, AudioCache(samples, audio.start, audio.channels), index)
+    deaf = train_generator(SPEC, AudioCache(samples, audio.start, audio.channels), index, "near")
     np.testing.assert_array_equal(generate(generator).features, generate(deaf).features)
     assert generate(generator).rows.equals(generate(deaf).rows)
 
@@ -96,8 +96,8 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(data, generator, tmp_path,
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_generator(SPEC, audio, index, checkpoint, stop, checkpoint_seconds=0)
-    resumed = train_generator(SPEC, audio, index, checkpoint, lambda step, loss: reports.append(step))
+        train_generator(SPEC, audio, index, "near", checkpoint, stop, checkpoint_seconds=0)
+    resumed = train_generator(SPEC, audio, index, "near", checkpoint, lambda step, loss: reports.append(step))
     assert reports[0] == stop_at
     assert torch.equal(weights(resumed), weights(generator))
 
@@ -105,7 +105,9 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(data, generator, tmp_path,
 def test_a_damaged_checkpoint_means_a_fresh_start(data, generator, tmp_path, caplog):
     index, audio = data
     (tmp_path / "generator.pt").write_bytes(b"not a checkpoint")
-    assert torch.equal(weights(train_generator(SPEC, audio, index, tmp_path / "generator.pt")), weights(generator))
+    assert torch.equal(
+        weights(train_generator(SPEC, audio, index, "near", tmp_path / "generator.pt")), weights(generator)
+    )
     assert "training starts anew" in caplog.text
 
 
@@ -114,14 +116,14 @@ def test_a_diverging_training_says_so_and_leaves_no_checkpoint(data, tmp_path):
     checkpoint = tmp_path / "generator.pt"
     spec = SPEC.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(InputError, match="training diverged"):
-        train_generator(spec, audio, index, checkpoint, checkpoint_seconds=0)
+        train_generator(spec, audio, index, "near", checkpoint, checkpoint_seconds=0)
     assert not checkpoint.exists()
 
 
 def test_nothing_rare_is_said_before_training(data):
     index, audio = data
     with pytest.raises(InputError, match="nothing to generate"):
-        train_generator(SPEC.model_copy(update={"fill": 0.1}), audio, index)
+        train_generator(SPEC.model_copy(update={"fill": 0.1}), audio, index, "near")
 
 
 @settings(max_examples=25, deadline=None)

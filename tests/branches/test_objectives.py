@@ -48,7 +48,7 @@ def test_a_margin_is_never_a_reward(angle, margin):
 
 
 def test_of_several_centres_the_nearest_counts():
-    several = build_objective(SubcenterArcFaceSpec(scale=5, margin=0.3, centers=2), 2, 2)
+    several = build_objective(SubcenterArcFaceSpec(scale=5, margin=0.3, centres=2), 2, 2)
     one = build_objective(ArcFaceSpec(scale=5, margin=0.3), 2, 2)
     with torch.no_grad():
         several.centres.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
@@ -67,9 +67,20 @@ def test_the_scale_of_adacos_starts_and_moves_as_published():
     true = F.one_hot(labels, 10).bool()
     b = (objective.scale * cosine).exp().masked_fill(true, 0).sum(1).mean()
     theta = torch.acos(cosine[true]).median().clamp(max=math.pi / 4)
-    objective.eval()(embeddings, labels)
+    objective(embeddings, labels)
     assert objective.scale.item() == pytest.approx(math.sqrt(2) * math.log(9))
-    objective.train()(embeddings, labels)
+    objective.adapt(embeddings, labels, labels)
+    assert objective.scale.item() == pytest.approx((b.log() / theta.cos()).item(), rel=1e-5)
+
+
+def test_neither_class_of_a_mixture_is_a_wrong_one():
+    objective = build_objective(SubclusterAdaCosSpec(clusters=2), 8, 5)
+    embeddings, labels, others = torch.randn(32, 8), torch.randint(5, (32,)), torch.randint(5, (32,))
+    cosine = (F.normalize(embeddings) @ F.normalize(objective.centres).T).reshape(32, 5, 2)
+    own = F.one_hot(labels, 5).bool() | F.one_hot(others, 5).bool()
+    b = (objective.scale * cosine).exp().sum(2).masked_fill(own, 0).sum(1).mean()
+    theta = torch.acos(cosine.amax(2).gather(1, labels[:, None])).median().clamp(max=math.pi / 4)
+    objective.adapt(embeddings, labels, others)
     assert objective.scale.item() == pytest.approx((b.log() / theta.cos()).item(), rel=1e-5)
 
 

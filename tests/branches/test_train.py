@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from branches.audio import open_cache
+from branches.augment import mixing
 from branches.dataset import read_index
 from branches.loop import learning_rate
 from branches.model import BranchModel
 from branches.objectives import OBJECTIVES, build_objective
 from branches.pooling import POOLINGS
-from branches.spec import BranchSpec
+from branches.spec import BranchSpec, MixupSpec, SubclusterAdaCosSpec
 from branches.synthetic import SyntheticSize, write_dataset
-from branches.train import train
+from branches.train import _mixed_loss, train
 from branches.training_set import training_clips
 from scoring.errors import InputError
 
@@ -52,6 +53,22 @@ def test_training_learns_the_classes(clips, objective):
     losses = []
     train(changed(with_settings(objective=objective), steps=60), clips, report=lambda step, loss: losses.append(loss))
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_the_scale_stays_bounded_with_mixup(clips):
+    """Two labels of a clip must not drive each other's scale: it would grow at every step."""
+    torch.manual_seed(0)
+    objective = build_objective(SubclusterAdaCosSpec(clusters=4), 16, 12)
+    points = torch.nn.Parameter(torch.randn(48, 16))
+    optimizer = torch.optim.Adam([points, *objective.parameters()], 0.05)
+    labels, scales = torch.arange(48) % 12, []
+    for _ in range(300):
+        partner, share = mixing(48, MixupSpec(probability=0.5))
+        optimizer.zero_grad()
+        _mixed_loss(objective, points, labels, labels[partner], share).backward()
+        optimizer.step()
+        scales.append(objective.scale.item())
+    assert max(scales) < 30
 
 
 def test_same_seed_same_weights_other_seed_others(clips):
@@ -149,6 +166,14 @@ def test_generated_clips_take_part(clips):
 def _initial(spec):
     torch.manual_seed(spec.seed)
     return BranchModel(spec)
+
+
+def test_a_checkpoint_of_other_classes_means_a_fresh_start(clips, tmp_path, caplog):
+    checkpoint = tmp_path / "branch.pt"
+    train(SPEC, clips, checkpoint, checkpoint_seconds=0)
+    renamed = dataclasses.replace(clips, labels=(clips.labels + 1) % clips.n_classes)
+    assert torch.equal(weights(train(SPEC, renamed, checkpoint)), weights(train(SPEC, renamed)))
+    assert "other clips or classes" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
