@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Jobs:
         prepare_environment(address)
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload and connection
         self.address = address
         try:
             self._client = JobSubmissionClient(address)

@@ -34,6 +34,7 @@ from scoring.table import file_sha256
 # MLflow sets its own level when imported, and reports each step of making its database.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # of a server that is away, the outbox tells
 
 _PARENT = "mlflow.parentRunId"
 # Tags: digest of the record that a run shows in full, and of its metrics and curve, which must not be logged twice.
@@ -82,7 +83,7 @@ class Tracker:
     def open_parent(self, name: str) -> str:
         """The RUNNING run under which this output folder's runs stand, found or created; its id."""
         identity = self.parent_identity
-        run = self._find(identity) or self.client.create_run(self.experiment_id, tags=identity, run_name=name)
+        run = self._find(identity) or self._create(name, identity)
         self.client.update_run(run.info.run_id, status="RUNNING")
         return str(run.info.run_id)
 
@@ -101,7 +102,7 @@ class Tracker:
         client = self.client
         run = self._find(record.identity)
         if run is None:
-            run = client.create_run(self.experiment_id, tags=record.identity, run_name=record.name)
+            run = self._create(record.name, record.identity)
         run_id = run.info.run_id
         files = {path: sha256 for path, sha256 in record.files.items() if not path.endswith(_LARGE)}
         for path, sha256 in files.items():
@@ -118,6 +119,15 @@ class Tracker:
         )
         client.set_terminated(run_id, record.status)
         client.set_tag(run_id, _RECORD, record.digest)  # last: it says that the run has everything
+
+    def close_strays(self) -> None:
+        """Close runs that a server made and could not answer for before it went away; their work has other runs."""
+        query = f"attributes.status = 'RUNNING' and tags.folder = '{self.folder_id}'"
+        for run in self.client.search_runs([self.experiment_id], query):
+            self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _create(self, name: str, identity: Mapping[str, str]) -> Run:
+        return self.client.create_run(self.experiment_id, tags={**identity, "folder": self.folder_id}, run_name=name)
 
     def _find(self, identity: Mapping[str, str]) -> Run | None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
