@@ -18,6 +18,12 @@ RETRY_SECONDS = 3.0
 PATIENCE = 40  # times that following asks in vain before it gives up
 # A cancelled job has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
 STOP_SECONDS = 60
+# They tell of every upload and connection, and set their own level when imported.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 class Jobs:
@@ -36,7 +42,8 @@ class Jobs:
         prepare_environment(address)
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload and connection
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.address = address
         try:
             self._client = JobSubmissionClient(address)

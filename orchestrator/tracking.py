@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +37,9 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # of a server that is away, the outbox tells
 
 _PARENT = "mlflow.parentRunId"
-# Tags: digest of the record that a run shows in full, and of its metrics and curve, which must not be logged twice.
+# Tags: digest of the record that a run shows in full, and of its loss curve, whose points must not be logged twice.
 _RECORD = "record"
-_FIGURES = "figures"
+_CURVE = "curve"
 # Weights and embeddings stay in the ledger: MLflow would only hold a second copy of what nobody looks at there.
 _LARGE = (".npy", ".pt")
 
@@ -110,10 +110,10 @@ class Tracker:
                 client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
         tags = {"failure": "", **record.tags, **{checksum_tag(path): sha256 for path, sha256 in files.items()}}
         tags |= {_PARENT: parent_id} if parent_id else {}
-        tags |= {_FIGURES: digest([record.metrics, record.curve])}
+        tags |= {_CURVE: digest(record.curve)}
         client.log_batch(
             run_id,
-            [] if run.data.tags.get(_FIGURES) == tags[_FIGURES] else _figures(record),
+            _figures(record, [] if run.data.tags.get(_CURVE) == tags[_CURVE] else record.curve),
             [Param(key, value[:6000]) for key, value in record.params.items()],
             [RunTag(key, value) for key, value in tags.items()],
         )
@@ -135,10 +135,10 @@ class Tracker:
         return runs[0] if runs else None
 
 
-def _figures(record: Record) -> list[Metric]:
+def _figures(record: Record, curve: Sequence[tuple[int, float]]) -> list[Metric]:
     now = int(time.time() * 1000)
     metrics = [Metric(key, value, now, 0) for key, value in record.metrics.items()]
-    return metrics + [Metric("loss", loss, now, step) for step, loss in record.curve]
+    return metrics + [Metric("loss", loss, now, step) for step, loss in curve]
 
 
 def checksum_tag(artifact: str) -> str:
