@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +18,12 @@ RETRY_SECONDS = 3.0
 PATIENCE = 40  # times that following asks in vain before it gives up
 # A cancelled job has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
 STOP_SECONDS = 60
+# They tell of every upload and connection, and set their own level when imported.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 class Jobs:
@@ -35,6 +42,8 @@ class Jobs:
         prepare_environment(address)
         from ray.job_submission import JobSubmissionClient
 
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.address = address
         try:
             self._client = JobSubmissionClient(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     prepare_environment(address)
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one in its place that ends the process as it stands
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address == "local":
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
@@ -55,6 +57,7 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
             raise InputError(
                 f"no Ray cluster answers at {address} ({error}); start one or use --address local"
             ) from None
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

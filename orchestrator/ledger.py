@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.plan import digest
+from scoring.errors import InputError
 from scoring.table import file_sha256, read_table
 
 BRANCHES = "branches"
@@ -147,6 +149,20 @@ def joined_systems(record: Record | None, systems: Sequence[str]) -> str:
     """The `system` tag of a branch that the systems in its record use, and `systems` too."""
     known = record.tags.get("system", "").split(",") if record else []
     return ",".join(sorted({*known, *systems} - {""}))
+
+
+@contextmanager
+def only_driver(out: Path) -> Iterator[None]:
+    """Hold the output folder; raises `InputError` if another process does."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{out}: another run is writing to this folder; wait for it or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def tidy(out: Path, branch_ids: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.ledger import Record, Status, read_record, records, write_record
+from orchestrator.ledger import Record, Status, only_driver, read_record, records, write_record
 from orchestrator.tracking import Tracker, open_tracker, reaching
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -58,6 +58,7 @@ class Outbox:
             try:
                 self._tracker.check()
                 self._tracker.send(self._out, own)
+                self._tracker.close_strays()
             except Exception as error:
                 self._complain(error)
                 waiting += 1
@@ -109,9 +110,10 @@ def send_waiting(out: Path, tracking_uri: str | None) -> int:
     Raises
     ------
     InputError
-        If no run has been made in `out`, or the store does not answer.
+        If no run has been made in `out` or one is under way, or the store does not answer.
     """
     own = read_record(out)
     if own is None:
         raise InputError(f"{out}: no run has ended there; `tutti run` sends its results itself")
-    return Outbox(open_tracker(tracking_uri, out, own.tags["experiment"]), out).flush()
+    with only_driver(out):
+        return Outbox(open_tracker(tracking_uri, out, own.tags["experiment"]), out).flush()

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from branches.dataset import fingerprint, noise_index, read_index
 from cluster.session import check_address, gpus_of_a_branch, require, session
 from orchestrator.fusing import FUSED, fused_system
 from orchestrator.generation import make_sets
-from orchestrator.ledger import SYSTEMS, Status, add_systems, finished_tables, record_failure, tidy
+from orchestrator.ledger import SYSTEMS, Status, add_systems, finished_tables, only_driver, record_failure, tidy
 from orchestrator.outbox import Outbox
 from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id, make_plan, table_names, without
 from orchestrator.preflight import check_models, check_noise, notes_on, with_resolved_files
@@ -88,7 +87,7 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
         (place.out / ".lock").touch()
     except OSError as error:
         raise InputError(f"{place.out}: cannot write there ({error.strerror}); give another --out") from None
-    with _only_driver(place.out):
+    with only_driver(place.out):
         experiment = experiment_name(place.data, mark, place.out)
         outbox = Outbox(open_tracker(place.tracking_uri, place.out, experiment), place.out)
         status: Status = "FAILED"
@@ -137,19 +136,6 @@ def _bring(
     if failure is not None:
         raise failure
     return results
-
-
-@contextmanager
-def _only_driver(out: Path) -> Iterator[None]:
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{out}: another run is writing to this folder; wait for it or give another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Cluster:

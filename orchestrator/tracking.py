@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,12 @@ from scoring.table import file_sha256
 # MLflow sets its own level when imported, and reports each step of making its database.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # of a server that is away, the outbox tells
 
 _PARENT = "mlflow.parentRunId"
-# Tags: digest of the record that a run shows in full, and of its metrics and curve, which must not be logged twice.
+# Tags: digest of the record that a run shows in full, and of its loss curve, whose points must not be logged twice.
 _RECORD = "record"
-_FIGURES = "figures"
+_CURVE = "curve"
 # Weights and embeddings stay in the ledger: MLflow would only hold a second copy of what nobody looks at there.
 _LARGE = (".npy", ".pt")
 
@@ -101,7 +102,7 @@ class Tracker:
     def open_parent(self, name: str) -> str:
         """The RUNNING run under which this output folder's runs stand, found or created; its id."""
         identity = self.parent_identity
-        run = self._find(identity) or self.client.create_run(self.experiment_id, tags=identity, run_name=name)
+        run = self._find(identity) or self._create(name, identity)
         self.client.update_run(run.info.run_id, status="RUNNING")
         return str(run.info.run_id)
 
@@ -120,7 +121,7 @@ class Tracker:
         client = self.client
         run = self._find(record.identity)
         if run is None:
-            run = client.create_run(self.experiment_id, tags=record.identity, run_name=record.name)
+            run = self._create(record.name, record.identity)
         run_id = run.info.run_id
         files = {path: sha256 for path, sha256 in record.files.items() if not path.endswith(_LARGE)}
         for path, sha256 in files.items():
@@ -128,15 +129,24 @@ class Tracker:
                 client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
         tags = {"failure": "", **record.tags, **{checksum_tag(path): sha256 for path, sha256 in files.items()}}
         tags |= {_PARENT: parent_id} if parent_id else {}
-        tags |= {_FIGURES: digest([record.metrics, record.curve])}
+        tags |= {_CURVE: digest(record.curve)}
         client.log_batch(
             run_id,
-            [] if run.data.tags.get(_FIGURES) == tags[_FIGURES] else _figures(record),
+            _figures(record, [] if run.data.tags.get(_CURVE) == tags[_CURVE] else record.curve),
             [Param(key, value[:6000]) for key, value in record.params.items()],
             [RunTag(key, value) for key, value in tags.items()],
         )
         client.set_terminated(run_id, record.status)
         client.set_tag(run_id, _RECORD, record.digest)  # last: it says that the run has everything
+
+    def close_strays(self) -> None:
+        """Close runs that a server made and could not answer for before it went away; their work has other runs."""
+        query = f"attributes.status = 'RUNNING' and tags.folder = '{self.folder_id}'"
+        for run in self.client.search_runs([self.experiment_id], query):
+            self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _create(self, name: str, identity: Mapping[str, str]) -> Run:
+        return self.client.create_run(self.experiment_id, tags={**identity, "folder": self.folder_id}, run_name=name)
 
     def _find(self, identity: Mapping[str, str]) -> Run | None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
@@ -144,10 +154,10 @@ class Tracker:
         return runs[0] if runs else None
 
 
-def _figures(record: Record) -> list[Metric]:
+def _figures(record: Record, curve: Sequence[tuple[int, float]]) -> list[Metric]:
     now = int(time.time() * 1000)
     metrics = [Metric(key, value, now, 0) for key, value in record.metrics.items()]
-    return metrics + [Metric("loss", loss, now, step) for step, loss in record.curve]
+    return metrics + [Metric("loss", loss, now, step) for step, loss in curve]
 
 
 def checksum_tag(artifact: str) -> str:

@@ -156,15 +156,15 @@ def serving(folder):
         server.stop()
 
 
-def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path):
+def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path, caplog):
     shutil.copytree(undisturbed.out, trial.out)
     with serving(tmp_path) as server:
         tracker = open_tracker(server.uri, trial.out, "small on data")
         server.stop()
         with Outbox(tracker, trial.out) as outbox:
-            assert outbox.send() == 3
+            wait_for(lambda: "results wait" in caplog.text)
             server.start()
-            wait_for(lambda: outbox.send() == 0)
+            wait_for(lambda: sorted(statuses(server.uri).values()) == ["FINISHED"] * 3 + ["RUNNING"])
         assert outbox.close("FINISHED", [trial.out / "report.html"]) == 0
         found = statuses(server.uri)
         assert sorted(role for role, _ in found) == ["branch", "branch", "fusion", "run"]

@@ -42,7 +42,7 @@ python -c 'import psycopg2' 2>/dev/null || {
 echo "== MLflow server"
 mlflow=$(port)
 background mlflow python -m mlflow server --host 127.0.0.1 --port "$mlflow" --workers 1 \
-    --backend-store-uri "postgresql://mlflow@127.0.0.1:$db/postgres" --artifacts-destination "$folder/artifacts"
+    --backend-store-uri "postgresql+psycopg2://mlflow@127.0.0.1:$db/postgres" --artifacts-destination "$folder/artifacts"
 until_open "$mlflow"
 
 echo "== Ray: a head and a second node"
@@ -51,11 +51,19 @@ background head ray start --head --block --node-ip-address=127.0.0.1 --port="$gc
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --dashboard-agent-listen-port="$(port)" \
     --ray-client-server-port="$(port)"
 until_open "$dashboard"
+# A temporary folder of its own, as on another machine: both nodes unpack the job's code.
 background node ray start --address="127.0.0.1:$gcs" --block --node-ip-address=127.0.0.1 --num-cpus=1 \
-    --dashboard-agent-listen-port="$(port)"
+    --temp-dir="$folder/ray2" --dashboard-agent-listen-port="$(port)"
 
 echo "== tutti submit"
-tutti data synth "$folder/data"
+python - "$folder/data" <<'DATA'
+import sys
+from pathlib import Path
+
+from branches.synthetic import SyntheticSize, write_dataset
+
+write_dataset(Path(sys.argv[1]), SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
+DATA
 cat >"$folder/small.yaml" <<'SYSTEM'
 name: small
 branch: {embedding_dim: 16, pooling: band_mean, training: {steps: 30, batch_size: 4, crop_seconds: 0.5, warmup_steps: 2}}
