@@ -149,8 +149,8 @@ def _mean(vectors: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def _signed_power(x: Tensor, power: float) -> Tensor:
-    # Not |x|, so that there is a gradient at 0.
-    return x * (x.square() + 1e-12).pow((power - 1) / 2)
+    # More than |x|, so that a root has a gradient at 0.
+    return x * (x.abs() + 1e-8).pow(power - 1)
 
 
 POOLINGS: dict[type, Any] = {

@@ -52,8 +52,15 @@ def test_random_projection_by_the_formula():
     labels = tokenizer.patch_labels(features)
     # Patch 11 is the second step in time, fourth band.
     patch = features[0, 16:32, 48:64].reshape(-1)
+    patch = (patch - patch.mean()) / patch.std(correction=0)
     cosine = torch.nn.functional.cosine_similarity((patch @ tokenizer.projection)[None], tokenizer.codes)
     assert labels[0, 11] == cosine.argmax()
+
+
+def test_a_patch_s_label_is_that_of_its_shape_and_not_of_its_level():
+    features = fbank(noise(1, 8000))
+    tokenizer = RandomProjectionTokenizer(0)
+    assert torch.equal(tokenizer.patch_labels(features), tokenizer.patch_labels(features + 1.5))
 
 
 @pytest.mark.parametrize("name", ["random:", "random:x", "random:-1"])
