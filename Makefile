@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/tutti demo --out runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
