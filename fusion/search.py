@@ -26,10 +26,10 @@ from scoring.table import is_transductive
 __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
 WHY = {
-    "best_single": "on machines left out nothing that fuses more beats it beyond noise and by 0.1 or more",
-    "uniform": "on machines left out it beats the best single configuration, and nothing beats it, beyond noise",
+    "best_single": "on machines left out uniform weights do not beat it, and nothing does beyond noise",
+    "uniform": "on machines left out it beats the best single configuration, and nothing beats it beyond noise",
 }
-WHY_BEST = "on machines left out it beats uniform weights and the best single configuration beyond noise, and by most"
+WHY_BEST = "on machines left out it beats uniform weights and the best single configuration, by most and beyond noise"
 WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on an unheard one"
 
 

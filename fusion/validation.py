@@ -25,7 +25,7 @@ Candidate = tuple[str, str]
 Machines = frozenset[str]
 
 UNIFORM: Candidate = ("uniform", "")
-# A single configuration costs least to run, so whatever fuses several has to earn it.
+# A single configuration costs least to run: of equals it is taken.
 SINGLE: Candidate = ("best_single", "")
 # A gain over it counts if it is so many standard errors over the machines: one-sided, 5 %.
 STANDARD_ERRORS = 1.645
@@ -116,9 +116,12 @@ class Estimates:
         return best
 
     def _simple(self, without: Machines = NOBODY) -> Candidate:
-        """The best single configuration, or uniform weights where they are worth more."""
+        """The best single configuration, or uniform weights where their estimate is the better one.
+
+        Neither is a search that could flatter itself, so no margin for noise is asked for.
+        """
         uniform, single = (self._losses(candidate, without) for candidate in (UNIFORM, SINGLE))
-        return UNIFORM if _worth_it(uniform, single) else SINGLE
+        return UNIFORM if _gain(uniform, single) >= WORTH else SINGLE
 
     def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
         """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""
@@ -140,7 +143,12 @@ def _worth_it(loss: NDArray[np.float64], reference: NDArray[np.float64]) -> bool
     """Whether losses (M,) are below those of a reference beyond noise, and by enough."""
     gains = reference - loss
     beyond_noise = gains.mean() > STANDARD_ERRORS * _standard_error(gains)
-    return bool(beyond_noise and 1 / loss.mean() - 1 / reference.mean() >= WORTH)
+    return bool(beyond_noise and _gain(loss, reference) >= WORTH)
+
+
+def _gain(loss: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    """Omega of losses (M,) less that of a reference, in per cent."""
+    return float(1 / loss.mean() - 1 / reference.mean())
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
