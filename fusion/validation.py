@@ -27,8 +27,11 @@ Machines = frozenset[str]
 UNIFORM: Candidate = ("uniform", "")
 # A single configuration costs least to run: of equals it is taken.
 SINGLE: Candidate = ("best_single", "")
-# A gain over it counts if it is so many standard errors over the machines: one-sided, 5 %.
+# What a search gains counts if it is so many standard errors over the machines: one-sided, 5 %.
 STANDARD_ERRORS = 1.645
+# Between the two simple ways half a standard error decides: neither has searched, but a choice that turns on every
+# machine left out would cost more than it gains.
+TIE = 0.5
 # Omega in per cent that further branches have to bring, since each costs its time at inference.
 WORTH = 0.1
 NOBODY: Machines = frozenset()
@@ -116,12 +119,9 @@ class Estimates:
         return best
 
     def _simple(self, without: Machines = NOBODY) -> Candidate:
-        """The best single configuration, or uniform weights where their estimate is the better one.
-
-        Neither is a search that could flatter itself, so no margin for noise is asked for.
-        """
+        """The best single configuration, or uniform weights where their estimate is better by more than a tie."""
         uniform, single = (self._losses(candidate, without) for candidate in (UNIFORM, SINGLE))
-        return UNIFORM if _gain(uniform, single) >= WORTH else SINGLE
+        return UNIFORM if _worth_it(uniform, single, TIE) else SINGLE
 
     def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
         """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""
@@ -139,10 +139,12 @@ class Estimates:
         return np.array([1 / harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
 
 
-def _worth_it(loss: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
+def _worth_it(
+    loss: NDArray[np.float64], reference: NDArray[np.float64], standard_errors: float = STANDARD_ERRORS
+) -> bool:
     """Whether losses (M,) are below those of a reference beyond noise, and by enough."""
     gains = reference - loss
-    beyond_noise = gains.mean() > STANDARD_ERRORS * _standard_error(gains)
+    beyond_noise = gains.mean() > standard_errors * _standard_error(gains)
     return bool(beyond_noise and _gain(loss, reference) >= WORTH)
 
 
