@@ -17,7 +17,10 @@ from orchestrator.commands.tables import fuse, metrics
 from scoring.errors import InputError
 
 # Faults of the place a user has chosen, not of the program.
-_NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_NOT_OURS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT),
+)
 
 
 class _Commands(click.Group):

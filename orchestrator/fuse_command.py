@@ -117,8 +117,12 @@ def _runner(address: str | None) -> Iterator[Runner]:
 
 def _apply(request: Request, path: Path) -> dict[str, Any]:
     """The weights of another fusion on these tables: no label is read, and nothing is estimated."""
+    if request.out.resolve() == path.parent.resolve():
+        raise InputError(f"{request.out}: the weights' own fusion lies there; give another --out")
     weights, scale = _read_weights(path)
-    files = _named_files(request, weights)
+    tree, files = _places(request, weights)
+    if request.system is not None and tree is not None:
+        weights = _by_configuration(path, tree)
     used = {name: files[name] for name, weight in weights.items() if weight > 0 and name in files}
     missing = [name for name, weight in weights.items() if weight > 0 and (name not in used or not used[name].exists())]
     if missing:
@@ -140,11 +144,24 @@ def _apply(request: Request, path: Path) -> dict[str, Any]:
     return result
 
 
-def _named_files(request: Request, names: Iterable[str]) -> Mapping[str, Path]:
-    """Tables under the names that they had when weights were chosen: their files', or their places in a SYSTEM."""
+def _places(request: Request, names: Iterable[str]) -> tuple[Tree | None, Mapping[str, Path]]:
+    """Tables under the names that they had when weights were chosen; of a SYSTEM by its tree."""
     if request.tables is not None and request.system is None and request.tracking_uri is None:
-        return {name: request.tables / f"{name}.parquet" for name in names}
-    return _source(request)[1]
+        return None, {name: request.tables / f"{name}.parquet" for name in names}
+    return _source(request)
+
+
+def _by_configuration(path: Path, tree: Tree) -> dict[str, float]:
+    """Weights of a tree's tables from those of its configurations: on other data the same branches have other names."""
+    found: dict[str, dict[str, float]] = json.loads(path.read_text())["delivered"]["weights"]
+    if {s: set(c) for s, c in found.items()} != {s: set(c) for s, c in tree.items()}:
+        raise InputError(f"{path}: its weights are not of this system's configurations")
+    weights: dict[str, float] = {}
+    for subsystem, configurations in tree.items():
+        for name, tables in configurations.items():
+            for table in tables:
+                weights[table] = weights.get(table, 0.0) + found[subsystem][name] / len(tables)
+    return weights
 
 
 def _read_weights(path: Path) -> tuple[dict[str, float], str]:
@@ -156,8 +173,11 @@ def _read_weights(path: Path) -> tuple[dict[str, float], str]:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a result of `tutti fuse` or `tutti run`; give its result.json") from None
     numbers: Sequence[object] = list(weights.values())
-    if scale not in (CALIBRATED, RANK) or not all(isinstance(w, (int, float)) and w >= 0 for w in numbers):
-        raise InputError(f"{path}: table_weights are numbers of at least 0, scale is {CALIBRATED} or {RANK}")
+    usable = all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in numbers) and any(numbers)
+    if scale not in (CALIBRATED, RANK) or not usable:
+        raise InputError(
+            f"{path}: table_weights are numbers of at least 0, finite and not all 0; scale is {CALIBRATED} or {RANK}"
+        )
     return weights, scale
 
 

@@ -111,7 +111,7 @@ def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text())
         intact = result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return result if intact else None
 

@@ -41,8 +41,11 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        raise InputError(f"{path}: not a result; run the system again, which writes it anew") from None
+        complete = {"dataset", "delivered", "branches"} <= result.keys()
+    except (OSError, ValueError, AttributeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not a result of `tutti run`; run the system again, which writes it anew")
     return result
 
 

@@ -100,9 +100,22 @@ def load_system(name_or_path: str, backbone: str | None = None) -> SystemSpec:
     return with_files(system, lambda file: file.model_copy(update=other) if isinstance(file, BackboneSpec) else file)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice in a mapping is an error and not the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _UniqueKeys)  # a safe loader
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -121,16 +134,25 @@ def _with_shared_settings(raw: dict[str, Any], path: Path, tiny: bool) -> dict[s
         try:
             BranchSpec.model_validate(settings)
         except ValidationError as error:
-            if error.errors()[0]["loc"]:  # else settings that do not go together: a configuration may replace one
+            if error.errors()[0]["loc"] or not isinstance(
+                settings, dict
+            ):  # else settings that do not go together: a configuration may replace one
                 raise InputError(f"{path}: {block}.{describe(error, BranchSpec)}") from None
+        _refuse_seed(settings, f"{path}: {block}")
     shared = {**blocks["branch"], **(blocks["tiny"] if tiny else {})}
     subsystems = raw.get("subsystems")
     for configurations in subsystems.values() if isinstance(subsystems, dict) else []:
         for name in configurations if isinstance(configurations, dict) else []:
             configuration = configurations[name] = configurations[name] or {}
             if isinstance(configuration, dict) and isinstance(configuration.get("branch", {}), dict):
+                _refuse_seed(configuration.get("branch", {}), f"{path}: {name}.branch")
                 configuration["branch"] = {**shared, **configuration.get("branch", {})}
     return raw
+
+
+def _refuse_seed(settings: dict[str, Any], place: str) -> None:
+    if "seed" in settings:
+        raise InputError(f"{place}.seed: unknown key here; a configuration lists its `seeds`")
 
 
 def with_files(system: SystemSpec, change: Callable[[FileSpec], FileSpec]) -> SystemSpec:

@@ -85,9 +85,9 @@ def _read_result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        if result["sha256"] == file_sha256(folder / FUSED):
+        if result["sha256"] == file_sha256(folder / FUSED) and result["dataset"]:
             return result
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     raise InputError(f"{path}: damaged, or not of the {FUSED} beside it; run the system again, which writes both anew")
 

@@ -160,6 +160,10 @@ def test_a_wrong_request_is_told(scores, fused, tmp_path):
     broken.write_text("{}")
     assert "not a result of `tutti fuse`" in refused("--weights", broken, "--tables", scores, *out)
     assert "cannot be read" in refused("--weights", tmp_path / "no.json", "--tables", scores, *out)
+    assert "fusion lies there" in refused("--weights", fused[0] / "result.json", "--tables", scores, "--out", fused[0])
+    nothing = tmp_path / "nothing.json"
+    nothing.write_text('{"delivered": {"table_weights": {"x": 0}, "scale": "calibrated"}}')
+    assert "not all 0" in refused("--weights", nothing, "--tables", scores, *out)
     absent = refused("--weights", fused[0] / "result.json", "--tables", tmp_path, *out)
     assert "gives a weight to g0, which is not there" in absent
     assert "unknown system" in refused("s99", "--tables", scores, *out)

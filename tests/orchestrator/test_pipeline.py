@@ -119,6 +119,11 @@ def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
     assert applied.returncode == 0, applied.stderr
     fused = [read_table(tmp_path / name / "fused.parquet") for name in ("folder", "applied")]
     assert fused[0]["score"].to_numpy() == pytest.approx(fused[1]["score"].to_numpy())
+    theirs = run.out / "systems" / "small" / "result.json"
+    again = tutti("fuse", run.system, "--tables", run.out, "--weights", theirs, "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    delivered = read_table(theirs.with_name("fused.parquet"))["score"].to_numpy()
+    assert read_table(tmp_path / "again" / "fused.parquet")["score"].to_numpy() == pytest.approx(delivered)
     lost = tutti("fuse", *by_store[:3], "none", "--out", tmp_path / "lost")
     assert lost.returncode == 2
     assert "has no experiment 'none'" in lost.stderr

@@ -84,6 +84,13 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nbranch: 3\nsubsystems: {a: {b: }}", "branch"),
         ("name: x\nsubsystems: {a: {m=0.5: }}", "m=0.5"),
         ("- a list", "a system file is a mapping"),
+        ("name: x\nsubsystems: {a: {b: , b: }}", "b stands twice"),
+        ("name: x\nname: y\nsubsystems: {a: {b: }}", "name stands twice"),
+        ("name: x\nbranch: {seed: 1}\nsubsystems: {a: {b: }}", "branch.seed: .* lists its `seeds`"),
+        ("name: x\nsubsystems: {a: {b: {branch: {seed: 1}}}}", "b.branch.seed: .* lists its `seeds`"),
+        ("name: x\nbranch: [1]\nsubsystems: {a: {b: }}", "branch"),
+        ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen}}}}", "the pooling attentive_statistics must be"),
+        ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen, pooling: mean}, seeds: [0, 1]}}}", "give one"),
         ("{", "not YAML"),
     ],
 )
@@ -108,3 +115,8 @@ def test_two_systems_of_one_name_are_refused(write):
     with pytest.raises(InputError, match="the same name"):
         load_systems(["demo", write(text)])
     assert [s.name for s in load_systems(["demo", "demo"])] == ["demo"]
+
+
+def test_shared_settings_may_need_what_a_configuration_adds(write):
+    system = load_system(write("name: x\nbranch: {strategy: frozen}\nsubsystems: {a: {b: {branch: {pooling: mean}}}}"))
+    assert system.subsystems["a"]["b"].branch.is_frozen
