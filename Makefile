@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench format
+.PHONY: demo test faults check bench format
 
 demo: $(INSTALLED)
 	$(BIN)/tutti demo --out runs/demo
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist load -m faults
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

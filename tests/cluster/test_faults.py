@@ -61,6 +61,7 @@ def test_a_killed_worker_and_a_second_driver(undisturbed, trial):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.faults
 def test_ctrl_c_then_damaged_checkpoints_then_a_damaged_ledger(undisturbed, trial):
     run = trial.start()
     wait_for(trial.training)
@@ -91,6 +92,7 @@ def test_ctrl_c_then_damaged_checkpoints_then_a_damaged_ledger(undisturbed, tria
     assert not list((trial.out / "checkpoints").rglob("*.*"))
 
 
+@pytest.mark.faults
 def test_a_node_is_lost(undisturbed, trial):
     from ray.cluster_utils import Cluster
 
@@ -156,6 +158,7 @@ def serving(folder):
         server.stop()
 
 
+@pytest.mark.faults
 def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path, caplog):
     shutil.copytree(undisturbed.out, trial.out)
     with serving(tmp_path) as server:
@@ -171,6 +174,7 @@ def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path,
         assert set(found.values()) == {"FINISHED"}
 
 
+@pytest.mark.faults
 def test_an_mlflow_server_is_gone_to_the_end(undisturbed, trial, tmp_path):
     with serving(tmp_path) as server:
         run = trial.start("--tracking-uri", server.uri)
@@ -206,6 +210,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.faults
 def test_a_full_disk(undisturbed, trial):
     with small_disk(trial.out, "60m"):
         run = trial.start()

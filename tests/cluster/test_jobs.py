@@ -70,6 +70,7 @@ def submitted(trial, *options):
     return ["submit", trial.system, "--data", trial.data, "--out", trial.out, *options]
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_submit_follow_and_cancel(undisturbed, trial, dashboard, tmp_path):
     long = Trial(trial.data, tmp_path / "long")

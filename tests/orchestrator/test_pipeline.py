@@ -183,6 +183,7 @@ def test_two_drivers_on_one_folder(run, first):
     assert "another run is writing to this folder" in refused.stderr
 
 
+@pytest.mark.faults
 def test_a_failing_branch_stops_no_other(tmp_path):
     """A learning rate that diverges fails its branch; the other is kept, and nothing is fused."""
     broken = Run(tmp_path)
@@ -210,6 +211,7 @@ def test_a_failing_branch_stops_no_other(tmp_path):
     assert result["missing"] == ["neighbours/wild/0"]
 
 
+@pytest.mark.faults
 def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     killed = Run(tmp_path)
     killed.system.write_text(SMALL_SYSTEM.replace("steps: 10", "steps: 400").replace("seeds: [0, 1]", "seeds: [0]"))
