@@ -58,6 +58,7 @@ def frozen_embeddings(
     device: `cpu` or `cuda`
     """
     path = folder / _name(view)
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "frozen.lock"):
         if not path.exists():
             together = [v for v in dict.fromkeys([view, *views]) if _source(v) == _source(view)]

@@ -129,7 +129,7 @@ class Estimates:
             return None, None
         own, simple = self._losses(candidate, NOBODY), self._losses(self._simple(), NOBODY)
         # Omega is the reciprocal of the mean loss, so a small difference in loss is one in Omega times its square.
-        return float(1 / own.mean() - 1 / simple.mean()), float(_standard_error(simple - own) / own.mean() ** 2)
+        return _gain(own, simple), float(_standard_error(simple - own) / own.mean() ** 2)
 
     def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
         """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""

@@ -34,7 +34,7 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno not in _NOT_OURS:
                 raise
-            message = f"{error.filename}: {error.strerror}; make room or give another folder"
+            message = f"{error.filename}: {error.strerror}; make room, or give another path"
         except KeyboardInterrupt:
             click.echo("Error: interrupted; what is finished is kept, run again to continue", err=True)
             return ctx.exit(130)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,9 @@ TRANSDUCTIVE_WARNING = (
     "warning: scores are normalised by statistics of the test clips (transductive), which the challenge's rules "
     "forbid; every file that is written carries the mark"
 )
+
+
+ByConfiguration = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,10 @@ def _apply(request: Request, path: Path) -> dict[str, Any]:
     """The weights of another fusion on these tables: no label is read, and nothing is estimated."""
     if request.out.resolve() == path.parent.resolve():
         raise InputError(f"{request.out}: the weights' own fusion lies there; give another --out")
-    weights, scale = _read_weights(path)
+    weights, by_configuration, scale = _read_weights(path)
     tree, files = _places(request, weights)
     if request.system is not None and tree is not None:
-        weights = _by_configuration(path, tree)
+        weights = _by_table(path, by_configuration, tree)
     used = {name: files[name] for name, weight in weights.items() if weight > 0 and name in files}
     missing = [name for name, weight in weights.items() if weight > 0 and (name not in used or not used[name].exists())]
     if missing:
@@ -151,9 +154,8 @@ def _places(request: Request, names: Iterable[str]) -> tuple[Tree | None, Mappin
     return _source(request)
 
 
-def _by_configuration(path: Path, tree: Tree) -> dict[str, float]:
+def _by_table(path: Path, found: ByConfiguration, tree: Tree) -> dict[str, float]:
     """Weights of a tree's tables from those of its configurations: on other data the same branches have other names."""
-    found: dict[str, dict[str, float]] = json.loads(path.read_text())["delivered"]["weights"]
     if {s: set(c) for s, c in found.items()} != {s: set(c) for s, c in tree.items()}:
         raise InputError(f"{path}: its weights are not of this system's configurations")
     weights: dict[str, float] = {}
@@ -164,21 +166,23 @@ def _by_configuration(path: Path, tree: Tree) -> dict[str, float]:
     return weights
 
 
-def _read_weights(path: Path) -> tuple[dict[str, float], str]:
+def _read_weights(path: Path) -> tuple[dict[str, float], ByConfiguration, str]:
+    """Weights by table, the same by sub-system and configuration, and the scale of the scores they apply to."""
     try:
         delivered = json.loads(path.read_text())["delivered"]
         weights, scale = dict(delivered["table_weights"]), delivered["scale"]
+        by_configuration = {subsystem: dict(c) for subsystem, c in dict(delivered.get("weights", {})).items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a result of `tutti fuse` or `tutti run`; give its result.json") from None
-    numbers: Sequence[object] = list(weights.values())
-    usable = all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in numbers) and any(numbers)
+    numbers: list[object] = [*weights.values(), *(w for c in by_configuration.values() for w in c.values())]
+    usable = all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in numbers) and any(weights.values())
     if scale not in (CALIBRATED, RANK) or not usable:
         raise InputError(
-            f"{path}: table_weights are numbers of at least 0, finite and not all 0; scale is {CALIBRATED} or {RANK}"
+            f"{path}: weights are numbers of at least 0, finite and not all 0; scale is {CALIBRATED} or {RANK}"
         )
-    return weights, scale
+    return weights, by_configuration, scale
 
 
 def _warn(result: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from branches.dataset import class_labels
-from branches.spec import BackboneSpec, BranchSpec, FileSpec, NoiseSpec
+from branches.spec import BackboneSpec, FileSpec, LoraSpec, NoiseSpec
 from orchestrator.plan import Branch
 from orchestrator.spec import SystemSpec, with_files
 from scoring.errors import InputError
@@ -51,20 +51,24 @@ def resolve_file(spec: FileSpec) -> FileSpec:
 
 
 def check_models(branches: Sequence[Branch]) -> None:
-    """Load each checkpoint and tokenizer once, and put each kind of branch together.
+    """Load each checkpoint and tokenizer once, and see that it has what the branches ask of it.
 
     Raises
     ------
     InputError
         If a file is no BEATs checkpoint or tokenizer, or a branch cannot be made of it.
     """
-    from branches.beats import load_tokenizer
-    from branches.model import BranchModel
+    from branches.beats import load_beats, load_tokenizer
+    from branches.strategies import prepare
 
-    for backbone, strategy, pooling in dict.fromkeys(
-        (b.spec.backbone, b.spec.strategy, b.spec.pooling) for b in branches
-    ):
-        BranchModel(BranchSpec(backbone=backbone, strategy=strategy, pooling=pooling))
+    for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
+        model = load_beats(path, sha256=sha256)
+        own = [b.spec for b in branches if b.spec.backbone.path == path]
+        for layers in dict.fromkeys(spec.backbone.layers for spec in own):
+            model.layer_numbers(layers)
+        # Of the strategies only adapters can be refused, by a checkpoint that has some.
+        for strategy in [spec.strategy for spec in own if isinstance(spec.strategy, LoraSpec)][:1]:
+            prepare(model, strategy)
     masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
     for file in dict.fromkeys(file for spec in masked for file in spec.tokenizers):
         load_tokenizer(file.path, file.sha256)

@@ -135,7 +135,7 @@ def plan(
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Data set to look at, too.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", help="Where a run would write.")
-@click.option("--address", default="local", show_default=True, help="Ray cluster, or `local` to start one.")
+@address_option
 @tracking_option
 @json_option
 def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:

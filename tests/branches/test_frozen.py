@@ -67,3 +67,7 @@ def test_pseudo_labels_need_a_plain_mean_of_the_last_layer():
     lora = BranchSpec.model_validate({"classes": {"pseudo_labels": 4}, "backbone": {"layers": [0]}, "channel": "far"})
     assert view_of(lora) == View.model_validate({"backbone": {}, "channel": "far", "pooling": "mean"})
     assert view_of(BranchSpec()) is None
+
+
+def test_the_folder_is_made(audio, tmp_path):
+    assert len(frozen_embeddings(view_of(SPECS[0]), [], audio, tmp_path / "new" / "folder", "cpu")) == len(audio)

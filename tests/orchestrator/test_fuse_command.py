@@ -164,6 +164,13 @@ def test_a_wrong_request_is_told(scores, fused, tmp_path):
     nothing = tmp_path / "nothing.json"
     nothing.write_text('{"delivered": {"table_weights": {"x": 0}, "scale": "calibrated"}}')
     assert "not all 0" in refused("--weights", nothing, "--tables", scores, *out)
+    by_table_only = tmp_path / "by_table_only.json"
+    by_table_only.write_text('{"delivered": {"table_weights": {"x": 1}, "scale": "calibrated"}}')
+    of_demo = [*("demo", "--weights", by_table_only, "--tables", scores), *out]
+    assert "has no score table there" in refused(*of_demo)
+    nonsense = tmp_path / "nonsense.json"
+    nonsense.write_text('{"delivered": {"table_weights": {"x": 1}, "weights": {"a": 3}, "scale": "calibrated"}}')
+    assert "not a result of `tutti fuse`" in refused("--weights", nonsense, "--tables", scores, *out)
     absent = refused("--weights", fused[0] / "result.json", "--tables", tmp_path, *out)
     assert "gives a weight to g0, which is not there" in absent
     assert "unknown system" in refused("s99", "--tables", scores, *out)
