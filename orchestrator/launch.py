@@ -15,7 +15,7 @@ from ray import tune
 
 from orchestrator.overview import petaflop
 from orchestrator.plan import Branch
-from orchestrator.progress import Lines
+from orchestrator.progress import shown
 from orchestrator.worker import Job, train_and_score
 from scoring.errors import InputError
 
@@ -48,25 +48,26 @@ def launch(
     ordered = sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True)
     by_id = {branch.branch_id: branch for branch in ordered}
     trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index, work=work)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, job.resources),
-        param_space={"branch_id": tune.grid_search(list(by_id))},
-        tune_config=tune.TuneConfig(
-            trial_name_creator=lambda trial: trial.config["branch_id"],
-            trial_dirname_creator=lambda trial: trial.config["branch_id"],
-            # A new process per GPU trial, since a process keeps its GPU memory.
-            reuse_actors=not job.gpus,
-        ),
-        run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[Lines(by_id)],
-            verbose=0,
-        ),
-    )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
-    with redirect_stdout(io.StringIO()):  # stdout belongs to the result; Tune says some things at any verbosity
+    # Standard output belongs to the result; Tune says some things at any verbosity.
+    with shown(ordered, index.num_rows, job.resources) as watcher, redirect_stdout(io.StringIO()):
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, job.resources),
+            param_space={"branch_id": tune.grid_search(list(by_id))},
+            tune_config=tune.TuneConfig(
+                trial_name_creator=lambda trial: trial.config["branch_id"],
+                trial_dirname_creator=lambda trial: trial.config["branch_id"],
+                # A new process per GPU trial, since a process keeps its GPU memory.
+                reuse_actors=not job.gpus,
+            ),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[watcher],
+                verbose=0,
+            ),
+        )
         results = tuner.fit()
     shutil.rmtree(folder, ignore_errors=True)
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
