@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from orchestrator.commands.cluster import cancel, follow, submit, sync
+from orchestrator.commands.completion import completion
 from orchestrator.commands.data import data
 from orchestrator.commands.deliverables import report, submission, ui
 from orchestrator.commands.runs import demo, doctor, plan, run
@@ -58,5 +59,11 @@ def main() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-for command in (demo, data, doctor, plan, run, submit, follow, cancel, sync, metrics, fuse, report, submission, ui):
+for command in (
+    *(demo, data, doctor, plan, run),
+    *(submit, follow, cancel, sync),
+    *(metrics, fuse),
+    *(report, submission, ui),
+    completion,
+):
     main.add_command(command)

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import backbone_option, run_options, tracking_option
+from orchestrator.commands.options import backbone_option, run_options, systems_argument, tracking_option
 from scoring.errors import InputError
 
 _dashboard = click.option("--address", required=True, help="Of the cluster's dashboard: http://HOST:8265.")
 
 
 @click.command()
-@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@systems_argument
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Data set, as the cluster sees it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder, as the cluster sees it.")
 @backbone_option

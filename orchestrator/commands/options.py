@@ -6,7 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
+_SYSTEMS = Path(__file__).parent.parent / "systems"
+
+
+def _complete_systems(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Built-in systems, and files where there is more to it than a name."""
+    names = [path.stem for path in sorted(_SYSTEMS.glob("*.yaml")) if path.stem.startswith(begun)]
+    return [*map(CompletionItem, names)] or [CompletionItem(begun, type="file")]
+
+
+systems_argument = click.argument(
+    "systems", nargs=-1, required=True, metavar="SYSTEM...", shell_complete=_complete_systems
+)
 data_option = click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Data set in the challenge's layout."
 )

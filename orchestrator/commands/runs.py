@@ -20,13 +20,14 @@ from orchestrator.commands.options import (
     data_option,
     json_option,
     run_options,
+    systems_argument,
     tracking_option,
 )
 from scoring.errors import InputError
 
 
 @click.command()
-@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@systems_argument
 @data_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for everything the run makes.")
 @backbone_option
@@ -94,7 +95,7 @@ def _run(
 
 
 @click.command()
-@click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
+@systems_argument
 @data_option
 @backbone_option
 @click.option("--out", type=click.Path(path_type=Path), help="Look up what is finished in this run's folder.")

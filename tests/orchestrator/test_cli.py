@@ -1,17 +1,22 @@
 """Commands and errors that need no training."""
 
 import json
+import os
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import soundfile
 
 from branches.synthetic import SyntheticSize, write_dataset
+from orchestrator.cli import main
 from scoring.calibration import transductive_normalisation
 from scoring.metrics import official_metrics
 from scoring.table import write_table
-from tests.commands import tutti, tutti_here
+from tests.commands import TUTTI, tutti, tutti_here
 from tests.tables import make_table
 
 
@@ -22,29 +27,47 @@ def data(tmp_path_factory):
     return root
 
 
+def commands_of(group, *names):
+    """Every command below a group, as the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands_of(command, *names, name)
+        else:
+            yield [*names, name]
+
+
 def test_help_has_an_example_for_every_command():
-    listed = tutti_here("--help").stdout.split("Commands:")[1].split()
-    commands = [
-        "demo",
-        "doctor",
-        "fuse",
-        "metrics",
-        "plan",
-        "report",
-        "run",
-        "submit",
-        "follow",
-        "cancel",
-        "sync",
-        "ui",
-    ]
-    assert set(commands) <= set(listed)
-    groups = [["data", "synth"], ["data", "check"], ["submission", "make"], ["submission", "check"]]
-    for command in [[c] for c in commands] + groups:
+    found = list(commands_of(main))
+    assert ["submission", "check"] in found
+    for command in found:
         page = tutti_here(*command, "--help")
         assert page.exit_code == 0
         assert f"Example: tutti {' '.join(command)} " in page.stdout
     assert version("tutti-asd") in tutti_here("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("tutti su", ["submit", "submission"]),
+        ("tutti run s", ["s1", "s2", "s3", "s4", "s5"]),
+        ("tutti submission ", ["make", "check"]),
+        ("tutti plan --backb", ["--backbone"]),
+    ],
+)
+def test_the_shell_completes(words, completions):
+    script = tutti_here("completion", "bash").stdout
+    assert "complete -o nosort -F _tutti_completion tutti" in script
+    call = f"{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(words.split(' ')) - 1}; _tutti_completion tutti"
+    path = f"{Path(TUTTI).parent}:{os.environ['PATH']}"
+    shown = subprocess.run(
+        ["bash", "-c", call + '; printf "%s\n" "${COMPREPLY[@]}"'],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(shown.stdout.split()) == sorted(completions)
 
 
 def test_plan_lists_the_branches(data):
