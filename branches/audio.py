@@ -186,14 +186,3 @@ def _info(path: Path) -> soundfile._SoundFileInfo:
         return soundfile.info(path)
     except (soundfile.LibsndfileError, OSError) as error:
         raise InputError(f"{path}: not a readable recording ({error}); replace or remove it") from None
-
-
-def problems_of(root: Path, index: pa.Table) -> list[str]:
-    """Every recording of the data set that cannot be used, each as one line; reads all of them."""
-    problems = []
-    for path in index["path"].to_pylist():
-        try:
-            read_clip(root / path)
-        except InputError as error:
-            problems.append(str(error))
-    return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -37,22 +38,24 @@ def synth(folder: Path, size: str, seed: int) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def check(folder: Path, as_json: bool) -> None:
-    """Read every clip of a data set; print what is in it and what is wrong. Exits with 2 if anything is.
+    """Read every clip of a data set; print what is in it, what looks odd and what is wrong.
+
+    Exits with 2 if a clip cannot be used.
 
     \b
     Example: tutti data check /data/dcase2026
     """
-    from branches.audio import problems_of
     from branches.dataset import counts, read_index
+    from branches.inspection import inspect
 
     index = read_index(folder)
-    machines, problems = counts(index), problems_of(folder, index)
+    machines, found = counts(index), inspect(folder, index)
     if as_json:
-        click.echo(json.dumps({"clips": index.num_rows, "machines": machines, "problems": problems}))
+        click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(found)}))
     else:
         kinds = list(dict.fromkeys(kind for machine in machines.values() for kind in machine))
         print_table(("machine", *kinds), [(name, *(m.get(k, 0) for k in kinds)) for name, m in machines.items()])
-    for problem in problems:
-        click.echo(problem, err=True)
-    if problems:
-        raise InputError(f"{folder}: {len(problems)} of {index.num_rows} clips cannot be used")
+    for line in [*(f"note: {note}" for note in found.notes), *found.problems]:
+        click.echo(line, err=True)
+    if found.problems:
+        raise InputError(f"{folder}: {len(found.problems)} of {index.num_rows} clips cannot be used")

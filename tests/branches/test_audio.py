@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from branches.audio import open_cache, problems_of, read_clip
+from branches.audio import open_cache, read_clip
 from branches.dataset import index_of
 from branches.frontend import MIN_SAMPLES
+from branches.inspection import inspect
 from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
 
@@ -116,8 +117,8 @@ def test_a_bad_recording_is_named_and_leaves_nothing(message, root, tmp_path):
         open_cache(root, index, tmp_path / "cache" / "x")
     assert NAME.format(1) in str(raised.value)
     assert [p.name for p in (tmp_path / "cache").iterdir() if p.is_dir()] == []
-    assert len(problems_of(root, index)) == 1
-    assert message in problems_of(root, index)[0]
+    (problem,) = inspect(root, index).problems
+    assert message in problem
 
 
 def test_a_zero_byte_file_is_named(root):
