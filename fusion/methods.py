@@ -86,7 +86,8 @@ def _select(scores: LabelledScores, allowed: NDArray[np.bool_]) -> NDArray[np.fl
     return best
 
 
-def _plain(level: Level) -> Search:
+def plain(level: Level) -> Search:
+    """A search on both levels whose result is delivered as it is."""
     return lambda scores, parts, rng: {"": choose_weights(scores, parts, level, rng)}
 
 
@@ -116,9 +117,9 @@ def _tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
 
 # From the simplest to the most elaborate: of equals the first is taken.
 METHODS: dict[str, Method] = {
-    "uniform": Method(_plain(uniform)),
-    "best_single": Method(_plain(best_single)),
-    "rank_average": Method(_plain(uniform), RANK),
+    "uniform": Method(plain(uniform)),
+    "best_single": Method(plain(best_single)),
+    "rank_average": Method(plain(uniform), RANK),
     "softmax": Method(_softmax),
     "greedy": Method(_shrunk(greedy)),
     "bagged_greedy": Method(_shrunk(bagged_greedy)),

@@ -186,7 +186,7 @@ class MahalanobisSpec(_Settings):
         return MahalanobisDetector(self.shrinkage, self.covariance, self.means)
 
 
-class _BankSettings(_Settings):
+class BankSettings(_Settings):
     """Of detectors with a bank for each domain; see `SeparateBanks`."""
 
     smote: float = Field(0.0, ge=0, le=1)
@@ -201,7 +201,7 @@ class _BankSettings(_Settings):
         raise NotImplementedError
 
 
-class KnnSpec(_BankSettings):
+class KnnSpec(BankSettings):
     """Distance to the nearest clips; see `NearestNeighbours`."""
 
     name: Literal["knn"] = "knn"
@@ -215,7 +215,7 @@ class KnnSpec(_BankSettings):
         return NearestNeighbours(self.k, self.metric, self.density, self.density_k)
 
 
-class BandKnnSpec(_BankSettings):
+class BandKnnSpec(BankSettings):
     """Distance to the nearest clips in each frequency band; see `BandNeighbours`."""
 
     uses_bands: ClassVar[bool] = True
@@ -230,7 +230,7 @@ class BandKnnSpec(_BankSettings):
         return BandNeighbours(self.k, self.density, self.density_k)
 
 
-class KMeansSpec(_BankSettings):
+class KMeansSpec(BankSettings):
     """Distance to the nearest of some centres; see `KMeansDistance`."""
 
     name: Literal["kmeans"] = "kmeans"
@@ -242,7 +242,7 @@ class KMeansSpec(_BankSettings):
         return KMeansDistance(self.clusters, self.metric)
 
 
-class MixtureSpec(_BankSettings):
+class MixtureSpec(BankSettings):
     """Likelihood under a Gaussian mixture; see `MixtureDensity`."""
 
     name: Literal["gmm"] = "gmm"

@@ -1,0 +1,60 @@
+"""What the documentation says: its links lead somewhere, its examples run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from branches.objectives import OBJECTIVES
+from fusion.hierarchy import configurations_of, parts_of
+from fusion.methods import METHODS
+from orchestrator.spec import load_systems
+from tests.fusion.pools import TREE, labelled, make_pool, rng
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    lost = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    """`folder/file.py` in running text is a path from the root."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    named = re.findall(r"`((?:orchestrator|branches|scoring|fusion|cluster|tests|docs)/[\w/.]*)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_system_file_shown_can_be_loaded(tmp_path):
+    shown = [block for page in PAGES for block in blocks(page, "yaml") if "subsystems:" in block]
+    assert len(shown) >= 3
+    for i, text in enumerate(shown):
+        path = tmp_path / f"{i}.yaml"
+        path.write_text(text)
+        (system,) = load_systems([str(path)], backbone=None)
+        assert system.subsystems
+
+
+def test_the_examples_of_extending_run():
+    before = dict(OBJECTIVES), dict(METHODS)
+    names: dict[str, object] = {"__name__": "extending"}
+    try:
+        for block in blocks(ROOT / "docs" / "extending.md", "python"):
+            exec(compile(block, "docs/extending.md", "exec"), names)
+        assert len(OBJECTIVES) == len(before[0]) + 1
+        found = METHODS["better_half"].search(configurations_of(labelled(make_pool()), TREE), parts_of(TREE), rng())
+        assert found[""].sum() == pytest.approx(1)
+    finally:
+        for registry, old in zip((OBJECTIVES, METHODS), before, strict=True):
+            registry.clear()
+            registry.update(old)
