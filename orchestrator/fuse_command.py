@@ -80,6 +80,8 @@ def fuse_tables(request: Request) -> dict[str, Any]:
 def _source(request: Request) -> tuple[Tree, Mapping[str, Path]]:
     if (request.tables is None) == (request.tracking_uri is None):
         raise InputError("give either --tables DIR or --tracking-uri URI")
+    if request.tables is not None and (request.experiment or request.run):
+        raise InputError("--experiment and --run belong to --tracking-uri; a folder's tables are all taken")
     system = load_system(request.system, request.backbone) if request.system else None
     if request.tracking_uri is not None:
         if request.experiment is None:

@@ -71,7 +71,7 @@ def _calibrated(table: pa.Table, name: str) -> pa.Table:
 
 
 def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
-    """Tree and files of a folder whose `index.csv` has the columns table, family, config and seed.
+    """Tree and files of a folder whose `index.csv` has the columns table, family, config and, maybe empty, seed.
 
     Raises
     ------
@@ -81,17 +81,25 @@ def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
     path = folder / INDEX
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows, header = list(reader), reader.fieldnames or []
     except FileNotFoundError:
         raise InputError(f"{path}: not there; write it (columns {', '.join(COLUMNS)}), or name a SYSTEM") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error})") from None
+    if missing := [column for column in COLUMNS[:3] if column not in header]:
+        raise InputError(f"{path}: no column {', '.join(missing)} in its first line, which is {','.join(header)!r}")
     tree: dict[str, dict[str, list[str]]] = {}
     files: dict[str, Path] = {}
+    seeds: set[tuple[str, str, str]] = set()
     for number, row in enumerate(rows, start=2):
         name, family, config = (_cell(path, number, row, column) for column in COLUMNS[:3])
+        seed = (row.get("seed") or "").strip()
         if name in files:
             raise InputError(f"{path}: line {number} names {name} a second time")
+        if seed and (family, config, seed) in seeds:
+            raise InputError(f"{path}: line {number} has seed {seed} of {family}/{config} a second time")
+        seeds.add((family, config, seed))
         files[name] = folder / f"{name}.parquet"
         if not files[name].exists():
             raise InputError(f"{path}: line {number} names {name}, and there is no {files[name]}")

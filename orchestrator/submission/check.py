@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 
 from branches.dataset import index_of
 from orchestrator.submission.archive import read_package
-from orchestrator.submission.files import CSV_NAME, KINDS, MAX_SYSTEMS, SYSTEM_LABEL, challenge_machines, csv_name
+from orchestrator.submission.files import (
+    AUTHORS_FORM,
+    CSV_NAME,
+    KINDS,
+    MAX_SYSTEMS,
+    SYSTEM_LABEL,
+    challenge_machines,
+    csv_name,
+)
 from orchestrator.submission.findings import Findings, some
 from orchestrator.submission.stated import Results, check_against_scores, read_meta
 from orchestrator.submission.tables import Pairs, check_clips, check_decisions, check_scores, read_pairs
@@ -49,7 +57,7 @@ def check_package(path: Path, data: Path | None = None) -> Findings:
     """
     findings = Findings()
     index = None if data is None else _test_clips(data)
-    files = read_package(path, findings)
+    files = {name: content for name, content in read_package(path, findings).items() if name != AUTHORS_FORM}
     systems = _systems(path, files, findings)
     _check_labels(systems, findings)
     for system in systems:

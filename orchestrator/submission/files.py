@@ -15,6 +15,7 @@ from scoring.decisions import thresholds
 from scoring.table import groups
 
 MAX_SYSTEMS = 4
+AUTHORS_FORM = "authors.yaml"  # lies beside the package, and is no part of it
 KINDS = ("anomaly_score", "decision_result")
 CSV_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<machine>.+)_section_(?P<section>\d\d)_test\.csv")
 _WORD = r"[^\W_]+(?:-[^\W_]+)*"

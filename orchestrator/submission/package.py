@@ -24,7 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 from orchestrator.fusing import FUSED, RESULT
-from orchestrator.submission.files import MAX_SYSTEMS, challenge_machines, write_submission
+from orchestrator.submission.files import AUTHORS_FORM, MAX_SYSTEMS, challenge_machines, write_submission
 from orchestrator.submission.meta import system_meta
 from orchestrator.submission.schema import AuthorsFile
 from scoring.errors import InputError
@@ -103,7 +103,7 @@ def _check_usable(results: dict[Path, dict[str, Any]]) -> None:
 
 def _form(out: Path) -> Path:
     """The authors' file in `out`, a form to fill in if it is new."""
-    path = out / "authors.yaml"
+    path = out / AUTHORS_FORM
     if not path.exists():
         path.write_text(files("orchestrator").joinpath("templates/authors.yaml").read_text())
     return path

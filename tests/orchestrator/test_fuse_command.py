@@ -130,6 +130,7 @@ def test_scores_without_calibration_are_calibrated_on_their_training_rows(scores
         ([*ROWS, ("x0", "b", "more", "")], "line 6 names x0, and there is no"),
         ([("g0", "", "good", "")], "line 2 has no family"),
         ([], "names no table"),
+        ([ROWS[0], ("g1", "a", "good", "0.0")], "line 3 has seed 0.0 of a/good a second time"),
     ],
 )
 def test_a_wrong_index_is_told(tmp_path, rows, message):
@@ -154,6 +155,7 @@ def test_a_wrong_request_is_told(scores, fused, tmp_path):
     assert "either --tables DIR or --tracking-uri" in refused(*out)
     assert "no such folder" in refused("--tables", tmp_path / "none", *out)
     assert "index.csv: not there" in refused("--tables", tmp_path, *out)
+    assert "belong to --tracking-uri" in refused("--tables", scores, "--run", "x", *out)
     assert "needs --experiment" in refused("--tracking-uri", f"sqlite:///{tmp_path}/x.db", *out)
     assert "either --tables DIR" in refused("--weights", fused[0] / "result.json", *out)
     broken = tmp_path / "broken.json"
@@ -175,3 +177,9 @@ def test_a_wrong_request_is_told(scores, fused, tmp_path):
     assert "gives a weight to g0, which is not there" in absent
     assert "unknown system" in refused("s99", "--tables", scores, *out)
     assert "has no score table there" in refused("demo", "--tables", scores, *out)
+
+
+def test_another_header_is_told(scores, tmp_path):
+    write_index(tmp_path, header=("Table", "family", "config", "seed"))
+    message = refused("--tables", tmp_path, "--out", tmp_path / "out")
+    assert "no column table in its first line, which is 'Table,family,config,seed,source'" in message

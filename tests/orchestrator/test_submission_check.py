@@ -286,6 +286,10 @@ def test_a_valid_package_passes_as_folder_zip_and_single_system(case):
     for path, data in ((case.folder, case.data), (case.folder, None), (zipped(case.folder), case.data)):
         assert check_package(path, data) == Findings(), path
     assert check_package(case.zip, case.data).errors == []
+    beside = case.folder / "authors.yaml"
+    beside.write_text("authors: []")
+    assert check_package(case.folder, case.data) == Findings()
+    beside.unlink()
     alone = check_package(case.folder / "task2" / ONE, case.data)
     assert alone.errors == []
     assert alone.warnings == [f"{ONE}: no technical report (PDF) in it"]
