@@ -5,10 +5,12 @@ Every branch of a machine reads the same cache, so a clip is decoded once and th
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,38 +39,42 @@ def read_clip(path: Path) -> NDArray[np.float32]:
         Naming the file: unreadable, truncated, empty, shorter than one patch, or with a value that is not
         a finite number.
     """
-    _check_not_truncated(path)
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode(content, str(path))
+
+
+def decode(content: bytes, name: str) -> NDArray[np.float32]:
+    """A recording's file, as bytes, at 16 kHz: (samples, channels) float32; errors as of `read_clip`."""
+    _check_not_truncated(content, name)
+    try:
+        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise InputError(f"{path}: not a readable recording ({error}); replace or remove it") from None
+        raise InputError(f"{name}: not a readable recording ({error}); replace or remove it") from None
     if not len(samples):
-        raise InputError(f"{path}: the recording is empty; replace or remove it")
+        raise InputError(f"{name}: the recording is empty; replace or remove it")
     if not np.isfinite(samples).all():
-        raise InputError(f"{path}: a sample is not a finite number; replace or remove it")
+        raise InputError(f"{name}: a sample is not a finite number; replace or remove it")
     if rate != SAMPLE_RATE:
         samples = torchaudio.functional.resample(torch.from_numpy(samples.T.copy()), rate, SAMPLE_RATE).T.numpy()
     if len(samples) < MIN_SAMPLES:
         raise InputError(
-            f"{path}: {len(samples) / SAMPLE_RATE:.3f} s is shorter than one patch "
+            f"{name}: {len(samples) / SAMPLE_RATE:.3f} s is shorter than one patch "
             f"({MIN_SAMPLES / SAMPLE_RATE:.3f} s); remove it"
         )
     return samples
 
 
-def _check_not_truncated(path: Path) -> None:
+def _check_not_truncated(content: bytes, name: str) -> None:
     """Libsndfile reads what is left of a cut file without a word, so compare the header with the size."""
-    try:
-        with open(path, "rb") as file:
-            head, size = file.read(12), file.seek(0, 2)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(head) < 12 or head[:4] != b"RIFF":
+    if len(content) < 12 or content[:4] != b"RIFF":
         return
-    (promised,) = struct.unpack("<I", head[4:8])
+    (promised,) = struct.unpack("<I", content[4:8])
     streamed = promised in (0, 0xFFFFFFFF)  # written to a pipe, where the length was not known
-    if not streamed and promised + 8 > size + 1:  # some writers leave out the last padding byte
-        raise InputError(f"{path}: truncated: {size} of {promised + 8} bytes; copy it again")
+    if not streamed and promised + 8 > len(content) + 1:  # some writers leave out the last padding byte
+        raise InputError(f"{name}: truncated: {len(content)} of {promised + 8} bytes; copy it again")
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,16 @@ class AudioCache:
     def _scaled(self, samples: NDArray[np.floating] | NDArray[np.int16]) -> NDArray[np.float32]:
         full_scale = 32768 if self.samples.dtype == np.int16 else 1
         return (samples / np.float32(full_scale)).astype(np.float32)
+
+
+def in_memory(clips: Sequence[NDArray[np.float32]]) -> AudioCache:
+    """A cache of a few recordings (samples, channels) at 16 kHz, as `open_cache` would decode them."""
+    samples = np.concatenate([clip.reshape(-1) for clip in clips])
+    scaled = samples * np.float32(32768)
+    exact = np.array_equal(scaled, np.rint(scaled).clip(-32768, 32767))
+    start = np.concatenate([[0], np.cumsum([clip.size for clip in clips])])
+    channels = np.array([clip.shape[1] for clip in clips])
+    return AudioCache(scaled.astype(np.int16) if exact else samples, start, channels)
 
 
 def open_cache(root: Path, index: pa.Table, folder: Path) -> AudioCache:

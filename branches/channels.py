@@ -59,22 +59,42 @@ def with_cancellation(audio: AudioCache, folder: Path) -> AudioCache:
     return replace(audio, cancelled=np.load(path, mmap_mode="r"))
 
 
+def cancelled_in_memory(audio: AudioCache) -> AudioCache:
+    """The cache with the channel `cancel`, for a few clips."""
+    clips = [_cancelled_clip(audio, clip)[0] for clip in range(len(audio))]
+    return replace(audio, cancelled=_stored(np.concatenate(clips), audio.samples.dtype))
+
+
 def _write(audio: AudioCache, path: Path) -> None:
     dtype = audio.samples.dtype
     out = np.lib.format.open_memmap(path, "w+", dtype, (int(audio.lengths.sum()),))
     begin = identical = 0
     for clip in range(len(audio)):
-        near = audio.waveform(clip, "near")
-        if audio.channels[clip] > 1:
-            cancelled = cancel(near, audio.waveform(clip, "far"))
-            if np.square(cancelled).sum() > SILENCE * np.square(near).sum():
-                near = cancelled
-            else:
-                identical += 1
-        # Rounded as the recording itself is; what is louder than full scale, by cancelling a loud clip, is cut.
-        values = np.clip(np.round(near * 32768), -32768, 32767) if dtype == np.int16 else near
-        out[begin : begin + len(near)] = values
-        begin += len(near)
+        heard, nothing_left = _cancelled_clip(audio, clip)
+        identical += nothing_left
+        out[begin : begin + len(heard)] = _stored(heard, dtype)
+        begin += len(heard)
     out.flush()
     if identical:
         log.warning("%d clips have the same sound on both channels: nothing is cancelled there", identical)
+
+
+def _cancelled_clip(audio: AudioCache, clip: int) -> tuple[NDArray[np.float32], bool]:
+    """A clip (samples,) after cancellation, and whether it was left as it is since nothing else would remain."""
+    near = audio.waveform(clip, "near")
+    if audio.channels[clip] == 1:
+        return near, False
+    cancelled = cancel(near, audio.waveform(clip, "far"))
+    if np.square(cancelled).sum() <= SILENCE * np.square(near).sum():
+        return near, True
+    # Rounded as the recording itself is, whatever the other clips of the cache are.
+    return (_rounded(cancelled) if np.array_equal(near, _rounded(near)) else cancelled), False
+
+
+def _rounded(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest 16-bit samples; what is louder than full scale, by cancelling a loud clip, is cut."""
+    return (np.clip(np.rint(samples * 32768), -32768, 32767) / 32768).astype(np.float32)
+
+
+def _stored(samples: NDArray[np.float32], dtype: np.dtype) -> NDArray[np.int16] | NDArray[np.float32]:
+    return (samples * 32768).astype(np.int16) if dtype == np.int16 else samples

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from branches.audio import AudioCache
-from branches.beats import BEATs, load_beats
+from branches.beats import load_beats
 from branches.model import batches_of_like_length, features_of, patch_width
 from branches.pooling import Pooling, build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec, Settings
@@ -82,36 +82,43 @@ def _name(view: View) -> str:
     return f"frozen-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
 
 
-@torch.inference_mode()
 def embed_views(
     views: Sequence[View], audio: AudioCache, device: str, batch_size: int = BATCH
 ) -> list[NDArray[np.float32]]:
     """Embeddings of all clips for views of one backbone and channel: the encoder runs once."""
-    first = views[0]
-    backbone = load_beats(first.backbone.path, sha256=first.backbone.sha256).to(device)
-    poolings = [build_pooling(v.pooling, patch_width(backbone, v.backbone)).to(device).eval() for v in views]
+    backbone = FrozenBackbone(views, device)
     found: list[NDArray[np.float32]] = []
     for rows in batches_of_like_length(audio.lengths, batch_size):
-        features, padding = features_of([audio.waveform(i, first.channel) for i in rows], torch.device(device))
-        outputs = _encode(views, poolings, backbone, features, padding)
+        clips = [audio.waveform(i, views[0].channel) for i in rows]
+        outputs = backbone(*features_of(clips, torch.device(device)))
         found = found or [np.empty((len(audio), *output.shape[1:]), np.float32) for output in outputs]
         for embeddings, output in zip(found, outputs, strict=True):
             embeddings[rows] = output.cpu().numpy()
     return found
 
 
-def _encode(
-    views: Sequence[View], poolings: Sequence[Pooling], backbone: BEATs, features: Tensor, padding: Tensor | None
-) -> list[Tensor]:
-    """Each view's embeddings of a batch."""
-    asked = [backbone.layer_numbers(view.backbone.layers) for view in views]
-    wanted = sorted({n for numbers in asked for n in numbers})
-    patches, patch_padding = backbone.encode(features, padding, wanted)
-    layers = dict(zip(wanted, patches.chunk(len(wanted), dim=-1), strict=True))
-    return [
-        pooling(_combined([layers[n] for n in numbers], view.backbone), patch_padding)
-        for view, pooling, numbers in zip(views, poolings, asked, strict=True)
-    ]
+class FrozenBackbone:
+    """A backbone, and the layers and poolings of all views of it: its encoder runs once for all of them."""
+
+    def __init__(self, views: Sequence[View], device: str) -> None:
+        source = views[0].backbone
+        self._backbone = load_beats(source.path, sha256=source.sha256).to(device)
+        self._specs = [view.backbone for view in views]
+        self._poolings: list[Pooling] = [
+            build_pooling(v.pooling, patch_width(self._backbone, v.backbone)).to(device).eval() for v in views
+        ]
+        self._asked = [self._backbone.layer_numbers(spec.layers) for spec in self._specs]
+        self._wanted = sorted({n for numbers in self._asked for n in numbers})
+
+    @torch.inference_mode()
+    def __call__(self, features: Tensor, padding: Tensor | None) -> list[Tensor]:
+        """Normalised log-mels (B, F, 128) and padded frames (B, F) → each view's (B, D) or (B, 8, D)."""
+        patches, patch_padding = self._backbone.encode(features, padding, self._wanted)
+        layers = dict(zip(self._wanted, patches.chunk(len(self._wanted), dim=-1), strict=True))
+        return [
+            pooling(_combined([layers[n] for n in numbers], spec), patch_padding)
+            for spec, pooling, numbers in zip(self._specs, self._poolings, self._asked, strict=True)
+        ]
 
 
 def _combined(layers: list[Tensor], spec: BackboneSpec) -> Tensor:

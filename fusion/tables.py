@@ -66,14 +66,25 @@ class Joined:
 
     def fused(self, weights: NDArray[np.float64], scale: str, metadata: Mapping[str, str]) -> pa.Table:
         """The weighted sum, weights (T,), as a score table, calibrated anew on its own training rows."""
-        score = np.zeros(self.values.shape[1])
-        for weight, values in zip(weights, self.values, strict=True):
-            if weight > 0:
-                score += weight * on_scale(scale, self.clips, values)
+        score = weighted_sum(self.clips, self.values, weights, scale)
         first = self.first.replace_schema_metadata(self.clips.schema.metadata)
         if is_transductive(self.clips):
             return conform(transductive_normalisation(with_scores(first, score, None, metadata)))
         return conform(with_scores(first, score, calibrate(self.clips, score), metadata))
+
+
+def weighted_sum(
+    clips: pa.Table, values: NDArray[np.float64], weights: NDArray[np.float64], scale: str
+) -> NDArray[np.float64]:
+    """Fused scores (rows,) from the calibrated scores (T, rows) of T tables and their weights (T,).
+
+    clips: machine, section and split of each row, which ranks are taken within; see `fusion.scales`
+    """
+    score = np.zeros(values.shape[1])
+    for weight, row in zip(weights, values, strict=True):
+        if weight > 0:
+            score += weight * on_scale(scale, clips, row)
+    return score
 
 
 def _check_training_clips(clips: pa.Table) -> None:

@@ -45,7 +45,7 @@ def score_table(
         If an embedding is not finite or has not the form that the detector needs, if a machine and section has fewer
         than three training clips or one of unknown domain, or if its training embeddings or scores do not vary.
     """
-    X = _in_form(embeddings, detector)
+    X = in_form(embeddings, detector)
     _check_finite(clips, X)
     split, domain = rows_of(clips, ["split", "domain"])
     attributes = _attributes(clips, split == "train") if detector.uses_attributes else np.full(len(X), "", object)
@@ -53,13 +53,15 @@ def score_table(
     for machine, section, own in groups(clips):
         train, test = np.flatnonzero(own & (split == "train")), np.flatnonzero(own & (split == "test"))
         try:
-            score[train], score[test] = score_group(detector, X[train], domain[train], X[test], attributes[train])
+            bank = Bank(detector, X[train], domain[train], attributes[train])
+            score[train], score[test] = bank.train_scores, bank.scores(X[test])
         except InputError as error:
             raise InputError(f"machine {machine} section {section}: {error}") from None
     return conform(with_scores(clips, score, calibrate(clips, score, detector.calibration), metadata))
 
 
-def _in_form(embeddings: NDArray[np.floating], detector: DetectorSpec) -> NDArray[np.floating]:
+def in_form(embeddings: NDArray[np.floating], detector: DetectorSpec) -> NDArray[np.floating]:
+    """Embeddings (rows, E) or (rows, bands, E) as a detector takes them: with bands, or as one vector each."""
     X = np.asarray(embeddings)
     if detector.uses_bands and X.ndim != 3:
         raise InputError(
@@ -88,41 +90,50 @@ def _attributes(clips: pa.Table, train: NDArray[np.bool_]) -> NDArray[np.object_
     return found
 
 
-def score_group(
-    detector: DetectorSpec,
-    train: NDArray[np.floating],
-    domain: NDArray[np.object_],
-    test: NDArray[np.floating],
-    attributes: NDArray[np.object_] | None = None,
-) -> tuple[Array, Array]:
-    """Scores of one machine's and section's clips.
+class Bank:
+    """The normals of one machine and section as one detector knows them.
 
     Parameters
     ----------
-    train: (n, …) embeddings of normal clips, with domain and attributes of each (n,)
-    test: (m, …) embeddings of other clips
+    X: (n, …) embeddings of normal clips, with domain and attributes of each (n,)
 
-    Returns
-    -------
+    Attributes
+    ----------
     train_scores: (n,) cross-fitted: no clip is in its own reference
-    test_scores: (m,) against all training clips
 
     Raises
     ------
     InputError
-        If there are too few training clips, or the domain of one is not known.
+        If there are too few clips, the domain of one is not known, or embeddings have not the form that the
+        detector needs.
     """
-    if len(train) < MIN_CLIPS:
-        raise InputError(f"{len(train)} training clips; scoring needs at least {MIN_CLIPS}")
-    if None in domain:
-        raise InputError("the domain of a training clip is not known; name it source or target")
-    if attributes is None:
-        attributes = np.full(len(train), "", object)
-    fitted = detector.build().fit(train, domain, attributes)
-    held_out, member = fitted.held_out_distances(), np.searchsorted(fitted.domains_, domain.astype(str))
-    distances = fitted.distances(test) if len(test) else np.empty((0, len(fitted.domains_)))
-    of_train, of_test = standardised(held_out, member, distances)
-    return _nearest(of_train, detector.softness), _nearest(of_test, detector.softness)
+
+    def __init__(
+        self,
+        detector: DetectorSpec,
+        X: NDArray[np.floating],
+        domain: NDArray[np.object_],
+        attributes: NDArray[np.object_] | None = None,
+    ) -> None:
+        if len(X) < MIN_CLIPS:
+            raise InputError(f"{len(X)} training clips; scoring needs at least {MIN_CLIPS}")
+        if None in domain:
+            raise InputError("the domain of a training clip is not known; name it source or target")
+        if attributes is None:
+            attributes = np.full(len(X), "", object)
+        self._spec = detector
+        self._fitted = detector.build().fit(in_form(X, detector), domain, attributes)
+        self._held_out = self._fitted.held_out_distances()
+        self._member = np.searchsorted(self._fitted.domains_, domain.astype(str))
+        none = np.empty((0, len(self._fitted.domains_)))
+        self.train_scores: Array = _nearest(standardised(self._held_out, self._member, none)[0], detector.softness)
+
+    def scores(self, X: NDArray[np.floating]) -> Array:
+        """Scores (m,) of other clips' embeddings X (m, …), against all normals of the bank."""
+        if not len(X):
+            return np.empty(0)
+        distances = self._fitted.distances(in_form(X, self._spec))
+        return _nearest(standardised(self._held_out, self._member, distances)[1], self._spec.softness)
 
 
 def standardised(held_out: Array, member: NDArray[np.int64], distances: Array) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scoring.banks import score_group, score_table, standardised
+from scoring.banks import Bank, score_table, standardised
 from scoring.detectors import BandKnnSpec, KMeansSpec, KnnSpec, MahalanobisSpec, MixtureSpec
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
@@ -111,7 +111,7 @@ def test_a_soft_minimum_lies_between_the_smallest_and_the_mean():
     rng = np.random.default_rng(3)
     train, test = rng.normal(size=(40, 3)), rng.normal(size=(20, 3)) + 1
     domain = np.array(["source", "target"] * 20, object)
-    hard, slightly, much = (score_group(KnnSpec(softness=s), train, domain, test)[1] for s in (0, 1e-3, 1e3))
+    hard, slightly, much = (Bank(KnnSpec(softness=s), train, domain).scores(test) for s in (0, 1e-3, 1e3))
     np.testing.assert_allclose(slightly, hard, atol=1e-3)
     assert (much > hard).all()
 
@@ -143,7 +143,7 @@ def test_a_tiny_domain_is_neither_drowned_nor_trusted(detector):
         rng = np.random.default_rng(seed)
         X = rng.normal(size=(210, 8)) + np.where(domain == "target", 30.0, 0.0)[:, None]
         fresh = rng.normal(size=(200, 8)) + np.repeat([0.0, 30.0], 100)[:, None]
-        _, scores = score_group(detector, X, domain, fresh)
+        scores = Bank(detector, X, domain).scores(fresh)
         differences.append(scores[100:].mean() - scores[:100].mean())
     assert np.mean(differences) == pytest.approx(0, abs=0.8)
 
@@ -151,7 +151,8 @@ def test_a_tiny_domain_is_neither_drowned_nor_trusted(detector):
 @each_detector
 def test_one_domain_is_enough(detector):
     X = np.random.default_rng(3).normal([5, 0, 0], 0.3, size=(9, 3))
-    train, test = score_group(detector, X, np.array(["source"] * 9, object), np.array([[0.0, 5, 0], [0, 0, -5]]))
+    bank = Bank(detector, X, np.array(["source"] * 9, object))
+    train, test = bank.train_scores, bank.scores(np.array([[0.0, 5, 0], [0, 0, -5]]))
     assert train.shape == (9,)
     assert (test > train.max()).all()
 
@@ -159,7 +160,8 @@ def test_one_domain_is_enough(detector):
 @each_detector
 def test_a_domain_of_one_clip(detector):
     X = np.random.default_rng(4).normal(size=(9, 3))
-    train, test = score_group(detector, X, np.array(["source"] * 8 + ["target"], object), X)
+    bank = Bank(detector, X, np.array(["source"] * 8 + ["target"], object))
+    train, test = bank.train_scores, bank.scores(X)
     assert np.isfinite(train).all()
     assert np.isfinite(test).all()
     assert test[8] < train[8]
