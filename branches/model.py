@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from branches.audio import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
-from branches.beats.checkpoint import load_state, naming, read_content
+from branches.beats.checkpoint import load_state, naming, read_content, replacing
 from branches.frontend import fbank, frame_padding
 from branches.pooling import build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel
@@ -108,6 +108,23 @@ def load_branch(path: str | os.PathLike[str]) -> BranchModel:
     with naming(path):
         load_state(model, {**head, **{f"backbone.{k}": v for k, v in backbone.state_dict().items()}})
     return model.eval()
+
+
+def relocate_branch(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], spec: BranchSpec, backbone: str
+) -> None:
+    """Copy a branch's file, so that it refers to a backbone at another place.
+
+    Parameters
+    ----------
+    spec: of the branch, as it shall stand in the copy
+    backbone: path relative to the folder of `target`, or `tiny`
+    """
+    content = read_content(source)
+    content["base"] = {"path": backbone, "sha256": None}
+    content["branch"] = {**content["branch"], "spec": spec.model_dump_json()}
+    with replacing(Path(target)) as file:
+        torch.save(content, file)
 
 
 def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ from orchestrator.commands.cluster import cancel, follow, submit, sync
 from orchestrator.commands.completion import completion
 from orchestrator.commands.data import data
 from orchestrator.commands.deliverables import report, submission, ui
+from orchestrator.commands.ensemble import enrol, export, score
 from orchestrator.commands.runs import demo, doctor, plan, run
 from orchestrator.commands.tables import fuse, metrics
 from scoring.errors import InputError
@@ -64,6 +65,7 @@ for command in (
     *(submit, follow, cancel, sync),
     *(metrics, fuse),
     *(report, submission, ui),
+    *(export, score, enrol),
     completion,
 ):
     main.add_command(command)

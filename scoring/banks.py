@@ -86,7 +86,14 @@ def _attributes(clips: pa.Table, train: NDArray[np.bool_]) -> NDArray[np.object_
     if "attributes" not in clips.column_names:
         raise InputError("the detector uses attributes, and the clips have no column attributes")
     found = np.full(len(train), "", object)
-    found[train] = [repr(pairs) for pairs in clips["attributes"].filter(pa.array(train)).to_pylist()]
+    found[train] = attributes_as_text(clips.filter(pa.array(train)))
+    return found
+
+
+def attributes_as_text(clips: pa.Table) -> NDArray[np.object_]:
+    """Attributes (rows,) as text that is equal where they are equal."""
+    found = np.empty(clips.num_rows, object)
+    found[:] = [repr(pairs) for pairs in clips["attributes"].to_pylist()]
     return found
 
 

@@ -1,0 +1,123 @@
+"""Every command of the README runs, in its order, on small data; only what its words stand for is replaced."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from branches.synthetic import SyntheticSize, write_dataset
+from scoring.table import write_table
+from tests.commands import SMALL_SYSTEM, TUTTI
+from tests.fusion.pools import make_pool
+
+README = Path(__file__).parent.parent / "README.md"
+# A small system under the name of a large one, the tiny network, and data that two cores get through.
+STAND_FOR = {
+    "BEATs_iter3.pt": "tiny",
+    "/data/dcase2026": "data",
+    "fan": "rotor",
+}
+ELSEWHERE = {
+    "make demo": "tutti demo",
+    "make test": "is what runs this test",
+    ". .venv/bin/activate": "the tests run in an environment",
+}
+pytestmark = pytest.mark.slow
+
+
+def commands() -> list[list[str]]:
+    """The words of every command line in the README's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with all that the commands name."""
+    root = tmp_path_factory.mktemp("readme")
+    size = SyntheticSize(8, 3, 3, 1.0)
+    write_dataset(root / "data", size, machines=["rotor", "pump"])
+    write_dataset(root / "runs" / "demo" / "data", size, machines=["rotor", "pump"])
+    (root / "s2.yaml").write_text(SMALL_SYSTEM.replace("name: small", "name: s2"))
+    (root / "scores").mkdir()
+    rows = ["table,family,config,seed"]
+    for name, table in make_pool(("fan", "pump"), 6).items():
+        write_table(table, root / "scores" / f"{name}.parquet")
+        rows.append(f"{name},one,{name[0]},{name[1]}")
+    (root / "scores" / "index.csv").write_text("\n".join(rows))
+    clips = sorted((root / "data" / "rotor" / "train").iterdir())
+    shutil.copy(clips[0], root / "clip.wav")
+    (root / "normal").mkdir()
+    for clip in clips:
+        shutil.copy(clip, root / "normal")
+    return root
+
+
+def filled(words: list[str], place: Path) -> list[str]:
+    """A command with what its words stand for, and patterns expanded as a shell does."""
+    found: list[str] = []
+    for word in words:
+        matches = [str(path.relative_to(place)) for path in sorted(place.glob(word))] if "*" in word else []
+        found += matches or [STAND_FOR.get(word, word)]
+    # A system is planned and run from its file, and known by its name from then on.
+    return ["s2.yaml" if word == "s2" and words[1] in ("plan", "run") else word for word in found]
+
+
+def test_the_commands_run_in_their_order(place):
+    for words in commands():
+        if " ".join(words) in ELSEWHERE:
+            continue
+        if words[:2] in (["tutti", "ui"], ["tutti", "submit"]):
+            continue  # see below, and tests/cluster/test_jobs.py
+        run = subprocess.run([TUTTI, *filled(words, place)[1:]], cwd=place, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, f"{' '.join(words)}\n{run.stderr}"
+    assert (place / "runs" / "first" / "report.html").exists()
+
+
+def test_the_demo_and_its_store(place):
+    """`make demo` is a `tutti demo`; here with a smaller data set, which it finds in its place."""
+    dry = subprocess.run(["make", "-n", "demo"], cwd=README.parent, capture_output=True, text=True, check=True)
+    assert dry.stdout.splitlines()[-1].endswith("/tutti demo --out runs/demo")
+    demo = subprocess.run([TUTTI, "demo", "--out", "runs/demo"], cwd=place, capture_output=True, text=True, timeout=300)
+    assert demo.returncode == 0, demo.stderr
+    assert (place / "runs" / "demo" / "report.html").exists()
+    assert list((place / "runs" / "demo" / "submission").rglob("*.csv"))
+    port = free_port()
+    server = subprocess.Popen(
+        [TUTTI, "ui", "--out", "runs/demo", "--port", str(port)],
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert "mlflow" in answer(f"http://127.0.0.1:{port}/").lower()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def answer(url: str, seconds: float = 60) -> str:
+    """What a server answers, once it does."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return str(response.read().decode())
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.5)
