@@ -183,7 +183,7 @@ def _save_model(folder: Path, out: Path) -> None:
     import mlflow
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "An input example was not provided")  # a recording would be a large one
+        warnings.filterwarnings("ignore", ".*An input example was not provided")  # a recording would be a large one
         mlflow.pyfunc.save_model(
             out,
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
