@@ -14,7 +14,7 @@ from fusion.hierarchy import Tree, tables_of
 from fusion.scales import CALIBRATED, RANK
 from fusion.search import apply_weights
 from fusion.tasks import Runner, run_here
-from orchestrator.fusing import FUSED, RESULT, finished_result, fuse_into, write_json
+from orchestrator.fusing import FUSED, RESULT, described_table, finished_result, fuse_into, write_json
 from orchestrator.ledger import BRANCHES
 from orchestrator.plan import code_version, digest
 from orchestrator.sources import TableFiles, from_index, from_store, of_system
@@ -69,7 +69,12 @@ def fuse_tables(request: Request) -> dict[str, Any]:
         log.info("fusing %d score tables", len(used))
         tables = TableFiles(used, request.transductive)
         name = request.system or "tables"
-        about = {"system": name, "tree": tree, "sources": {name: str(path) for name, path in used.items()}}
+        about = {
+            "system": name,
+            "branches": [described_table(table, table, "", tables[table]) for table in used],
+            "tree": tree,
+            "sources": {table: str(path) for table, path in used.items()},
+        }
         metadata = {"system": name, "fusion_id": fusion_id}
         with _runner(request.address) as runner:
             known, _ = fuse_into(_writable(request.out), fusion_id, tables, tree, metadata, about, runner)

@@ -119,7 +119,12 @@ def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
 def _branch(name: str, table: pa.Table, plan: Plan) -> dict[str, Any]:
     branch_id, _, detector = name.partition("/")
     names = {branch.branch_id: branch.name for branch in plan.branches}
-    return {"table": name, "branch": names[branch_id], "detector": detector, **_metrics(table)}
+    return described_table(name, names[branch_id], detector, table)
+
+
+def described_table(name: str, branch: str, detector: str, table: pa.Table) -> dict[str, Any]:
+    """What a result says of one of the tables that are fused."""
+    return {"table": name, "branch": branch, "detector": detector, **_metrics(table)}
 
 
 def _metrics(table: pa.Table) -> dict[str, Any]:

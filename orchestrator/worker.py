@@ -75,6 +75,11 @@ class Job:
         return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
 
     @property
+    def held(self) -> dict[str, float]:
+        """The same, as metrics of the branch: what its time cost."""
+        return {"cpus": float(self.threads), "gpus": float(self.gpus)}
+
+    @property
     def decoded(self) -> Path:
         """The decoded clips, by the code that decodes."""
         return self.cache / f"clips-{code_version('branches/audio.py')}"
@@ -121,7 +126,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[
         before = known or entry
         update = {
             "tags": {**entry.tags, "system": joined_systems(known, branch.systems)},
-            "metrics": {"seconds": time.monotonic() - started, **before.metrics, **metrics},
+            "metrics": {"seconds": time.monotonic() - started, **job.held, **before.metrics, **metrics},
             "curve": before.curve or curve,
             "files": checksums(folder),
         }

@@ -1,0 +1,123 @@
+"""What a report tells, read from a run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator.fusing import FUSED, RESULT
+from orchestrator.ledger import BRANCHES, SYSTEMS, Record, read_record
+from scoring.bootstrap import Intervals, bootstrap_intervals
+from scoring.decisions import Thresholds, thresholds
+from scoring.errors import InputError
+from scoring.metrics import has_labels
+from scoring.table import read_table
+
+
+@dataclass(frozen=True)
+class System:
+    """One fused system.
+
+    result: what stands in its `result.json`
+    fused: its score table; None if that is lost
+    intervals: of the in-sample metrics; None without labels
+    limits: threshold of each machine and section; None where there are no training clips
+    """
+
+    result: dict[str, Any]
+    fused: pa.Table | None = None
+    intervals: Intervals | None = None
+    limits: Thresholds | None = None
+
+    @property
+    def name(self) -> str:
+        """As its file calls it."""
+        return str(self.result["system"])
+
+    @property
+    def configurations(self) -> int:
+        """How many there are to choose from."""
+        return sum(map(len, self.result["delivered"]["weights"].values()))
+
+    @property
+    def branch_ids(self) -> set[str]:
+        """The branches whose tables it fuses."""
+        return {branch["table"].partition("/")[0] for branch in self.result["branches"]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that lies in a run's folder.
+
+    records: of the finished branches that the systems use, by branch_id
+    notes: what could not be read
+    """
+
+    name: str
+    systems: list[System]
+    records: dict[str, Record]
+    notes: list[str]
+
+    @property
+    def tables(self) -> list[dict[str, Any]]:
+        """Each branch's score table once, with its metrics: the best first, those without labels last."""
+        found = {table["table"]: table for system in self.systems for table in system.result["branches"]}
+        return sorted(found.values(), key=lambda t: (-(t["omega"] or 0.0), t["branch"], t["detector"]))
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines with labelled clips."""
+        measured = [table["machines"] for table in self.tables]
+        measured += [system.result["machines"]["in_sample"] or {} for system in self.systems]
+        return sorted({machine for machines in measured for machine in machines})
+
+
+def collect(out: Path, dataset: str | None) -> Run:
+    """The run or fusion in a folder; with a data set's fingerprint, only results on that data.
+
+    Raises
+    ------
+    InputError
+        If there is no result, or one is damaged.
+    """
+    paths = sorted((out / SYSTEMS).glob(f"*/{RESULT}")) or list(out.glob(RESULT))
+    results = [(path.parent, _read(path)) for path in paths]
+    results = [(folder, result) for folder, result in results if dataset in (None, result.get("dataset"))]
+    if not results:
+        raise InputError(f"{out}: no results to report; `tutti run` writes them")
+    notes: list[str] = []
+    systems = [_system(folder, result, notes) for folder, result in results]
+    records = {}
+    for branch_id in sorted(set().union(*(system.branch_ids for system in systems))):
+        record = read_record(out / BRANCHES / branch_id)
+        if record is not None:
+            records[branch_id] = record
+    return Run(out.resolve().name, systems, records, notes)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        complete = {"system", "delivered", "branches", "machines"} <= result.keys()
+    except (OSError, ValueError, AttributeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not a result of `tutti run` or `tutti fuse`; make it again, which writes it anew")
+    return result
+
+
+def _system(folder: Path, result: dict[str, Any], notes: list[str]) -> System:
+    try:
+        fused = read_table(folder / FUSED)
+    except InputError as error:
+        notes.append(f"{error}. Figures that need this table are left out; fuse the system again to get them.")
+        return System(result)
+    try:
+        limits = thresholds(fused)
+    except InputError:  # tables that were made elsewhere may have no training clips
+        limits = None
+    return System(result, fused, bootstrap_intervals(fused) if has_labels(fused) else None, limits)

@@ -1,0 +1,121 @@
+"""Figures of how a fused system tells normal clips from anomalies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+
+from orchestrator.report.collect import System
+from orchestrator.report.drawing import BLACK, BLUE, GREY, ORANGE, as_svg, legend, panels
+from scoring.metrics import MAX_FPR
+from scoring.table import groups, rows_of
+
+_BINS = 30
+
+
+def roc(system: System) -> Markup | None:
+    """ROC curves by machine, with the region that pAUC measures; None without labels."""
+    if system.fused is None or system.intervals is None:
+        return None
+    condition, domain, score = rows_of(system.fused, ["condition", "domain", "score"])
+    curves = []
+    for group in _groups(system.fused):
+        anomaly, normal = group.test & (condition == "anomaly"), group.test & (condition == "normal")
+        normals = {
+            "source": normal & (domain == "source"),
+            "target": normal & (domain == "target"),
+            "all clips": normal,
+        }
+        known = {name: _curve(score, anomaly, normal) for name, normal in normals.items() if normal.any()}
+        if anomaly.any() and known:
+            curves.append((group.title, known))
+    if not curves:
+        return None
+    drawn, axes = panels(len(curves), height=2.5)
+    looks = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
+    for own, (title, known) in zip(axes, curves, strict=True):
+        own.axvspan(0, MAX_FPR, color="#dddddd", lw=0, label=f"pAUC: false alarms up to {MAX_FPR:.0%}")
+        own.plot([0, 1], [0, 1], color=GREY, lw=0.7)
+        for name, (x, y) in known.items():
+            colour, dashes = looks[name]
+            own.plot(x, y, color=colour, ls=dashes, label=name)
+        own.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    _outer(axes, "false alarms", "anomalies found")
+    legend(drawn, axes)
+    return as_svg(drawn, f"ROC curves of {system.name} by machine")
+
+
+def distributions(system: System) -> Markup | None:
+    """Scores of normal and anomalous clips by machine, with the thresholds; None if the table is lost."""
+    if system.fused is None:
+        return None
+    condition, score = rows_of(system.fused, ["condition", "score"])
+    found = list(_groups(system.fused))
+    drawn, axes = panels(len(found))
+    for own, group in zip(axes, found, strict=True):
+        edges = np.histogram_bin_edges(score[group.train | group.test], _BINS).tolist()
+        if group.train.any():
+            own.hist(score[group.train], edges, density=True, color="#d0d0d0", label="training clips")
+        looks = {"normal test clips": (BLUE, "-"), "anomalies": (ORANGE, "--"), "test clips": (BLUE, "-")}
+        for label, clips in _test_clips(group.test, condition).items():
+            colour, dashes = looks[label]
+            own.hist(score[clips], edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
+        if system.limits is not None:
+            own.axvline(system.limits[group.key], color=BLACK, lw=1.0, ls=":", label="threshold")
+        own.set(title=group.title, yticks=[])
+    _outer(axes, "score", "density")
+    legend(drawn, axes)
+    return as_svg(drawn, f"Scores of {system.name} by machine")
+
+
+def _curve(
+    score: NDArray[np.float64], anomaly: NDArray[np.bool_], normal: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False alarms and hits."""
+    scores = np.concatenate([score[anomaly], score[normal]])
+    x, y, _ = roc_curve(np.arange(len(scores)) < anomaly.sum(), scores)
+    return x, y
+
+
+class _Group(NamedTuple):
+    """One machine and section, and which rows are its training and its test clips."""
+
+    title: str
+    key: tuple[str, int]
+    train: NDArray[np.bool_]
+    test: NDArray[np.bool_]
+
+
+def _groups(table: pa.Table) -> Iterator[_Group]:
+    test = rows_of(table, ["split"])[0] == "test"
+    found = list(groups(table))
+    several = len({section for _, section, _ in found}) > 1
+    for machine, section, own in found:
+        title = f"{machine} {section:02d}" if several else machine
+        yield _Group(title, (machine, section), own & ~test, own & test)
+
+
+def _test_clips(test: NDArray[np.bool_], condition: NDArray[np.object_]) -> dict[str, NDArray[np.bool_]]:
+    """Test clips by condition, or all of them where none is known."""
+    known = {"normal test clips": test & (condition == "normal"), "anomalies": test & (condition == "anomaly")}
+    known = {label: clips for label, clips in known.items() if clips.any()}
+    return known or ({"test clips": test} if test.any() else {})
+
+
+def _outer(axes: list[Axes], x: str, y: str) -> None:
+    """Label the first axes of each row, and all from below."""
+    for own in axes:
+        own.set_xlabel(x)
+        place = own.get_subplotspec()
+        assert place is not None
+        if place.is_first_col():
+            own.set_ylabel(y)
+        else:
+            own.set_yticklabels([])

@@ -1,0 +1,208 @@
+"""The report, from results that a real fusion made, and in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fusion.search import fuse
+from orchestrator.fusing import described_table
+from orchestrator.ledger import Record, write_record
+from orchestrator.report import write_report
+from orchestrator.report.collect import collect
+from orchestrator.report.training import costs, settings
+from orchestrator.result import describe
+from scoring.errors import InputError
+from scoring.table import conform, write_table
+from tests.tables import make_table
+
+MACHINES = ("fan", "pump", "valve")
+NAMES = {"a0": "attentive/arcface/0", "a1": "attentive/arcface/1", "b0": "bands/softmax/0", "c0": "bands/<lora>/0"}
+TREE = {"attentive": {"arcface": ["a0/m", "a1/m"]}, "bands": {"softmax": ["b0/m"], "<lora>": ["c0/m"]}}
+FIGURES = 8  # of a system with several configurations, and of its branches: all but the cost
+
+
+def add_system(out, name, tree=TREE, **tables):
+    """A system as `tutti run` leaves it, of small tables."""
+    used = [table for c in tree.values() for seeds in c.values() for table in seeds]
+    made = {table: make_table(MACHINES, per_cell=8, seed=i, **tables) for i, table in enumerate(used)}
+    fusion = fuse(made, tree)
+    folder = out / "systems" / name
+    folder.mkdir(parents=True)
+    checksum = write_table(fusion.table, folder / "fused.parquet")
+    about = {
+        "system": name,
+        "description": "of <b>tests</b>",
+        "dataset": "abc",
+        "missing": [],
+        "branches": [described_table(t, NAMES[t.partition("/")[0]], "m", table) for t, table in made.items()],
+    }
+    result = about | describe(fusion, tree) | {"sha256": checksum}
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
+
+
+def add_branch(out, branch_id, **params):
+    folder = out / "branches" / branch_id
+    folder.mkdir(parents=True)
+    metrics = {"seconds": 1800.0, "cpus": 4.0, "gpus": 0.5}
+    curve = [(step, 3.0 / step) for step in range(1, 20)]
+    params = {"training.steps": "100", "seed": branch_id[1], **params}
+    write_record(folder, Record(name=NAMES[branch_id], identity={}, params=params, metrics=metrics, curve=curve))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    add_system(out, "one", {"attentive": {"arcface": ["a0/m"]}})
+    add_system(out, "two")
+    for branch_id in NAMES:
+        add_branch(out, branch_id, **{"objective.name": "arcface" if branch_id[0] == "a" else "softmax"})
+    write_report(out)
+    return out
+
+
+class Page(HTMLParser):
+    """Counts elements, and finds what a page would load from elsewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.counts, self.loads = {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.loads += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+
+
+def test_everything_is_there_in_one_file(run):
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert page.counts["svg"] == page.counts["figcaption"] == 3 + FIGURES + 1
+    assert all(link.startswith(("#", "data:")) for link in page.loads)
+    assert "script" not in page.counts
+    assert "<b>tests" not in text
+    assert "None" not in text
+    assert "nan" not in re.findall(r">([^<]*)<", text)
+    for heading in ("Systems", "System one", "System two", "Branches", "Training", "Cost"):
+        assert f">{heading}</h2>" in text
+
+
+def test_the_best_of_a_row_is_bold_with_its_interval(run):
+    results = [json.loads((run / "systems" / name / "result.json").read_text()) for name in ("one", "two")]
+    (row,) = re.findall(r'<tr class="total"><td>Omega</td>(.*)</tr>', (run / "report.html").read_text())
+    cells = re.findall(r"<td( class=\"best\")?>([\d.]+)<small>([\d.]+) – ([\d.]+)</small></td>", row)
+    expected = [result["delivered"][kind] for result in results for kind in ("in_sample", "lomo")]
+    assert [cell[1] for cell in cells] == [f"{value:.2f}" for value in expected]
+    for i in range(2):
+        best = max(expected[i], expected[i + 2])
+        assert [bool(cell[0]) for cell in cells[i::2]] == [value == best for value in expected[i::2]]
+    for _, value, low, high in cells:
+        assert float(low) <= float(value) + 0.05
+        assert float(value) - 0.05 <= float(high)
+
+
+def test_the_same_results_give_the_same_page(run):
+    before = (run / "report.html").read_bytes()
+    assert write_report(run).read_bytes() == before
+
+
+def test_costs_and_differing_settings(run):
+    found = collect(run, None)
+    one, two = costs(found)
+    assert (one.branches, one.wall, one.cpu, one.gpu) == (1, 0.5, 2.0, 0.25)
+    assert (two.branches, two.gpu, two.unit) == (4, 1.0, "GPU")
+    assert two.per_point == pytest.approx(1.0 / (found.systems[1].result["delivered"]["lomo"] - 50))
+    differing, rows, shared = settings(found)
+    assert differing == ["objective.name"]
+    assert dict(rows)["attentive/arcface"] == ["arcface"]
+    assert shared == {"training.steps": "100"}
+
+
+def test_without_labels_sentences_stand_for_figures(tmp_path):
+    add_system(tmp_path, "blind", labelled=False)
+    text = write_report(tmp_path).read_text()
+    assert "No test clip has a known condition" in text
+    assert "No ROC curves" in text
+    assert Page(text).counts["svg"] == 2  # weights and scores
+    assert "None" not in text
+    with pytest.raises(InputError, match="no results to report"):
+        write_report(tmp_path, dataset="of other data")
+
+
+def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
+    source = make_table(("fan",), per_cell=8)
+    source = source.filter(pa.compute.equal(source["domain"], "source"))
+    table = conform(pa.concat_tables([source, make_table(("pump",), section=1)]))
+    fusion = fuse({"a0/m": table}, {"x": {"y": ["a0/m"]}})
+    branches = [described_table("a0/m", "x/y/0", "m", table)]
+    folder = tmp_path / "systems" / "odd"
+    folder.mkdir(parents=True)
+    write_table(fusion.table, folder / "fused.parquet")
+    about = {"system": "odd", "dataset": "abc", "branches": branches}
+    (folder / "result.json").write_text(json.dumps(about | describe(fusion, {"x": {"y": ["a0/m"]}})))
+    text = write_report(tmp_path).read_text()
+    assert ">pump 01</text>" in text
+    assert "<td>–" in text
+
+
+def test_a_lost_fused_table_is_said_and_the_rest_shown(run, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    table = out / "systems" / "two" / "fused.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    text = write_report(out).read_text()
+    assert f"{table}: not a readable Parquet file" in text
+    assert "System two" in text
+
+
+def test_a_report_needs_results(tmp_path):
+    with pytest.raises(InputError, match="no results to report"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "systems" / "mine").mkdir(parents=True)
+    (tmp_path / "systems" / "mine" / "result.json").write_text('{"x":')
+    with pytest.raises(InputError, match=r"mine/result.json: not a result"):
+        write_report(tmp_path)
+
+
+MEASURE = """<script>
+addEventListener("load", () => {
+  const drawn = [...document.querySelectorAll("svg")].map(svg => {
+    const box = svg.getBoundingClientRect(), content = svg.getBBox();
+    const texts = [...svg.querySelectorAll("text")].map(text => text.getBoundingClientRect());
+    const outside = texts.filter(t => t.left < box.left - 2 || t.right > box.right + 2).length;
+    const shapes = svg.querySelectorAll("path, use, image, text").length;
+    return [svg.getAttribute("aria-label"), box.width, content.width, shapes, outside];
+  });
+  document.body.textContent = JSON.stringify(drawn);
+});
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_a_browser_shows_every_figure(run, tmp_path):
+    page = tmp_path / "measured.html"
+    page.write_text((run / "report.html").read_text() + MEASURE)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in shown.stderr
+    drawn = json.loads(
+        re.search(r"<body>(.*)</body>", shown.stdout, re.DOTALL)[1].replace("&lt;", "<").replace("&gt;", ">")
+    )
+    assert len(drawn) == 3 + FIGURES + 1
+    for label, width, content, shapes, outside in drawn:
+        assert label
+        assert np.isfinite([width, content]).all()
+        assert min(width, content) > 100, label
+        assert shapes > 10, label
+        assert outside == 0, label
