@@ -37,6 +37,7 @@ class Progress:
     signature: of the data; a checkpoint of a training on other data is not gone on from
     averaged: moving averages of the trained parameters, once they are kept
     recent: losses since the last report, left where they were computed: reading one waits for the GPU
+    curve: what has been reported
     """
 
     modules: Mapping[str, nn.Module]
@@ -45,6 +46,7 @@ class Progress:
     averaged: list[Tensor] = field(default_factory=list)
     step: int = 0
     recent: list[Tensor] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def trained(self) -> list[Tensor]:
@@ -57,6 +59,7 @@ class Progress:
             "signature": self.signature,
             "step": self.step,
             "recent": self.recent,
+            "curve": self.curve,
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
             "modules": {name: _changing(module) for name, module in self.modules.items()},
@@ -76,6 +79,7 @@ class Progress:
         device = self.trained[0].device
         self.averaged = [average.to(device) for average in state["averaged"]]
         self.step, self.recent = state["step"], [loss.to(device) for loss in state["recent"]]
+        self.curve = state["curve"]
 
 
 def _fixed(module: nn.Module) -> dict[str, Tensor]:
@@ -115,7 +119,7 @@ def run(
     progress: where to go on from; changed in place
     loss_of: the loss of the batch of this number, a scalar with gradients; a step has `accumulation` of them
     checkpoint: file to save to every `checkpoint_seconds`, or None
-    report: see `Report`
+    report: see `Report`; a training that goes on from a checkpoint begins with what was reported before it
 
     Raises
     ------
@@ -125,6 +129,8 @@ def run(
     """
     if training.average and not progress.averaged:
         progress.averaged = [p.detach().clone() for p in progress.trained]
+    for point in progress.curve:
+        report(*point)
     report_every = max(1, training.steps // 50)
     saved = time.monotonic()
     while progress.step < training.steps:
@@ -135,8 +141,9 @@ def run(
         if to_report or to_save:
             _check(progress, checkpoint)
         if to_report:
-            report(progress.step, float(torch.stack(progress.recent).mean()))
+            progress.curve.append((progress.step, float(torch.stack(progress.recent).mean())))
             progress.recent = []
+            report(*progress.curve[-1])
         if checkpoint is not None and to_save:
             progress.save(checkpoint)
             saved = time.monotonic()

@@ -88,27 +88,3 @@ def check_address(address: str) -> None:
         raise InputError(f"{address} is a dashboard, to which jobs are sent: use `tutti submit`, or give HOST:6379")
     if address not in ("local", "auto"):
         require_server(address, "Ray cluster", "start one or use --address local")
-
-
-def gpus_of_a_branch(wanted: float | None) -> float:
-    """GPUs that a branch takes: what is wanted, or by default one where the connected cluster has any."""
-    import ray
-
-    return wanted if wanted is not None else min(1.0, ray.cluster_resources().get("GPU", 0.0))
-
-
-def require(resources: dict[str, float]) -> None:
-    """Refuse what no node of the connected cluster can ever give; Ray itself would wait for ever.
-
-    Raises
-    ------
-    InputError
-        Naming the resource and the most that one node has.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0) >= amount for name, amount in resources.items()) for node in nodes):
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-        most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in resources)
-        raise InputError(f"a branch needs {wanted} on one node, the largest node has {most}; lower the request")

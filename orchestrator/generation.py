@@ -1,4 +1,4 @@
-"""Generated clips of rare conditions: made once per data set, each set as a Ray task, for all branches that want it.
+"""Generated clips of rare conditions: a set is made once, by the first branch that wants it.
 
 A set lies in `<out>/generated/<id>/`; the id covers settings, data and code. `check.json` in it says how the samples
 were judged.
@@ -6,28 +6,26 @@ were judged.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 
 from branches.spec import BranchSpec, Channel, GeneratorSpec
-from orchestrator.plan import Branch, digest, require_code
-from scoring.errors import InputError
+from orchestrator.plan import Branch, digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from branches.audio import AudioCache
     from orchestrator.worker import Job
 
-log = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 30.0
+# Called with what is being trained, the steps done, all its steps, and the mean loss since the last call.
+StageReport = Callable[[str, int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -48,24 +46,40 @@ class Wanted:
         return job.generated / digest([self.spec.model_dump(), self.channel, job.fingerprint, job.code])
 
 
-def make_sets(branches: Sequence[Branch], job: Job, index: pa.Table) -> dict[str, str]:
-    """Make the sets that branches want and that are not there, on the connected Ray cluster.
-
-    Returns
-    -------
-    failures: branch_id → reason, of every branch whose set could not be made
-    """
-    by_branch = {b.branch_id: wanted for b in branches if (wanted := Wanted.by(b.spec)) is not None}
-    distinct = list(dict.fromkeys(by_branch.values()))
-    rare = [wanted for wanted in distinct if _anything_rare(wanted.spec, index)]
-    if len(rare) < len(distinct):
-        log.warning("no condition is rare: nothing is generated, and branches train on recorded clips alone")
-    failed = _run([wanted for wanted in rare if not wanted.folder(job).exists()], job, index)
-    return {branch_id: failed[wanted] for branch_id, wanted in by_branch.items() if wanted in failed}
+def nothing_rare(branches: Sequence[Branch], index: pa.Table) -> bool:
+    """Whether a branch wants generated clips, and no condition is rare enough to have any."""
+    wanted = [w for b in branches if (w := Wanted.by(b.spec)) is not None]
+    return not all(_anything_rare(w.spec, index) for w in wanted)
 
 
-def generated_clips(spec: BranchSpec, job: Job, index: pa.Table) -> tuple[pa.Table, NDArray[Any]] | None:
+def in_order(branches: Sequence[Branch]) -> list[Branch]:
+    """Branches as they should start: of those that share a set the first at once, the others when it may be there."""
+    sets = [Wanted.by(branch.spec) for branch in branches]
+    waiting = {i for i, wanted in enumerate(sets) if wanted is not None and wanted in sets[:i]}
+    makers = {i for i, wanted in enumerate(sets) if wanted is not None} - waiting
+    order = sorted(range(len(branches)), key=lambda i: (i not in makers, i in waiting))
+    return [branches[i] for i in order]
+
+
+def on_sets(branches: Sequence[Branch], job: Job) -> list[str]:
+    """What to say of the sets that branches want and that are there."""
+    import pyarrow.parquet as pq
+
+    folders = dict.fromkeys(wanted.folder(job) for b in branches if (wanted := Wanted.by(b.spec)) is not None)
+    lines = []
+    for folder in [folder for folder in folders if folder.exists()]:
+        verdicts = pq.read_table(folder / "rows.parquet", columns=["verdict"])["verdict"].to_pylist()
+        passed = verdicts.count("accepted")
+        lines.append(f"generated clips: {passed} of {len(verdicts)} samples passed the check [{folder / 'check.json'}]")
+    return lines
+
+
+def generated_clips(
+    spec: BranchSpec, job: Job, index: pa.Table, audio: AudioCache, report: StageReport
+) -> tuple[pa.Table, NDArray[Any]] | None:
     """Rows and features (g, frames, 128) of the accepted samples a branch trains on; None if it wants none.
+
+    A set that is not there is made; other branches that want it wait.
 
     Raises
     ------
@@ -77,7 +91,12 @@ def generated_clips(spec: BranchSpec, job: Job, index: pa.Table) -> tuple[pa.Tab
         return None
     from branches.generator import read_set
 
-    generated = read_set(wanted.folder(job))
+    folder = wanted.folder(job)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            _make(wanted, job, index, audio, report)
+    generated = read_set(folder)
     accepted = generated.accepted()
     return generated.rows.take(accepted), generated.features[accepted]
 
@@ -89,42 +108,10 @@ def _anything_rare(spec: GeneratorSpec, index: pa.Table) -> bool:
     return bool(rare_conditions(conditions_of(train), spec.fill))
 
 
-def _run(missing: Sequence[Wanted], job: Job, index: pa.Table) -> dict[Wanted, str]:
-    """Train and sample the generators of missing sets; the reason of each that failed."""
-    if not missing:
-        return {}
-    import ray
-
-    task = ray.remote(num_cpus=job.threads, num_gpus=job.gpus, max_retries=1)(_make)
-    started = {task.remote(wanted, job, index): wanted for wanted in missing}
-    began, pending = time.monotonic(), list(started)
-    failed: dict[Wanted, str] = {}
-    log.info("generating clips of rare conditions: %d sets", len(missing))
-    while pending:
-        done, pending = ray.wait(pending, timeout=PROGRESS_SECONDS)
-        for reference in done:
-            try:
-                log.info("generated clips: %s", ray.get(reference))
-            except (InputError, ray.exceptions.RayError) as error:
-                failed[started[reference]] = f"no clips were generated: {str(error).strip().splitlines()[-1]}"
-        if not done:
-            log.info("still generating clips (%.0f s)", time.monotonic() - began)
-    return failed
-
-
-def _make(wanted: Wanted, job: Job, index: pa.Table) -> str:
-    """Train a generator, sample its set and write it; a line on what passed the check."""
-    import torch
-
-    from branches.audio import open_cache
-    from branches.channels import with_cancellation
+def _make(wanted: Wanted, job: Job, index: pa.Table, audio: AudioCache, report: StageReport) -> None:
+    """Train a generator, sample its set and write it."""
     from branches.generator import generate, train_generator, write_set
 
-    require_code(job.code)
-    torch.set_num_threads(job.threads)
-    audio = open_cache(job.data, index, job.decoded)
-    if wanted.channel == "cancel":
-        audio = with_cancellation(audio, job.derived)
     folder = wanted.folder(job)
     checkpoint = job.checkpoints / f"generator-{folder.name}.pt"
     generator = train_generator(
@@ -133,11 +120,9 @@ def _make(wanted: Wanted, job: Job, index: pa.Table) -> str:
         index,
         wanted.channel,
         checkpoint,
-        checkpoint_seconds=job.checkpoint_seconds,
-        device=job.device,
+        lambda step, loss: report("generator", step, wanted.spec.steps, loss),
+        job.checkpoint_seconds,
+        job.device,
     )
-    made = generate(generator)
-    write_set(made, folder)
+    write_set(generate(generator), folder)
     checkpoint.unlink(missing_ok=True)
-    passed = int((made.rows["verdict"].to_numpy() == "accepted").sum())
-    return f"{passed} of {made.rows.num_rows} samples passed the check [{folder / 'check.json'}]"

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from ray import tune
 
+from cluster.capacity import largest_memory, memory_share, slots
+from orchestrator.demand import Demand, Measure
+from orchestrator.generation import StageReport, in_order
 from orchestrator.overview import petaflop
+from orchestrator.own_process import in_own_process
 from orchestrator.plan import Branch
 from orchestrator.progress import shown
-from orchestrator.worker import Job, train_and_score
+from orchestrator.worker import Hopeless, Job, train_and_score
 from scoring.errors import InputError
 
 # Workers and nodes that are lost count as failures, and a branch of many hours may lose several.
 RETRIES = 3
+# Branches that wait in Ray's own queue: they have asked for their memory, but an autoscaler sees them.
+QUEUED = 8
+
+# What a trial does, in a process of its own; see `train_and_score`.
+Work = Callable[[Branch, Job, pa.Table, StageReport], float | None]
 
 
-# What a trial does; see `train_and_score`.
-Work = Callable[[Branch, Job, pa.Table, Callable[[int, float], None]], float | None]
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the branches that were not finished, by branch_id: why they failed, or were given up."""
+
+    failures: dict[str, str]
+    given_up: dict[str, str]
 
 
 def launch(
@@ -33,53 +48,65 @@ def launch(
     index: pa.Table,
     folder: Path,
     work: Work = train_and_score,
-) -> dict[str, str]:
+) -> Outcome:
     """Train and score the branches on the connected Ray cluster.
 
     Parameters
     ----------
     folder: for Tune's own files; removed at the end
-
-    Returns
-    -------
-    failures: branch_id → traceback of every branch that failed
     """
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
-    ordered = sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True)
+    ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
     by_id = {branch.branch_id: branch for branch in ordered}
     trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index, work=work)
+    demand = _demand(ordered, job)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(job.resources)))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
     # Standard output belongs to the result; Tune says some things at any verbosity.
     with shown(ordered, index.num_rows, job.resources) as watcher, redirect_stdout(io.StringIO()):
         tuner = tune.Tuner(
-            tune.with_resources(trainable, job.resources),
+            tune.with_resources(trainable, demand),
             param_space={"branch_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(
                 trial_name_creator=lambda trial: trial.config["branch_id"],
                 trial_dirname_creator=lambda trial: trial.config["branch_id"],
-                # A new process per GPU trial, since a process keeps its GPU memory.
-                reuse_actors=not job.gpus,
+                reuse_actors=True,  # since each branch has a process of its own
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.parent),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[watcher],
+                callbacks=[watcher, Measure(demand)],
                 verbose=0,
             ),
         )
         results = tuner.fit()
     shutil.rmtree(folder, ignore_errors=True)
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
-    refused = {r.config["branch_id"]: r.metrics["failure"] for r in results if r.metrics and "failure" in r.metrics}
-    return {**failures, **refused}
+    return Outcome({**failures, **_last(results, "failure")}, _last(results, "given_up"))
+
+
+def _demand(branches: Sequence[Branch], job: Job) -> Demand:
+    configs = {branch.branch_id: branch.config_id for branch in branches}
+    measured = job.out / "memory.json"
+    return Demand(job.resources, memory_share(job.resources), largest_memory(), measured, configs)
+
+
+def _last(results: tune.ResultGrid, key: str) -> dict[str, str]:
+    return {r.config["branch_id"]: r.metrics[key] for r in results if r.metrics and key in r.metrics}
 
 
 def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table, work: Work) -> None:
     branch = branches[config["branch_id"]]
     try:
-        omega = work(branch, job, index, lambda step, loss: tune.report({"step": step, "loss": loss}))
+        omega, peak = in_own_process(work, branch, job, index, report=_report)
     except InputError as error:  # would come again at every try
         tune.report({"failure": str(error)})
+    except Hopeless as reason:
+        tune.report({"given_up": str(reason)})
     else:
-        tune.report({"omega": omega})
+        tune.report({"omega": omega, "memory_gib": peak})
+
+
+def _report(stage: str, step: int, steps: int, loss: float) -> None:
+    tune.report({"stage": stage, "step": step, "steps": steps, "loss": loss})

@@ -1,7 +1,8 @@
 """The ledger: what is finished, as folders that are there as a whole or not at all.
 
 out/branches/<branch_id>/   embeddings.npy, branch.pt, tables/<detector>.parquet, summary.json
-out/failures/<branch_id>/   failure.txt, until the branch is tried again
+out/failures/<branch_id>/   reason.txt: why the branch failed, until it is tried again
+out/given_up/<branch_id>/   reason.txt: why it was given up, until it is asked for again
 out/systems/<name>/         fused.parquet, result.json
 out/unfinished/             folders that are being filled; each is renamed when it is complete
 
@@ -29,8 +30,10 @@ from scoring.table import file_sha256, read_table
 
 BRANCHES = "branches"
 FAILURES = "failures"
+GIVEN_UP = "given_up"
 SYSTEMS = "systems"
 UNFINISHED = "unfinished"
+REASON = "reason.txt"
 RECORD = "record.json"
 TABLES = "tables"
 
@@ -119,19 +122,17 @@ def _replace(new: Path, folder: Path) -> None:
         new.rename(folder)
 
 
-def finished_tables(out: Path, branch_id: str, detectors: Sequence[str]) -> dict[str, pa.Table] | None:
-    """A branch's score tables by detector, or None if any is missing or damaged."""
-    folder = out / BRANCHES / branch_id
-    if not is_finished(out, branch_id, detectors):
-        return None
-    return {name: read_table(folder / TABLES / f"{name}.parquet") for name in detectors}
-
-
 def is_finished(out: Path, branch_id: str, detectors: Sequence[str]) -> bool:
     """Whether a branch's score tables are all there and intact."""
     folder = out / BRANCHES / branch_id
     record = read_record(folder)
     return record is not None and all(is_intact(folder, record, f"{TABLES}/{name}.parquet") for name in detectors)
+
+
+def read_finished(out: Path, name: str) -> pa.Table:
+    """The score table `<branch_id>/<detector>` of a finished branch."""
+    branch_id, _, detector = name.partition("/")
+    return read_table(out / BRANCHES / branch_id / TABLES / f"{detector}.parquet")
 
 
 def add_systems(out: Path, branch_id: str, systems: Sequence[str]) -> None:
@@ -166,25 +167,26 @@ def only_driver(out: Path) -> Iterator[None]:
 
 
 def tidy(out: Path, branch_ids: Sequence[str]) -> None:
-    """Remove what a killed run left half-written, and failures of branches that are tried again."""
+    """Remove what a killed run left half-written, and why branches that are tried now were not finished before."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     for branch_id in branch_ids:
-        shutil.rmtree(out / FAILURES / branch_id, ignore_errors=True)
+        for kind in (FAILURES, GIVEN_UP):
+            shutil.rmtree(out / kind / branch_id, ignore_errors=True)
 
 
-def record_failure(out: Path, branch_id: str, record: Record, reason: str) -> Path:
-    """Record that a branch failed and why; the text's file."""
-    with new_folder(out, FAILURES, branch_id) as folder:
-        (folder / "failure.txt").write_text(reason)
+def record_reason(out: Path, kind: str, branch_id: str, record: Record, reason: str) -> Path:
+    """Record why a branch is not finished, under `FAILURES` or `GIVEN_UP`; the text's file."""
+    with new_folder(out, kind, branch_id) as folder:
+        (folder / REASON).write_text(reason)
         tags = {**record.tags, "failure": reason.strip().splitlines()[-1][:500]}
-        failed = record.model_copy(update={"status": "FAILED", "tags": tags, "files": checksums(folder)})
-        write_record(folder, failed)
-    return out / FAILURES / branch_id / "failure.txt"
+        status = "FAILED" if kind == FAILURES else "KILLED"
+        write_record(folder, record.model_copy(update={"status": status, "tags": tags, "files": checksums(folder)}))
+    return out / kind / branch_id / REASON
 
 
 def records(out: Path) -> Iterator[tuple[Path, Record]]:
     """Every folder of the ledger that has a record."""
-    for kind in (BRANCHES, FAILURES, SYSTEMS):
+    for kind in (BRANCHES, FAILURES, GIVEN_UP, SYSTEMS):
         for path in sorted((out / kind).glob(f"*/{RECORD}")):
             record = read_record(path.parent)
             if record is not None:

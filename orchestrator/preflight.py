@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from branches.dataset import class_labels
 from branches.spec import BackboneSpec, FileSpec, LoraSpec, NoiseSpec
+from orchestrator.generation import nothing_rare
 from orchestrator.plan import Branch
 from orchestrator.spec import SystemSpec, with_files
 from scoring.errors import InputError
@@ -84,6 +85,8 @@ def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> 
             "all training clips are of one class: there is nothing to classify, and embeddings stay untrained "
             "(classes.pseudo_labels divides them)"
         )
+    if nothing_rare(branches, index):
+        notes.append("no condition is rare: nothing is generated, and branches train on recorded clips alone")
     mono = int((audio.channels == 1).sum())
     if mono and any(branch.spec.channel != "near" for branch in branches):
         notes.append(f"{mono} of {len(audio)} clips have one channel: near, far, mean and cancel are the same there")

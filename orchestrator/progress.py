@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LINE_SECONDS = 30.0  # between two lines of one branch
 FRAME = 4  # lines of the live table that are no branch
 
-State = Literal["running", "failed", "finished", "queued"]
+State = Literal["running", "failed", "given up", "finished", "queued"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Row:
     """One branch: where it stands, and when its training was first heard of, for the time it has to go.
 
     cost: PFLOP, roughly
-    text: Omega, or why it failed
+    text: Omega, why it failed, or what it is waiting for
     """
 
     name: str
@@ -140,16 +140,21 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         if "step" not in result:
             return
         row, now = self._row(trial), time.monotonic()
-        row.step, row.loss = result["step"], result["loss"]
-        row.heard = row.heard or (row.step, now)
+        step = f"step {result['step']} of {result['steps']}, loss {result['loss']:.3f}"
+        if result["stage"] == "branch":
+            row.step, row.loss, row.text = result["step"], result["loss"], ""
+            row.heard = row.heard or (row.step, now)
+            step += _to_go(row.seconds_to_go(now))
+        else:
+            row.text = step = f"{result['stage']}: {step}"
         if now - self._said.get(row.name, row.began) >= LINE_SECONDS:
             self._said[row.name] = now
-            self._say(row, f"step {row.step} of {row.steps}, loss {row.loss:.3f}{_to_go(row.seconds_to_go(now))}")
+            self._say(row, step)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        omega, failure = (trial.last_result.get(key) for key in ("omega", "failure"))
-        text = failure or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
-        self._end(trial, "failed" if failure else "finished", text)
+        omega, failure, given_up = (trial.last_result.get(key) for key in ("omega", "failure", "given_up"))
+        text = failure or given_up or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
+        self._end(trial, "failed" if failure else "given up" if given_up else "finished", text)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", "failed; the reason follows when all branches have ended")
@@ -196,7 +201,7 @@ def visible(board: Board, room: int) -> list[Row]:
     rows = list(board.rows.values())
     running = [row for row in rows if row.state == "running"]
     failed = [row for row in rows if row.state == "failed"]
-    finished = sorted((row for row in rows if row.state == "finished"), key=lambda row: -row.ended)
+    finished = sorted((row for row in rows if row.state in ("finished", "given up")), key=lambda row: -row.ended)
     queued = [row for row in rows if row.state == "queued"]
     return [*running, *failed, *finished, *queued][: max(room, 1)]
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from branches.dataset import noise_index
 from branches.spec import BranchSpec
-from orchestrator.generation import generated_clips
+from orchestrator.generation import StageReport, generated_clips
 from orchestrator.ledger import (
     BRANCHES,
     TABLES,
@@ -30,6 +30,7 @@ from orchestrator.ledger import (
     read_record,
     write_record,
 )
+from orchestrator.own_process import GIB, peak_memory
 from orchestrator.plan import Branch, code_version, detector_id, identity, require_code
 from scoring.banks import score_table
 from scoring.metrics import Metrics, has_labels, official_metrics
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 EMBEDDINGS = "embeddings.npy"
 WEIGHTS = "branch.pt"
 
+HOPELESS_AFTER = 0.25  # of the steps
+HOPELESS_POINTS = 5  # of the loss curve, which has 50
+
 
 @dataclass(frozen=True)
 class Job:
@@ -49,8 +53,10 @@ class Job:
     out: the run's folder, with the ledger
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
     gpus: of a branch, may be a fraction; 0 computes on the CPU
+    memory: of a branch, GiB; None lets it be measured
     code: the driver's code version; a worker with another one would make other scores under the same id
     specs: all branches of the run, since frozen embeddings are computed for all of them at once
+    stop_hopeless: give branches up that learn nothing, see `hopeless`
     """
 
     data: Path
@@ -60,9 +66,11 @@ class Job:
     fingerprint: str
     threads: int
     gpus: float
+    memory: float | None
     checkpoint_seconds: float
     code: str
     specs: tuple[BranchSpec, ...]
+    stop_hopeless: bool = False
 
     @property
     def device(self) -> str:
@@ -71,8 +79,9 @@ class Job:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray sets aside for a branch."""
-        return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
+        """What is asked of Ray for a branch."""
+        asked = {"CPU": float(self.threads), "GPU": float(self.gpus), "memory": GIB * (self.memory or 0.0)}
+        return {name: value for name, value in asked.items() if value}
 
     @property
     def held(self) -> dict[str, float]:
@@ -100,39 +109,76 @@ class Job:
         return self.out / "generated"
 
 
-def train_and_score(branch: Branch, job: Job, index: pa.Table, report: Callable[[int, float], None]) -> float | None:
+class Hopeless(Exception):
+    """A branch was given up; its text says why."""
+
+
+def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageReport) -> float | None:
     """Write one branch's folder of the ledger; the first table's Omega.
 
     Embeddings that are there already and intact are scored as they are: a lost table or another detector costs no
     second training.
+
+    Raises
+    ------
+    InputError
+        If the branch would fail at every try.
+    Hopeless
+        If it learns nothing, and the job gives such branches up.
     """
     require_code(job.code)
     started = time.monotonic()
     curve: list[tuple[int, float]] = []
+    checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
 
     def record(step: int, loss: float) -> None:
         curve.append((step, loss))
-        report(step, loss)
+        report("branch", step, branch.spec.training.steps, loss)
+        if job.stop_hopeless and (reason := hopeless(curve, branch.spec.training.steps)):
+            checkpoint.unlink(missing_ok=True)
+            raise Hopeless(reason)
 
     known = read_record(job.out / BRANCHES / branch.branch_id)
     with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
         embeddings = _stored_embeddings(job.out / BRANCHES / branch.branch_id, known, folder)
         if embeddings is None:
             known = None
-            embeddings = _embed(branch, job, index, record, folder / WEIGHTS)
+            embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
             np.save(folder / EMBEDDINGS, embeddings)
         omega, metrics = _write(branch, job, index, embeddings, folder)
         entry = branch_record(branch, job.fingerprint)
         before = known or entry
         update = {
             "tags": {**entry.tags, "system": joined_systems(known, branch.systems)},
-            "metrics": {"seconds": time.monotonic() - started, **job.held, **before.metrics, **metrics},
+            "metrics": {
+                **{"seconds": time.monotonic() - started, **job.held, "memory_gib": peak_memory()},
+                **_gpu_memory(job),
+                **before.metrics,
+                **metrics,
+            },
             "curve": before.curve or curve,
             "files": checksums(folder),
         }
         write_record(folder, entry.model_copy(update=update))
-    (job.checkpoints / f"{branch.branch_id}.pt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return omega
+
+
+def hopeless(curve: Sequence[tuple[int, float]], steps: int) -> str:
+    """Why to give a training up, or nothing: after a quarter of its steps its loss is where it began.
+
+    The branch's own loss on training clips alone decides. So no test clip has a say, the figures of the branches
+    that are left are as honest as before, and the same branch is given up whatever else runs.
+
+    curve: pairs of step and mean loss, from the first step on
+    """
+    step, _ = curve[-1]
+    if step < HOPELESS_AFTER * steps or len(curve) < 1 + HOPELESS_POINTS:
+        return ""
+    lately = sum(loss for _, loss in curve[-HOPELESS_POINTS:]) / HOPELESS_POINTS
+    if lately < curve[0][1]:
+        return ""
+    return f"given up at step {step} of {steps}: its loss is {lately:.3f}, and was {curve[0][1]:.3f} at the start"
 
 
 def branch_record(branch: Branch, dataset: str) -> Record:
@@ -161,7 +207,12 @@ def _stored_embeddings(stored: Path, record: Record | None, folder: Path) -> NDA
 
 
 def _embed(
-    branch: Branch, job: Job, index: pa.Table, record: Callable[[int, float], None], weights: Path
+    branch: Branch,
+    job: Job,
+    index: pa.Table,
+    record: Callable[[int, float], None],
+    report: StageReport,
+    weights: Path,
 ) -> NDArray[np.float32]:
     """Embeddings (clips, …) of a branch that is trained now, trained on from its checkpoint, or frozen.
 
@@ -188,12 +239,21 @@ def _embed(
         frozen = frozen_embeddings(view, views, audio, job.derived, job.device)
         if spec.is_frozen:
             return frozen
-    generated = generated_clips(spec, job, index)
+    generated = generated_clips(spec, job, index, audio, report)
     clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
     checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
     model = train(spec, clips, checkpoint, record, job.checkpoint_seconds, job.device)
     save_branch(model, weights)
     return embed(model, audio, spec.channel)
+
+
+def _gpu_memory(job: Job) -> dict[str, float]:
+    """The most that this process has reserved on its GPU, as a metric; what CUDA itself takes is not in it."""
+    if not job.gpus:
+        return {}
+    import torch
+
+    return {"gpu_memory_gib": torch.cuda.max_memory_reserved() / GIB}
 
 
 def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | None:

@@ -41,8 +41,16 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--fuse-incomplete", is_flag=True, help="Where branches fail, fuse the others; exit code 1 all the same."
         ),
+        click.option(
+            "--stop-hopeless", is_flag=True, help="Give up branches whose loss does not fall, and fuse without them."
+        ),
         click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True),
         click.option("--gpus-per-branch", type=click.FloatRange(min=0), help="Default: 1 where there are GPUs."),
+        click.option(
+            "--memory-per-branch",
+            type=click.FloatRange(min=0, min_open=True),
+            help="GiB. Default: a share of the node, then what the first branches needed.",
+        ),
         click.option("--cpus-per-branch", type=click.IntRange(min=1), default=1, show_default=True),
         tracking_option,
     ):

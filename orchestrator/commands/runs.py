@@ -71,9 +71,11 @@ def _emptied(folder: Path) -> Path:
 def _run(
     systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from orchestrator.pipeline import BranchesFailed, Place, RunInterrupted, run
+    from orchestrator.pipeline import run
+    from orchestrator.place import Place
     from orchestrator.result import summary
     from orchestrator.spec import load_systems
+    from orchestrator.training import BranchesFailed, RunInterrupted
 
     specs = load_systems(systems, backbone)
     # A cluster stops a job with SIGTERM, and Ray blocks SIGINT in its jobs; what stops Tune cleanly is SIGINT.

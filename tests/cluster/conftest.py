@@ -72,15 +72,37 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
 
 
 def workers_of(run: subprocess.Popen[str]) -> list[int]:
-    """Ids of the processes in which a run trains branches."""
-    parents = {}
+    """Ids of Ray's workers in which a run trains branches."""
+    return [pid for pid in below(run.pid) if b"ImplicitFunc" in command_of(pid)]
+
+
+def branches_of(run: subprocess.Popen[str]) -> list[int]:
+    """Ids of the branches' own processes."""
+    servers = {pid for pid in below(run.pid) if b"forkserver" in command_of(pid)}
+    return [pid for pid in servers if parents().get(pid) in servers]
+
+
+def below(root: int) -> set[int]:
+    """Ids of a process and all that it started, directly or not."""
+    known, found = parents(), {root}
+    while more := {pid for pid, parent in known.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def parents() -> dict[int, int]:
+    """The parent of every process of this machine."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    below = {run.pid}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= more
-    return [pid for pid in below if b"ImplicitFunc" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def command_of(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from orchestrator.ledger import RECORD
 from orchestrator.outbox import Outbox
 from orchestrator.tracking import open_tracker
-from tests.cluster.conftest import step_of, wait_for, workers_of
+from tests.cluster.conftest import branches_of, step_of, wait_for, workers_of
 from tests.commands import tutti
 
 pytestmark = pytest.mark.slow
@@ -43,22 +44,47 @@ def finish(process):
     return process.returncode, errors
 
 
-def test_a_killed_worker_and_a_second_driver(undisturbed, trial):
+def test_a_killed_worker_a_branch_out_of_memory_and_a_second_driver(undisturbed, trial):
     run = trial.start()
-    wait_for(trial.training)
+    wait_for(lambda: trial.training(branches=2))
     os.kill(workers_of(run)[0], signal.SIGKILL)
-    second = trial.again()
-    code, errors = finish(run)
+    wait_for(lambda: len(branches_of(run)) == 1)
+    with little_memory() as starve:
+        kills = starve(*branches_of(run)) if starve else os.kill(*branches_of(run), signal.SIGKILL)
+        second = trial.again()
+        code, errors = finish(run)
+        assert kills is None or kills() == 1
     assert second.returncode == 2
     assert "another run is writing to this folder" in second.stderr
     assert code == 0, errors
-    assert errors.count(": started") >= 3
+    assert errors.count(": started") == 4
     assert trial.tables() == undisturbed.tables()
     assert set(statuses(local(trial)).values()) == {"FINISHED"}
     token = os.environ["RAY_AUTH_TOKEN"]
     assert token not in errors
     for path in trial.out.rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
+
+
+@contextmanager
+def little_memory():
+    """A function that leaves a process no more memory, so that the kernel kills it; None where that is forbidden."""
+    group = Path("/sys/fs/cgroup/memory") / f"tutti-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("1M")
+    except OSError:
+        yield None
+        return
+
+    def starve(pid):
+        (group / "cgroup.procs").write_text(str(pid))
+        return lambda: int((group / "memory.oom_control").read_text().split()[-1])
+
+    try:
+        yield starve
+    finally:
+        group.rmdir()
 
 
 @pytest.mark.faults

@@ -5,7 +5,8 @@ import sys
 import pytest
 import ray
 
-from cluster.session import require, session
+from cluster.capacity import require
+from cluster.session import session
 from scoring.errors import InputError
 
 

@@ -15,6 +15,10 @@ from orchestrator.plan import Branch
 from orchestrator.progress import Board, Row, Watcher, duration, shown, visible
 
 
+def step(number, loss, stage="branch", steps=100):
+    return {"stage": stage, "step": number, "steps": steps, "loss": loss}
+
+
 def branch(name, **settings):
     spec = BranchSpec(backbone=BackboneSpec(path="tiny"), training=TrainingSpec(steps=100), **settings)
     return Branch(name, "config", f"systems/{name}", ("s",), spec, ())
@@ -28,12 +32,12 @@ def play(watcher):
     """One branch ends well, one fails, one is under way, one waits."""
     for name in ("a", "b", "c"):
         watcher.on_trial_start(0, [], trial(name))
-    watcher.on_trial_result(0, [], trial("a"), {"step": 50, "loss": 1.25})
-    watcher.on_trial_result(0, [], trial("a"), {"step": 100, "loss": 1.0})
+    watcher.on_trial_result(0, [], trial("a"), step(50, 1.25))
+    watcher.on_trial_result(0, [], trial("a"), step(100, 1.0))
     watcher.on_trial_result(0, [], trial("a"), {"omega": 61.5})
     watcher.on_trial_complete(0, [], trial("a", omega=61.5))
     watcher.on_trial_complete(0, [], trial("b", failure="the loss is not finite"))
-    watcher.on_trial_result(0, [], trial("c"), {"step": 30, "loss": 2.0})
+    watcher.on_trial_result(0, [], trial("c"), step(30, 2.0))
 
 
 def test_lines_where_there_is_no_terminal(capsys):
@@ -97,7 +101,7 @@ def test_a_retried_branch_is_timed_anew():
     board = Board({"a": Row("a", 100, 1.0)}, {"CPU": 1.0})
     watcher = Watcher(board, lines=False)
     watcher.on_trial_start(0, [], trial("a"))
-    watcher.on_trial_result(0, [], trial("a"), {"step": 50, "loss": 1.0})
+    watcher.on_trial_result(0, [], trial("a"), step(50, 1.0))
     watcher.on_trial_start(0, [], trial("a"))
     assert board.rows["a"].seconds_to_go(board.rows["a"].began + 1) is None
 

@@ -1,0 +1,137 @@
+"""Training of the branches of a plan that are not finished, and what to say of those that did not make it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from branches.dataset import noise_index
+from cluster.capacity import gpus_of_a_branch, require
+from orchestrator.generation import on_sets
+from orchestrator.ledger import FAILURES, GIVEN_UP, is_finished, read_record, record_reason, tidy
+from orchestrator.place import Cluster, Place
+from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id
+from orchestrator.preflight import check_models, check_noise, notes_on
+from orchestrator.worker import Job, branch_record
+
+if TYPE_CHECKING:
+    from orchestrator.launch import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class BranchesFailed(RuntimeError):
+    """Some branches could not be trained; the others are finished and recorded."""
+
+
+class RunInterrupted(BranchesFailed):
+    """The run was stopped from outside; what it had finished is kept."""
+
+
+def unfinished(branches: Sequence[Branch], out: Path) -> list[Branch]:
+    """The branches whose score tables are not all in the ledger, intact."""
+    return [b for b in branches if not is_finished(out, b.branch_id, [detector_id(d) for d in b.detectors])]
+
+
+def train_missing(plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster) -> BranchesFailed | None:
+    """Train and score the branches that are not finished; what to say of those that failed.
+
+    With `stop_hopeless`, branches that were given up are not tried again, and their absence is no failure.
+    """
+    missing = unfinished(plan.branches, place.out)
+    log.info("%d branches, %d of them finished", len(plan.branches), len(plan.branches) - len(missing))
+    if place.stop_hopeless:
+        missing = [b for b in missing if read_record(place.out / GIVEN_UP / b.branch_id) is None]
+    tidy(place.out, [branch.branch_id for branch in missing])
+    if not missing:
+        return None
+    outcome = _train(missing, plan, index, mark, place, cluster)
+    for branch in missing:
+        if reason := outcome.given_up.get(branch.branch_id):
+            log.info("%s: %s", branch.name, reason)
+            record_reason(place.out, GIVEN_UP, branch.branch_id, branch_record(branch, mark), reason)
+    left = [b for b in unfinished(missing, place.out) if b.branch_id not in outcome.given_up]
+    return _failure(left, outcome.failures, place.out, mark)
+
+
+def _train(
+    missing: Sequence[Branch], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster
+) -> Outcome:
+    check_models(missing)
+    check_noise(noise_index(place.data), missing)
+    out = place.out.resolve()
+    job = Job(
+        data=place.data.resolve(),
+        out=out,
+        cache=out / "cache" / mark[:16],
+        checkpoints=out / "checkpoints" / code_version(*SCORE_CODE),
+        fingerprint=mark,
+        threads=place.cpus_per_branch,
+        gpus=0.0,  # until the cluster has been asked
+        memory=place.memory_per_branch,
+        checkpoint_seconds=place.checkpoint_seconds,
+        code=code_version(*SCORE_CODE),
+        specs=tuple(branch.spec for branch in plan.branches),
+        stop_hopeless=place.stop_hopeless,
+    )
+    _tidy_checkpoints(job.checkpoints)
+    _prepare(job, index, missing)
+    cluster.connect()
+    job = replace(job, gpus=gpus_of_a_branch(place.gpus_per_branch))
+    require(job.resources)
+    from orchestrator.launch import launch  # imports ray, and that only after the session has set it up
+
+    outcome = launch(missing, job, index, out / "tune")
+    for line in on_sets(missing, job):
+        log.info(line)
+    _tidy_checkpoints(job.checkpoints)
+    return outcome
+
+
+def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
+    """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
+    from branches.audio import open_cache  # loads torch, which a finished run does not need
+    from branches.channels import with_cancellation
+
+    audio = open_cache(job.data, index, job.decoded)
+    if any(branch.spec.channel == "cancel" for branch in branches):
+        with_cancellation(audio, job.derived)
+    if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
+        open_cache(job.data, noise_index(job.data), job.decoded_noise)
+    for old in {path for path in job.cache.iterdir() if path.is_dir()} - {job.decoded, job.decoded_noise, job.derived}:
+        shutil.rmtree(old)
+    for note in notes_on(index, audio, branches):
+        log.warning(note)
+
+
+def _tidy_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that no training can go on from: half-written ones, and those of other code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    for half in folder.glob("*.tmp"):
+        half.unlink()
+
+
+def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
+    """What to say of the branches that are not finished, with a record of each one's failure."""
+    if not left:
+        return None
+    if not failures:
+        return RunInterrupted(f"interrupted with {len(left)} branches unfinished; run again to continue")
+    lines = []
+    for branch in left:
+        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
+        path = record_reason(out, FAILURES, branch.branch_id, branch_record(branch, mark), reason)
+        lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")
+    return BranchesFailed(
+        f"{len(left)} branches failed, the others are kept; run again to retry, or add --fuse-incomplete to "
+        "fuse the others\n" + "\n".join(lines)
+    )

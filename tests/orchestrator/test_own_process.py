@@ -1,0 +1,99 @@
+"""Work in a process of its own: results, errors, reports, and deaths on either side."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.own_process import ProcessDied, in_own_process
+from scoring.errors import InputError
+from tests.cluster.conftest import wait_for
+
+
+def counting(numbers, report):
+    for number in numbers:
+        report(number, os.getpid())
+    return sum(numbers)
+
+
+def failing(report):
+    raise InputError("the thing is wrong; mend it")
+
+
+def unpicklable(report):
+    error = ValueError("odd")
+    error.held = lambda: None
+    raise error
+
+
+def dying(how, report):
+    os.kill(os.getpid(), how)
+
+
+def hungry(gib, report):
+    return len(b"x" * int(gib * (1 << 30)))
+
+
+def test_each_call_has_a_process_and_its_reports_come_in_order():
+    heard = []
+    result, peak = in_own_process(counting, [1, 2, 3], report=lambda *values: heard.append(values))
+    assert result == 6
+    assert [number for number, _ in heard] == [1, 2, 3]
+    other = []
+    in_own_process(counting, [1], report=lambda *values: other.append(values))
+    assert len({heard[0][1], other[0][1], os.getpid()}) == 3
+    assert 0.05 < peak < 3
+
+
+def test_memory_is_that_of_one_process():
+    _, large = in_own_process(hungry, 1.0, report=print)
+    _, small = in_own_process(hungry, 0.0, report=print)
+    assert 0.95 < large - small < 1.2
+
+
+def test_errors_come_back_as_they_were_with_their_traceback():
+    with pytest.raises(InputError, match="mend it") as raised:
+        in_own_process(failing, report=print)
+    assert "in failing" in str(raised.value.__cause__)
+    with pytest.raises(Exception, match="odd"):
+        in_own_process(unpicklable, report=print)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [(signal.SIGKILL, "killed, most likely for want of memory"), (signal.SIGSEGV, "died of SIGSEGV")],
+)
+def test_a_death_is_told(how, told):
+    with pytest.raises(ProcessDied, match=told):
+        in_own_process(dying, how, report=print)
+
+
+def waiting(place, report):
+    (place / "pid").write_text(str(os.getpid()))
+    time.sleep(100)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from orchestrator.own_process import in_own_process
+from tests.orchestrator.test_own_process import waiting
+if __name__ == "__main__":
+    in_own_process(waiting, Path(sys.argv[1]), report=print)
+"""
+
+
+def test_it_ends_with_its_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = Path("/proc") / (tmp_path / "pid").read_text()
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.exists() or "Z" in (child / "stat").read_text().rpartition(")")[2][:3], 10)
