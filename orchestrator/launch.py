@@ -80,8 +80,10 @@ def launch(
                 verbose=0,
             ),
         )
-        results = tuner.fit()
-    shutil.rmtree(folder, ignore_errors=True)
+        try:
+            results = tuner.fit()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
     return Outcome({**failures, **_last(results, "failure")}, _last(results, "given_up"))
 

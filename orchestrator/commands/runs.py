@@ -78,9 +78,9 @@ def _run(
     from orchestrator.training import BranchesFailed, RunInterrupted
 
     specs = load_systems(systems, backbone)
-    # A cluster stops a job with SIGTERM, and Ray blocks SIGINT in its jobs; what stops Tune cleanly is SIGINT.
+    # Ray blocks SIGINT in its jobs. SIGTERM may have gone to Ray's processes too, so Tune is not asked to stop them.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = run(specs, Place(data, out, **options))
     except BranchesFailed as error:

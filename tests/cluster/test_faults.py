@@ -88,15 +88,17 @@ def little_memory():
 
 
 @pytest.mark.faults
-def test_ctrl_c_then_damaged_checkpoints_then_a_damaged_ledger(undisturbed, trial):
-    run = trial.start()
-    wait_for(trial.training)
-    os.killpg(run.pid, signal.SIGINT)
-    code, errors = finish(run)
-    assert code == 130, errors
-    assert "Traceback" not in errors
-    assert "RUNNING" not in statuses(local(trial)).values()
-    assert not list(trial.out.rglob("*.parquet"))
+def test_ctrl_c_then_sigterm_then_damaged_checkpoints_then_a_damaged_ledger(undisturbed, trial):
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        run = trial.start()
+        wait_for(trial.training)
+        os.killpg(run.pid, sent)  # Ray's own processes get it, too
+        code, errors = finish(run)
+        assert code == 130, errors
+        assert "Traceback" not in errors
+        assert set(statuses(local(trial)).values()) == {"KILLED"}
+        assert not list(trial.out.rglob("*.parquet"))
+        assert not (trial.out / "tune").exists()
 
     checkpoints = sorted((trial.out / "checkpoints").rglob("*.pt"))
     assert max(map(step_of, checkpoints)) > 10

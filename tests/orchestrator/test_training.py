@@ -1,0 +1,59 @@
+"""Branches that are given up: what is delivered without them, and that they may be asked for again."""
+
+import json
+
+import pytest
+
+from branches.dataset import fingerprint, read_index
+from branches.synthetic import SyntheticSize, write_dataset
+from orchestrator.ledger import GIVEN_UP, RECORD, read_finished
+from orchestrator.place import Cluster, Place
+from orchestrator.plan import make_plan
+from orchestrator.spec import load_system
+from orchestrator.training import train_missing
+from tests.commands import tutti
+
+SYSTEM = """
+name: mixed
+branch:
+  embedding_dim: 16
+  pooling: band_mean
+  objective: softmax
+  training: {steps: 40, batch_size: 8, crop_seconds: 0.8, learning_rate: 1.0e-3, warmup_steps: 1}
+subsystems:
+  one:
+    learning: {}
+    lame: {branch: {training: {steps: 40, batch_size: 8, crop_seconds: 0.8, learning_rate: 3.0, warmup_steps: 1}}}
+"""
+
+
+@pytest.mark.slow
+def test_a_branch_that_learns_nothing_is_given_up_and_may_be_asked_for_again(tmp_path):
+    data, out, system = tmp_path / "data", tmp_path / "out", tmp_path / "mixed.yaml"
+    write_dataset(data, SyntheticSize(8, 3, 2, 1.0), machines=["rotor", "pump"])
+    system.write_text(SYSTEM)
+    command = ["run", system, "--data", data, "--out", out, "--json"]
+    without = tutti(*command, "--stop-hopeless")
+    assert without.returncode == 0, without.stderr
+    assert "one/lame/0: given up at step" in without.stderr
+    result = json.loads(without.stdout)["systems"]["mixed"]
+    assert result["missing"] == ["one/lame/0"]
+    (known,) = result["branches"]
+    table = read_finished(out, known["table"])
+    (record,) = (out / GIVEN_UP).glob(f"*/{RECORD}")
+    assert json.loads(record.read_text())["status"] == "KILLED"
+    assert not list((out / "checkpoints").rglob("*.pt"))
+
+    index = read_index(data)
+    mark = fingerprint(data, index)
+    plan = make_plan([load_system(str(system))], mark)
+    place = Place(data, out, stop_hopeless=True)
+    assert train_missing(plan, index, mark, place, Cluster("local")) is None  # nothing is tried again
+
+    complete = tutti(*command)
+    assert complete.returncode == 0, complete.stderr
+    result = json.loads(complete.stdout)["systems"]["mixed"]
+    assert result["missing"] == []
+    assert len(result["branches"]) == 2
+    assert read_finished(out, known["table"]).equals(table, check_metadata=True)
+    assert not list((out / GIVEN_UP).iterdir())
