@@ -13,7 +13,8 @@ out/generated/<id>/             generated clips of rare conditions, and how they
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
 from orchestrator.report import REPORT, write_report
 from orchestrator.spec import SystemSpec
+from orchestrator.storage import Storage
 from orchestrator.submission import write_submission
 from orchestrator.tracking import experiment_name, open_tracker
 from orchestrator.training import BranchesFailed, RunInterrupted, train_missing, unfinished
@@ -60,7 +62,7 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
         (place.out / ".lock").touch()
     except OSError as error:
         raise InputError(f"{place.out}: cannot write there ({error.strerror}); give another --out") from None
-    with only_driver(place.out):
+    with only_driver(place.out), _stored(place):
         experiment = experiment_name(place.data, mark, place.out)
         outbox = Outbox(open_tracker(place.tracking_uri, place.out, experiment), place.out)
         status: Status = "FAILED"
@@ -78,6 +80,22 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
             if waiting:
                 log.warning("%d results wait for MLflow; `tutti sync` or the next run sends them", waiting)
     return results
+
+
+@contextmanager
+def _stored(place: Place) -> Iterator[None]:
+    """Fetch an earlier driver's run before the block and store this one's after it, where there is a storage."""
+    storage = Storage(place.storage, place.out) if place.storage else None
+    if storage is not None:
+        storage.pull_run()
+    try:
+        yield
+    finally:
+        if storage is not None:
+            try:
+                storage.push_run()
+            except Exception as error:  # each protocol has its own; what the run says must not be lost for that
+                log.warning("%s: not everything could be stored (%s); run again to do so", place.storage, error)
 
 
 def _bring(

@@ -14,10 +14,11 @@ import pyarrow as pa
 from branches.dataset import noise_index
 from cluster.capacity import gpus_of_a_branch, require
 from orchestrator.generation import on_sets
-from orchestrator.ledger import FAILURES, GIVEN_UP, is_finished, read_record, record_reason, tidy
+from orchestrator.ledger import BRANCHES, FAILURES, GIVEN_UP, is_finished, read_record, record_reason, tidy
 from orchestrator.place import Cluster, Place
 from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id
 from orchestrator.preflight import check_models, check_noise, notes_on
+from orchestrator.storage import Storage
 from orchestrator.worker import Job, branch_record
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def train_missing(plan: Plan, index: pa.Table, mark: str, place: Place, cluster:
 
     With `stop_hopeless`, branches that were given up are not tried again, and their absence is no failure.
     """
+    if place.storage:
+        _exchange(Storage(place.storage, place.out), plan.branches, place.out)
     missing = unfinished(plan.branches, place.out)
     log.info("%d branches, %d of them finished", len(plan.branches), len(plan.branches) - len(missing))
     if place.stop_hopeless:
@@ -58,6 +61,16 @@ def train_missing(plan: Plan, index: pa.Table, mark: str, place: Place, cluster:
             record_reason(place.out, GIVEN_UP, branch.branch_id, branch_record(branch, mark), reason)
     left = [b for b in unfinished(missing, place.out) if b.branch_id not in outcome.given_up]
     return _failure(left, outcome.failures, place.out, mark)
+
+
+def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
+    """Fetch the finished branches that are stored, and store those that are only here."""
+    stored = storage.branches()
+    for branch in branches:
+        if branch.branch_id in stored:
+            storage.pull_branch(branch.branch_id)
+        elif read_record(out / BRANCHES / branch.branch_id) is not None:
+            storage.push_branch(branch.branch_id)
 
 
 def _train(
@@ -79,15 +92,23 @@ def _train(
         code=code_version(*SCORE_CODE),
         specs=tuple(branch.spec for branch in plan.branches),
         stop_hopeless=place.stop_hopeless,
+        storage=place.storage,
     )
     _tidy_checkpoints(job.checkpoints)
     _prepare(job, index, missing)
+    storage = Storage(place.storage, out) if place.storage else None
+    if storage is not None:
+        storage.push(job.cache.relative_to(out).as_posix())
     cluster.connect()
     job = replace(job, gpus=gpus_of_a_branch(place.gpus_per_branch))
     require(job.resources)
     from orchestrator.launch import launch  # imports ray, and that only after the session has set it up
 
     outcome = launch(missing, job, index, out / "tune")
+    if storage is not None:
+        storage.pull(job.generated.name)
+        for branch in missing:
+            storage.pull_branch(branch.branch_id)
     for line in on_sets(missing, job):
         log.info(line)
     _tidy_checkpoints(job.checkpoints)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from branches.dataset import noise_index
@@ -32,6 +33,7 @@ from orchestrator.ledger import (
 )
 from orchestrator.own_process import GIB, peak_memory
 from orchestrator.plan import Branch, code_version, detector_id, identity, require_code
+from orchestrator.storage import Storage
 from scoring.banks import score_table
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import write_table
@@ -57,6 +59,7 @@ class Job:
     code: the driver's code version; a worker with another one would make other scores under the same id
     specs: all branches of the run, since frozen embeddings are computed for all of them at once
     stop_hopeless: give branches up that learn nothing, see `hopeless`
+    storage: URI over which nodes without a common file system share what they make; None where they have one
     """
 
     data: Path
@@ -71,6 +74,7 @@ class Job:
     code: str
     specs: tuple[BranchSpec, ...]
     stop_hopeless: bool = False
+    storage: str | None = None
 
     @property
     def device(self) -> str:
@@ -114,10 +118,7 @@ class Hopeless(Exception):
 
 
 def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageReport) -> float | None:
-    """Write one branch's folder of the ledger; the first table's Omega.
-
-    Embeddings that are there already and intact are scored as they are: a lost table or another detector costs no
-    second training.
+    """Write one branch's folder of the ledger, and to the storage if there is one; the first table's Omega.
 
     Raises
     ------
@@ -127,9 +128,32 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
         If it learns nothing, and the job gives such branches up.
     """
     require_code(job.code)
+    if job.storage is None:
+        return _train_and_score(branch, job, index, report)
+    storage = Storage(job.storage, job.out)
+    with FileLock(job.out / "pull.lock"):  # for the branches of this node
+        storage.pull(job.cache.relative_to(job.out).as_posix(), job.generated.name)
+    storage.pull_branch(branch.branch_id)
+    with storage.following(_checkpoint(branch, job), job.checkpoint_seconds):
+        omega = _train_and_score(branch, job, index, report)
+    storage.push(job.generated.name)
+    storage.push_branch(branch.branch_id)
+    return omega
+
+
+def _checkpoint(branch: Branch, job: Job) -> Path:
+    return job.checkpoints / f"{branch.branch_id}.pt"
+
+
+def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageReport) -> float | None:
+    """Write one branch's folder of the ledger; the first table's Omega.
+
+    Embeddings that are there already and intact are scored as they are: a lost table or another detector costs no
+    second training.
+    """
     started = time.monotonic()
     curve: list[tuple[int, float]] = []
-    checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
+    checkpoint = _checkpoint(branch, job)
 
     def record(step: int, loss: float) -> None:
         curve.append((step, loss))
@@ -241,8 +265,7 @@ def _embed(
             return frozen
     generated = generated_clips(spec, job, index, audio, report)
     clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
-    checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
-    model = train(spec, clips, checkpoint, record, job.checkpoint_seconds, job.device)
+    model = train(spec, clips, _checkpoint(branch, job), record, job.checkpoint_seconds, job.device)
     save_branch(model, weights)
     return embed(model, audio, spec.channel)
 

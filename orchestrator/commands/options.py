@@ -45,6 +45,11 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             "--stop-hopeless", is_flag=True, help="Give up branches whose loss does not fall, and fuse without them."
         ),
         click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True),
+        click.option(
+            "--storage",
+            metavar="URI",
+            help="Where nodes that share no file system share what they make: s3://…, gs://…, file://….",
+        ),
         click.option("--gpus-per-branch", type=click.FloatRange(min=0), help="Default: 1 where there are GPUs."),
         click.option(
             "--memory-per-branch",

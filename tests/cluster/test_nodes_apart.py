@@ -1,0 +1,58 @@
+"""A run on nodes that share no file system: the second one sees neither the data nor what the first one writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger import BRANCHES, RECORD
+from tests.cluster.test_faults import free_port
+
+
+@contextmanager
+def ray_node(folder, hidden, *options):
+    """A node of Ray, to which other file systems than its own are empty."""
+    mounts = " && ".join(f"mount -t tmpfs tmpfs {path}" for path in hidden) or "true"
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", f"--temp-dir={folder}"]
+    ray += ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}", *options]
+    with open(f"{folder}.log", "wb") as log:
+        command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *ray]
+        node = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    finally:
+        node.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            node.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_run_on_nodes_that_share_no_file_system(undisturbed, trial, tmp_path):
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a node cannot be given a file system of its own here")
+    trial.out.mkdir()
+    port, short = free_port(), Path(f"/tmp/tutti-{os.getpid()}")
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+    worker = [f"--address=127.0.0.1:{port}"]
+    with ray_node(f"{short}a", [], *head), suppress(KeyboardInterrupt):
+        time.sleep(5)
+        with ray_node(f"{short}b", [trial.out, trial.data], *worker):
+            place = (tmp_path / "storage").as_uri()
+            run = trial.again("--address", f"127.0.0.1:{port}", "--storage", place)
+    assert run.returncode == 0, run.stderr
+    assert trial.tables() == undisturbed.tables()
+    stored = tmp_path / "storage"
+    assert len(list(stored.glob(f"{BRANCHES}/*/{RECORD}"))) == 2
+    assert (stored / "report.html").read_bytes() == (trial.out / "report.html").read_bytes()
+    assert not list(stored.glob("checkpoints/*/*"))

@@ -1,0 +1,106 @@
+"""The storage between nodes that share no file system; a whole run on such nodes is in tests/cluster."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from orchestrator.ledger import BRANCHES, RECORD, Record, checksums, new_folder, read_record, write_record
+from orchestrator.storage import Storage
+from scoring.errors import InputError
+from tests.cluster.conftest import wait_for
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """Two nodes' output folders and the storage of each."""
+    uri = (tmp_path / "storage").as_uri()
+    outs = [tmp_path / name for name in ("first", "second")]
+    for out in outs:
+        out.mkdir()
+    return [(out, Storage(uri, out)) for out in outs]
+
+
+def finish(out, branch_id, text):
+    with new_folder(out, BRANCHES, branch_id) as folder:
+        (folder / "tables").mkdir()
+        (folder / "tables" / "knn.parquet").write_text(text)
+        write_record(folder, Record(name="b", identity={}, files=checksums(folder)))
+
+
+def test_a_branch_goes_from_node_to_node_and_damage_is_mended(nodes):
+    (first, one), (second, two) = nodes
+    two.pull_branch("b1")
+    assert not (second / BRANCHES).exists()
+    finish(first, "b1", "scores")
+    one.push_branch("b1")
+    assert two.branches() == {"b1"}
+    two.pull_branch("b1")
+    table = second / BRANCHES / "b1" / "tables" / "knn.parquet"
+    assert table.read_text() == "scores"
+    table.write_text("scorEs")
+    before = (second / BRANCHES / "b1" / RECORD).stat().st_mtime_ns
+    two.pull_branch("b1")
+    assert table.read_text() == "scores"
+    assert (second / BRANCHES / "b1" / RECORD).stat().st_mtime_ns > before
+    finish(first, "b1", "better scores")  # made again, with another detector
+    one.push_branch("b1")
+    two.pull_branch("b1")
+    assert read_record(second / BRANCHES / "b1") == read_record(first / BRANCHES / "b1")
+
+
+def test_half_a_branch_is_none(nodes, tmp_path):
+    (first, one), (second, two) = nodes
+    finish(first, "b1", "scores")
+    one.push_branch("b1")
+    (tmp_path / "storage" / BRANCHES / "b1" / RECORD).unlink()
+    two.pull_branch("b1")
+    assert two.branches() == set()
+    assert not (second / BRANCHES).exists()
+
+
+class NodeLost(Exception):
+    pass
+
+
+def test_a_checkpoint_follows_its_branch(nodes):
+    (first, one), (second, two) = nodes
+    name = "checkpoints/code/b1.pt"
+    (first / name).parent.mkdir(parents=True)
+    with suppress(NodeLost), one.following(first / name, 0.05):
+        (first / name).write_text("step 7")
+        wait_for(lambda: name in two._stored(name), 5)
+        raise NodeLost
+    with two.following(second / name, 0.05):
+        assert (second / name).read_text() == "step 7"
+    assert not two._stored(name)
+
+
+def test_a_run_moves_to_another_driver_without_what_is_each_nodes_own(nodes):
+    (first, one), (second, two) = nodes
+    for name in (".id", "report.html", "systems/s/result.json", "cache/x/samples.npy", "tune/state.pkl", "a.lock"):
+        (first / name).parent.mkdir(parents=True, exist_ok=True)
+        (first / name).write_text(name)
+    one.push_run()
+    two.pull_run()
+    assert sorted(str(p.relative_to(second)) for p in second.rglob("*") if p.is_file()) == [
+        ".id",
+        "report.html",
+        "systems/s/result.json",
+    ]
+    (first / "report.html").write_text("newer")
+    one.push_run()
+    two.pull_run()  # a folder that has a run of its own keeps it
+    assert (second / "report.html").read_text() == "report.html"
+
+
+def test_what_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    for uri, told in (
+        ((tmp_path / "file").as_uri(), "cannot be written to"),
+        ("nowhere://bucket", "cannot be written to: Protocol not known"),
+        ("s3://someone:secret@bucket", "has a password in it"),
+    ):
+        with pytest.raises(InputError, match=told):
+            Storage(uri, tmp_path)
