@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -46,15 +45,9 @@ def launch(
     branches: Sequence[Branch],
     job: Job,
     index: pa.Table,
-    folder: Path,
     work: Work = train_and_score,
 ) -> Outcome:
-    """Train and score the branches on the connected Ray cluster.
-
-    Parameters
-    ----------
-    folder: for Tune's own files; removed at the end
-    """
+    """Train and score the branches on the connected Ray cluster."""
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
     by_id = {branch.branch_id: branch for branch in ordered}
@@ -63,7 +56,12 @@ def launch(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(job.resources)))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
     # Standard output belongs to the result; Tune says some things at any verbosity.
-    with shown(ordered, index.num_rows, job.resources) as watcher, redirect_stdout(io.StringIO()):
+    # Tune's own files are not among the run's: a full disk there must not take Tune along.
+    with (
+        tempfile.TemporaryDirectory(prefix="tutti-tune-", ignore_cleanup_errors=True) as folder,
+        shown(ordered, index.num_rows, job.resources) as watcher,
+        redirect_stdout(io.StringIO()),
+    ):
         tuner = tune.Tuner(
             tune.with_resources(trainable, demand),
             param_space={"branch_id": tune.grid_search(list(by_id))},
@@ -73,17 +71,14 @@ def launch(
                 reuse_actors=True,  # since each branch has a process of its own
             ),
             run_config=tune.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent),
+                name="tune",
+                storage_path=folder,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=[watcher, Measure(demand)],
                 verbose=0,
             ),
         )
-        try:
-            results = tuner.fit()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        results = tuner.fit()
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
     return Outcome({**failures, **_last(results, "failure")}, _last(results, "given_up"))
 

@@ -19,7 +19,7 @@ from orchestrator.ledger import BRANCHES, RECORD, UNFINISHED, Record, is_intact,
 from scoring.errors import InputError
 
 # Of one node, or too large and made by whoever needs it.
-_LOCAL = ("cache", "checkpoints", UNFINISHED, "tune", ".lock")
+_LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock")
 
 
 class Storage:

@@ -104,7 +104,7 @@ def _train(
     require(job.resources)
     from orchestrator.launch import launch  # imports ray, and that only after the session has set it up
 
-    outcome = launch(missing, job, index, out / "tune")
+    outcome = launch(missing, job, index)
     if storage is not None:
         storage.pull(job.generated.name)
         for branch in missing:

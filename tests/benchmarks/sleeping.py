@@ -45,7 +45,7 @@ def launched(folder: Path, count: int, work: Sleeper, gpus: float = 0.0) -> tupl
     folder.mkdir()
     job = Job(folder, folder, folder, folder, "", 1, gpus, None, 60.0, "", ())
     began = time.time()
-    outcome = launch(sleeping(count), job, make_table().select([]), folder / "tune", work)
+    outcome = launch(sleeping(count), job, make_table().select([]), work)
     total = time.time() - began
     assert not outcome.failures
     (folder / "memory.json").unlink()

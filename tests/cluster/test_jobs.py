@@ -40,30 +40,43 @@ def test_the_command_of_a_job():
 
 
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory):
-    """The address of a Ray cluster of one node, with the tests' token."""
-    port = free_port()
+def head(tmp_path_factory):
+    """A Ray cluster of one node with the tests' token: ports of its dashboard and for clients."""
+    port, clients = free_port(), free_port()
     # Short, since the path of a Unix socket has at most 107 characters.
     folder = Path(f"/tmp/tutti-{os.getpid()}")
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={clients}"]
     command += [f"--temp-dir={folder}"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with open(tmp_path_factory.mktemp("ray") / "log", "wb") as log:
-        head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        node = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         wait_for(
             lambda: tutti("follow", "none", "--address", f"http://127.0.0.1:{port}").stderr.endswith("no job none\n")
         )
-        yield f"http://127.0.0.1:{port}"
+        yield port, clients
     finally:
-        head.terminate()
+        node.terminate()
         with suppress(subprocess.TimeoutExpired):
-            head.wait(30)
+            node.wait(30)
         with suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
+            os.killpg(node.pid, signal.SIGKILL)
         subprocess.run(["rm", "-rf", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def dashboard(head):
+    return f"http://127.0.0.1:{head[0]}"
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_driver_outside_the_cluster(undisturbed, trial, head):
+    run = trial.again("--address", f"ray://127.0.0.1:{head[1]}")
+    assert run.returncode == 0, run.stderr
+    assert trial.tables() == undisturbed.tables()
 
 
 def submitted(trial, *options):

@@ -79,7 +79,7 @@ def test_a_checkpoint_follows_its_branch(nodes):
 
 def test_a_run_moves_to_another_driver_without_what_is_each_nodes_own(nodes):
     (first, one), (second, two) = nodes
-    for name in (".id", "report.html", "systems/s/result.json", "cache/x/samples.npy", "tune/state.pkl", "a.lock"):
+    for name in (".id", "report.html", "systems/s/result.json", "cache/x/samples.npy", "a.lock"):
         (first / name).parent.mkdir(parents=True, exist_ok=True)
         (first / name).write_text(name)
     one.push_run()
