@@ -55,11 +55,11 @@ def launch(
     demand = _demand(ordered, job)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(job.resources)))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
-    # Standard output belongs to the result; Tune says some things at any verbosity.
-    # Tune's own files are not among the run's: a full disk there must not take Tune along.
     with (
+        # Tune's own files are not among the run's: a full disk there must not take Tune along.
         tempfile.TemporaryDirectory(prefix="tutti-tune-", ignore_cleanup_errors=True) as folder,
         shown(ordered, index.num_rows, job.resources) as watcher,
+        # Standard output belongs to the result; Tune says some things at any verbosity.
         redirect_stdout(io.StringIO()),
     ):
         tuner = tune.Tuner(

@@ -130,6 +130,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
     require_code(job.code)
     if job.storage is None:
         return _train_and_score(branch, job, index, report)
+    job.checkpoints.mkdir(parents=True, exist_ok=True)  # the driver has made that of its own node
     storage = Storage(job.storage, job.out)
     with FileLock(job.out / "pull.lock"):  # for the branches of this node
         storage.pull(job.cache.relative_to(job.out).as_posix(), job.generated.name)

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from orchestrator.ledger import BRANCHES, RECORD
+from tests.cluster.conftest import wait_for
 from tests.cluster.test_faults import free_port
 
 
@@ -27,6 +27,7 @@ def ray_node(folder, hidden, *options):
         command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *ray]
         node = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
+        wait_for(lambda: "Ray runtime started" in Path(f"{folder}.log").read_text())
         yield
     finally:
         node.send_signal(signal.SIGTERM)
@@ -35,6 +36,7 @@ def ray_node(folder, hidden, *options):
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+        Path(f"{folder}.log").unlink()
 
 
 @pytest.mark.slow
@@ -45,12 +47,11 @@ def test_a_run_on_nodes_that_share_no_file_system(undisturbed, trial, tmp_path):
     port, short = free_port(), Path(f"/tmp/tutti-{os.getpid()}")
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
     worker = [f"--address=127.0.0.1:{port}"]
-    with ray_node(f"{short}a", [], *head), suppress(KeyboardInterrupt):
-        time.sleep(5)
-        with ray_node(f"{short}b", [trial.out, trial.data], *worker):
-            place = (tmp_path / "storage").as_uri()
-            run = trial.again("--address", f"127.0.0.1:{port}", "--storage", place)
+    with ray_node(f"{short}a", [], *head), ray_node(f"{short}b", [trial.out, trial.data], *worker):
+        place = (tmp_path / "storage").as_uri()
+        run = trial.again("--address", f"127.0.0.1:{port}", "--storage", place)
     assert run.returncode == 0, run.stderr
+    assert run.stderr.count(": started") == 2  # one on each node, at the first try
     assert trial.tables() == undisturbed.tables()
     stored = tmp_path / "storage"
     assert len(list(stored.glob(f"{BRANCHES}/*/{RECORD}"))) == 2
