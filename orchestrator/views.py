@@ -15,7 +15,8 @@ _TAG = "mlflow.sharedViewState."
 _MACHINES = 24  # columns for as many at most
 _SETTINGS = 16
 _ALWAYS = ("attributes.`Run Name`", "runDateAndNestInfo")  # columns that MLflow shows, as it calls them
-_WIDTH = 95  # of a column, in pixels
+_WIDTH = 105  # of a column, in pixels
+_NAME_WIDTH = 300
 _CHARTS = "^omega|^loss|^hmean/"  # of some hundred that there may be; the field above the charts shows it
 
 
@@ -71,6 +72,6 @@ def _view(name: str, created: int, columns: list[str], search: str = "", order: 
         "selectedColumns": columns,
         "columnOrder": [*_ALWAYS, *columns],
         "chartsSearchFilter": _CHARTS,
-        "columnWidths": dict.fromkeys(columns, _WIDTH),
+        "columnWidths": {_ALWAYS[0]: _NAME_WIDTH, **dict.fromkeys(columns, _WIDTH)},
     }
     return json.dumps({"name": name, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
