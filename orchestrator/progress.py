@@ -178,7 +178,7 @@ def _table(board: Board, height: int) -> RenderableType:
     table = Table(
         title=board.headline(now), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("branch", overflow="fold")
+    table.add_column("branch", overflow="ellipsis", no_wrap=True)
     table.add_column("state")
     for name in ("step", "loss", "time", "to go"):
         table.add_column(name, justify="right")
