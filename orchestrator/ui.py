@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -46,6 +47,7 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> int:
         cwd=out,  # where MLflow puts what has no place of its own
         env={**os.environ, "PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"},
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what follows, so that no server stays behind
     try:
         if _answers(server, process):
             for experiment in _experiments(database):
@@ -53,10 +55,10 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> int:
             say("Ctrl-C stops the server")
         return process.wait()
     except KeyboardInterrupt:
-        process.wait()
         return 0
     finally:
         process.terminate()
+        process.wait()
 
 
 def _answers(server: str, process: subprocess.Popen[bytes]) -> bool:

@@ -111,9 +111,13 @@ def test_the_demo_and_its_store(place):
     )
     try:
         assert "mlflow" in answer(f"http://127.0.0.1:{port}/").lower()
-    finally:
+        server.terminate()
+        server.wait(timeout=60)
+        with pytest.raises(OSError, match="refused"):  # nothing stays behind
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+    except BaseException:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        raise
 
 
 def free_port() -> int:
