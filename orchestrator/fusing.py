@@ -19,7 +19,6 @@ from orchestrator.ledger import Record, checksums, write_record
 from orchestrator.plan import Plan, code_version, digest, table_names
 from orchestrator.result import describe
 from orchestrator.spec import SystemSpec
-from orchestrator.worker import flat_metrics
 from scoring.metrics import has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
@@ -58,18 +57,7 @@ def fused_system(
         "spec": system.model_dump(),
     }
     result, fusion = fuse_into(folder, tags["fusion_id"], own, tree, metadata, about, runner)
-    weights = {f"weight.{s}.{c}": w for s, cs in fusion.configuration_weights.items() for c, w in cs.items()}
-    figures = {}
-    if fusion.validation is not None:
-        figures = flat_metrics(fusion.validation.in_sample, "in_sample.")
-        figures |= flat_metrics(fusion.validation.lomo, "lomo.")
-    record = Record(
-        name=f"{system.name} fused",
-        identity=tags,
-        tags={"method": fusion.method},
-        metrics={**figures, **weights},
-        files=checksums(folder),
-    )
+    record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
     write_record(folder, record)
     return result
 

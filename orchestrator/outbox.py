@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.ledger import Record, Status, only_driver, read_record, records, write_record
-from orchestrator.tracking import Tracker, open_tracker, reaching
+from orchestrator.showing import shown
+from orchestrator.tracking import Tracker, mark, open_tracker, reaching
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
@@ -28,6 +29,7 @@ class Outbox:
         self._tracker = tracker
         self._out = out
         self._parent: str | None = None
+        self._systems: dict[str, str] = {}  # ids of their runs
         self._sent: set[str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="outbox")
@@ -58,7 +60,8 @@ class Outbox:
             try:
                 self._tracker.check()
                 self._tracker.send(self._out, own)
-                self._tracker.close_strays()
+                self._tracker.close_strays(own.status)
+                self._tracker.send_views([shown(f, r) for f, r in records(self._out) if r.identity["role"] == "branch"])
             except Exception as error:
                 self._complain(error)
                 waiting += 1
@@ -66,29 +69,41 @@ class Outbox:
 
     def send(self) -> int:
         """Send what MLflow lacks; the number of records that could not be sent."""
-        unsent = [(f, r) for f, r in records(self._out) if self._sent is None or r.digest not in self._sent]
+        unsent = [(f, r) for f, r in records(self._out) if self._sent is None or mark(r) not in self._sent]
         if not unsent and self._parent is not None:
             return 0
         try:
             self._tracker.check()
             with reaching(self._tracker.uri):
                 self._sent = self._tracker.sent()
-                self._parent = self._parent or self._tracker.open_parent(self._out.resolve().name)
+                if self._parent is None:
+                    self._parent = self._tracker.open_parent(self._out.resolve().name)
+                    self._tracker.send_views([])
         except InputError as error:
             self._complain(error)
             return len(unsent)
-        return sum(not self._send(folder, record) for folder, record in unsent if record.digest not in self._sent)
+        return sum(not self._send(folder, record) for folder, record in unsent if mark(record) not in self._sent)
 
     def _send(self, folder: Path, record: Record) -> bool:
         try:
-            self._tracker.send(folder, record, self._parent)
+            self._tracker.send(folder, record, self._parents(record))
         except Exception as error:  # of the network, the server, its database or its files: all of them may pass
             self._complain(error)
             return False
         assert self._sent is not None
-        self._sent.add(record.digest)
+        self._sent.add(mark(record))
         self._trouble = ""
         return True
+
+    def _parents(self, record: Record) -> list[str]:
+        """A branch stands under one of its systems, a system under the folder's own run."""
+        assert self._parent is not None
+        if record.identity["role"] != "branch":
+            return [self._parent]
+        for name in (names := record.tags["system"].split(",")):
+            if name not in self._systems:
+                self._systems[name] = self._tracker.open_system(name, self._parent)
+        return [self._systems[name] for name in names]
 
     def _watch(self) -> None:
         while True:

@@ -157,7 +157,7 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         self._end(trial, "failed" if failure else "given up" if given_up else "finished", text)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "failed", "failed; the reason follows when all branches have ended")
+        self._end(trial, "failed", reason(trial.get_error()))
 
     def _end(self, trial: Any, state: State, text: str) -> None:
         row = self._row(trial)
@@ -183,7 +183,7 @@ def _table(board: Board, height: int) -> RenderableType:
     table = Table(
         title=board.headline(now), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("branch", overflow="fold")
+    table.add_column("branch", overflow="ellipsis", no_wrap=True)
     table.add_column("state")
     for name in ("step", "loss", "time", "to go"):
         table.add_column(name, justify="right")
@@ -217,6 +217,13 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
         "" if left is None else duration(left),
         row.text,
     )
+
+
+def reason(trace: str | None) -> str:
+    """The last line of a traceback, which says what went wrong."""
+    return ([line for line in (trace or "").splitlines() if line.strip()] or ["failed; its process was lost"])[
+        -1
+    ].strip()
 
 
 def _to_go(seconds: float | None) -> str:

@@ -184,9 +184,11 @@ def from_store(
     if tracker is None:
         raise InputError(f"{uri} has no experiment {experiment!r}; `--experiment` takes a name that its UI shows")
     query = "attributes.status = 'FINISHED' and tags.role = 'branch'"
-    query += f" and tags.mlflow.parentRunId = '{run_id}'" if run_id else ""
     with reaching(uri):
         runs = tracker.client.search_runs([tracker.experiment_id], query, max_results=50_000)
+        if run_id is not None:
+            own = tracker.below(run_id)
+            runs = [run for run in runs if run.info.run_id in own]
     if not runs:
         raise InputError(
             f"experiment {experiment!r} has no finished branch" + (f" under run {run_id}" if run_id else "")

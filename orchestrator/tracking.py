@@ -26,8 +26,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from cluster.session import require_server
-from orchestrator.ledger import TABLES, Record
+from orchestrator.ledger import TABLES, Record, Status
 from orchestrator.plan import digest
+from orchestrator.showing import FORM, SUMMARY, Shown, shown
+from orchestrator.views import experiment_tags
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
@@ -37,6 +39,8 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # of a server that is away, the outbox tells
 
 _PARENT = "mlflow.parentRunId"
+_NOTE = "mlflow.note.content"
+_WEIGHTS = "weights/"  # metrics of a fusion, by configuration
 # Tags: digest of the record that a run shows in full, and of its loss curve, whose points must not be logged twice.
 _RECORD = "record"
 _CURVE = "curve"
@@ -106,47 +110,88 @@ class Tracker:
         self.client.update_run(run.info.run_id, status="RUNNING")
         return str(run.info.run_id)
 
+    def open_system(self, name: str, parent_id: str) -> str:
+        """The run of a system of this folder, under which its branches stand, found or created; its id."""
+        identity = {"role": "fusion", "system": name, "folder": self.folder_id}
+        run = self._find(identity) or self._create(name, {**identity, _PARENT: parent_id})
+        return str(run.info.run_id)
+
+    def below(self, run_id: str) -> set[str]:
+        """Ids of the runs under a run and under its children: a system's or a folder's branches among them."""
+        systems = self._children(run_id)
+        return {*systems, *(branch for system in systems for branch in self._children(system))}
+
+    def _children(self, run_id: str) -> list[str]:
+        query = f"tags.`{_PARENT}` = '{run_id}'"
+        runs = self.client.search_runs([self.experiment_id], query, max_results=50_000)
+        return [str(run.info.run_id) for run in runs]
+
     @property
     def parent_identity(self) -> dict[str, str]:
         """Tags by which the output folder's own run is found."""
         return {"role": "run", "folder": self.folder_id}
 
     def sent(self) -> set[str]:
-        """Digests of the records that the store has in full."""
+        """Marks of the records that the store has in full; see `mark`."""
         runs = self.client.search_runs([self.experiment_id], max_results=50_000)
         return {run.data.tags[_RECORD] for run in runs if _RECORD in run.data.tags}
 
-    def send(self, folder: Path, record: Record, parent_id: str | None = None) -> None:
-        """Make a record's run say what the record says; files that the run has already are not sent again."""
-        client = self.client
-        run = self._find(record.identity)
+    def send(self, folder: Path, record: Record, parents: Sequence[str] = ()) -> None:
+        """Make a record's run say what the record says; files that the run has already are not sent again.
+
+        parents: ids of the runs under one of which it stands; where it stands already it stays, else it is the first
+        """
+        client, look = self.client, shown(folder, record)
+        identity = self._identity(record)
+        run = self._find(identity)
         if run is None:
-            run = self._create(record.name, record.identity)
-        run_id = run.info.run_id
+            run = self._create(look.name, identity, record.metrics.get("seconds", 0.0))
+        run_id, known = run.info.run_id, run.data.tags
         files = {path: sha256 for path, sha256 in record.files.items() if not path.endswith(_LARGE)}
         for path, sha256 in files.items():
-            if run.data.tags.get(checksum_tag(path)) != sha256:
+            if known.get(checksum_tag(path)) != sha256:
                 client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
-        tags = {"failure": "", **record.tags, **{checksum_tag(path): sha256 for path, sha256 in files.items()}}
-        tags |= {_PARENT: parent_id} if parent_id else {}
+        if look.tables:
+            client.log_text(run_id, look.page, SUMMARY)
+        tags = {"failure": ""} if "failure" in known else {}  # of an earlier try
+        tags |= {**record.identity, **record.tags, **look.tags, _NOTE: look.note}
+        tags |= {checksum_tag(path): sha256 for path, sha256 in files.items()}
+        if parents:
+            tags[_PARENT] = known[_PARENT] if known.get(_PARENT) in parents else parents[0]
         tags |= {_CURVE: digest(record.curve)}
         client.log_batch(
             run_id,
-            _figures(record, [] if run.data.tags.get(_CURVE) == tags[_CURVE] else record.curve),
-            [Param(key, value[:6000]) for key, value in record.params.items()],
+            _figures(look, run, [] if known.get(_CURVE) == tags[_CURVE] else record.curve),
+            [Param(key, value[:6000]) for key, value in look.params.items()],
             [RunTag(key, value) for key, value in tags.items()],
         )
+        client.update_run(run_id, name=look.name)
         client.set_terminated(run_id, record.status)
-        client.set_tag(run_id, _RECORD, record.digest)  # last: it says that the run has everything
+        client.set_tag(run_id, _RECORD, mark(record))  # last: it says that the run has everything
 
-    def close_strays(self) -> None:
-        """Close runs that a server made and could not answer for before it went away; their work has other runs."""
+    def send_views(self, branches: Sequence[Shown]) -> None:
+        """Offer views of the experiment in MLflow's UI, with the columns that matter for these branches."""
+        known = self.client.get_experiment(self.experiment_id)
+        for key, value in experiment_tags(known.creation_time, branches).items():
+            if known.tags.get(key) != value:
+                self.client.set_experiment_tag(self.experiment_id, key, value)
+
+    def close_strays(self, status: Status) -> None:
+        """Close runs of systems that were not fused, and those that a server made and could not answer for."""
         query = f"attributes.status = 'RUNNING' and tags.folder = '{self.folder_id}'"
         for run in self.client.search_runs([self.experiment_id], query):
-            self.client.set_terminated(run.info.run_id, "KILLED")
+            self.client.set_terminated(run.info.run_id, "KILLED" if status == "FINISHED" else status)
 
-    def _create(self, name: str, identity: Mapping[str, str]) -> Run:
-        return self.client.create_run(self.experiment_id, tags={**identity, "folder": self.folder_id}, run_name=name)
+    def _identity(self, record: Record) -> dict[str, str]:
+        """Tags by which a record's run is found: a system that is fused again keeps its run, and its branches."""
+        if record.identity["role"] != "fusion":
+            return record.identity
+        return {"role": "fusion", "system": record.identity["system"], "folder": self.folder_id}
+
+    def _create(self, name: str, identity: Mapping[str, str], seconds: float = 0.0) -> Run:
+        """A run that began so many seconds ago."""
+        began, tags = int((time.time() - seconds) * 1000), {**identity, "folder": self.folder_id}
+        return self.client.create_run(self.experiment_id, began, tags, run_name=name)
 
     def _find(self, identity: Mapping[str, str]) -> Run | None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
@@ -154,9 +199,16 @@ class Tracker:
         return runs[0] if runs else None
 
 
-def _figures(record: Record, curve: Sequence[tuple[int, float]]) -> list[Metric]:
+def mark(record: Record) -> str:
+    """Stands for a record and the form in which it is shown."""
+    return f"{FORM}-{record.digest}"
+
+
+def _figures(look: Shown, run: Run, curve: Sequence[tuple[int, float]]) -> list[Metric]:
+    """What to log; a configuration that an earlier fusion weighed and this one does not know weighs nothing now."""
     now = int(time.time() * 1000)
-    metrics = [Metric(key, value, now, 0) for key, value in record.metrics.items()]
+    gone = {name: 0.0 for name in run.data.metrics if name.startswith(_WEIGHTS)}
+    metrics = [Metric(key, value, now, 0) for key, value in {**gone, **look.metrics}.items()]
     return metrics + [Metric("loss", loss, now, step) for step, loss in curve]
 
 

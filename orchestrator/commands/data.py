@@ -49,6 +49,7 @@ def check(folder: Path, as_json: bool) -> None:
     from branches.inspection import inspect
 
     index = read_index(folder)
+    click.echo(f"reading {index.num_rows} clips", err=True)  # some thousand take minutes
     machines, found = counts(index), inspect(folder, index)
     if as_json:
         click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(found)}))

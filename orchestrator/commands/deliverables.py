@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -90,16 +89,13 @@ def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path, exists=True), help="A run's folder.")
-@click.option("--port", default=5000, show_default=True)
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 def ui(out: Path, port: int) -> None:
-    """Open the MLflow UI on a run's store, on the loopback interface.
+    """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.
 
     \b
     Example: tutti ui --out runs/a
     """
-    database = (out / "mlflow.db").resolve()
-    if not database.exists():
-        raise InputError(f"{database}: no such store; a run with --tracking-uri is shown by that server")
-    store = f"sqlite:///{database}"
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
-    sys.exit(subprocess.call([*command, "--host", "127.0.0.1"]))
+    from orchestrator.ui import serve
+
+    sys.exit(serve(out, port, click.echo))

@@ -12,7 +12,7 @@ import pytest
 
 from branches.spec import BackboneSpec, BranchSpec, FrozenSpec, MeanSpec, TrainingSpec
 from orchestrator.plan import Branch
-from orchestrator.progress import Board, Row, Watcher, duration, shown, visible
+from orchestrator.progress import Board, Row, Watcher, duration, reason, shown, visible
 
 
 def step(number, loss, stage="branch", steps=100):
@@ -24,8 +24,8 @@ def branch(name, **settings):
     return Branch(name, "config", f"systems/{name}", ("s",), spec, ())
 
 
-def trial(name, **last_result):
-    return SimpleNamespace(config={"branch_id": name}, last_result=last_result)
+def trial(name, error=None, **last_result):
+    return SimpleNamespace(config={"branch_id": name}, last_result=last_result, get_error=lambda: error)
 
 
 def play(watcher):
@@ -95,6 +95,14 @@ def test_the_time_to_go_follows_the_speed():
     a.step, a.heard = 50, (10, 4.0)
     assert a.seconds_to_go(8.0) == pytest.approx(50 * 4 / 40)
     assert board.seconds_to_go(8.0) == pytest.approx(8 * (4 - 1.5) / 1.5)
+
+
+def test_a_branch_that_raises_says_why_at_once(capsys):
+    with shown([branch("a")], clips=10, resources={}) as watcher:
+        watcher.on_trial_start(0, [], trial("a"))
+        watcher.on_trial_error(0, [], trial("a", error="Failure # 1\nTraceback\nMemoryError: 3 GB\n\n"))
+    assert "[1/1] a: MemoryError: 3 GB" in capsys.readouterr().err.replace("systems/", "")
+    assert reason(None) == "failed; its process was lost"
 
 
 def test_a_retried_branch_is_timed_anew():
