@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 from ray import tune
@@ -18,11 +17,10 @@ from cluster.capacity import largest_memory, memory_share, slots
 from orchestrator.demand import Demand, Measure
 from orchestrator.generation import StageReport, in_order
 from orchestrator.overview import petaflop
-from orchestrator.own_process import in_own_process
 from orchestrator.plan import Branch
 from orchestrator.progress import shown
-from orchestrator.worker import Hopeless, Job, train_and_score
-from scoring.errors import InputError
+from orchestrator.trial import packed, trial
+from orchestrator.worker import Job, train_and_score
 
 # Workers and nodes that are lost count as failures, and a branch of many hours may lose several.
 RETRIES = 3
@@ -50,8 +48,8 @@ def launch(
     """Train and score the branches on the connected Ray cluster."""
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
-    by_id = {branch.branch_id: branch for branch in ordered}
-    trainable = tune.with_parameters(_trial, branches=by_id, job=job, index=index, work=work)
+    by_id = {branch.branch_id: packed(branch) for branch in ordered}
+    trainable = tune.with_parameters(trial, branches=by_id, shared=packed((work, job, index)))
     demand = _demand(ordered, job)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(job.resources)))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
@@ -66,8 +64,8 @@ def launch(
             tune.with_resources(trainable, demand),
             param_space={"branch_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(
-                trial_name_creator=lambda trial: trial.config["branch_id"],
-                trial_dirname_creator=lambda trial: trial.config["branch_id"],
+                trial_name_creator=lambda made: made.config["branch_id"],
+                trial_dirname_creator=lambda made: made.config["branch_id"],
                 reuse_actors=True,  # since each branch has a process of its own
             ),
             run_config=tune.RunConfig(
@@ -91,19 +89,3 @@ def _demand(branches: Sequence[Branch], job: Job) -> Demand:
 
 def _last(results: tune.ResultGrid, key: str) -> dict[str, str]:
     return {r.config["branch_id"]: r.metrics[key] for r in results if r.metrics and key in r.metrics}
-
-
-def _trial(config: dict[str, Any], branches: dict[str, Branch], job: Job, index: pa.Table, work: Work) -> None:
-    branch = branches[config["branch_id"]]
-    try:
-        omega, peak = in_own_process(work, branch, job, index, report=_report)
-    except InputError as error:  # would come again at every try
-        tune.report({"failure": str(error)})
-    except Hopeless as reason:
-        tune.report({"given_up": str(reason)})
-    else:
-        tune.report({"omega": omega, "memory_gib": peak})
-
-
-def _report(stage: str, step: int, steps: int, loss: float) -> None:
-    tune.report({"stage": stage, "step": step, "steps": steps, "loss": loss})

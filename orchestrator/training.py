@@ -153,6 +153,6 @@ def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mar
         path = record_reason(out, FAILURES, branch.branch_id, branch_record(branch, mark), reason)
         lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")
     return BranchesFailed(
-        f"{len(left)} branches failed, the others are kept; run again to retry, or add --fuse-incomplete to "
-        "fuse the others\n" + "\n".join(lines)
+        f"{len(left)} {'branch' if len(left) == 1 else 'branches'} failed, the others are kept; run again to retry, "
+        "or add --fuse-incomplete to fuse the others\n" + "\n".join(lines)
     )

@@ -41,6 +41,7 @@ def test_one_file_of_fusion_knows_ray():
         ("scoring.banks, scoring.metrics, fusion.search", ["torch", "ray", "mlflow"]),
         ("orchestrator.cli, orchestrator.doctor", ["torch", "ray", "mlflow", "numpy"]),
         ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
+        ("orchestrator.trial", ["torch", "mlflow", "sklearn", "scipy"]),
     ],
 )
 def test_heavy_packages_are_not_loaded(module, absent):

@@ -50,7 +50,7 @@ def test_a_generator_that_fails_takes_only_its_branches_with_it(place):
     write_system(place, "good", "hopeless", "frozen", "pseudo")
     failed = run(place)
     assert failed.returncode == 1, failed.stderr
-    assert "1 branches failed, the others are kept" in failed.stderr
+    assert "1 branch failed, the others are kept" in failed.stderr
     assert "generated/hopeless/0 (system generating): " in failed.stderr
     assert "samples passed the check" in failed.stderr
     sets = list((place / "out" / "generated").glob("*/check.json"))

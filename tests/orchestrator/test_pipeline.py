@@ -207,7 +207,7 @@ def test_a_failing_branch_stops_no_other(tmp_path):
 
     asked = broken.again("--fuse-incomplete")
     assert asked.returncode == 1
-    assert "1 branches failed" in asked.stderr
+    assert "1 branch failed" in asked.stderr
     result = json.loads((broken.out / "systems" / "small" / "result.json").read_text())
     assert [branch["branch"] for branch in result["branches"]] == ["mahalanobis/softmax/0"]
     assert result["missing"] == ["neighbours/wild/0"]

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from fusion.tasks import run_here
 from orchestrator.fusing import RESULT, fuse_into
-from orchestrator.ledger import BRANCHES, FAILURES, SYSTEMS, Record, checksums, record_failure, write_record
+from orchestrator.ledger import BRANCHES, FAILURES, GIVEN_UP, SYSTEMS, Record, checksums, record_reason, write_record
 from orchestrator.outbox import Outbox
 from orchestrator.showing import detectors, shown
 from orchestrator.tracking import open_tracker
@@ -240,15 +240,24 @@ def test_a_failed_branch_says_why_until_it_succeeds(tmp_path, empty):
     record = branch(tmp_path, "a/b/0")
     empty = record.model_copy(update={"metrics": {}, "curve": [], "files": {}})
     (tmp_path / BRANCHES).rename(tmp_path / "later")
-    record_failure(tmp_path, record.identity["branch_id"], empty, "Traceback\nValueError: the loss is *not* finite")
+    branch_id, reason = record.identity["branch_id"], "Traceback\nValueError: the loss is *not* finite"
+    record_reason(tmp_path, FAILURES, branch_id, empty, reason)
     store.send("FAILED")
     run = store.runs()["a/b/0"]
     assert run.info.status == "FAILED"
     assert "**Failed:** ValueError: the loss is \\*not\\* finite" in run.data.tags["mlflow.note.content"]
     parent = next(run for run in store.runs().values() if run.data.tags["role"] == "run")
     assert "0 branches finished, 1 failed." in parent.data.tags["mlflow.note.content"]
-    (tmp_path / "later").rename(tmp_path / BRANCHES)
     (tmp_path / FAILURES).rename(tmp_path / "unfinished")
+    record_reason(tmp_path, GIVEN_UP, branch_id, empty, "given up at step 5")
+    store.send()
+    run = store.runs()["a/b/0"]
+    assert run.info.status == "KILLED"
+    assert "**Given up:** given up at step 5" in run.data.tags["mlflow.note.content"]
+    parent = next(run for run in store.runs().values() if run.data.tags["role"] == "run")
+    assert "0 branches finished, 0 failed, 1 given up." in parent.data.tags["mlflow.note.content"]
+    (tmp_path / "later").rename(tmp_path / BRANCHES)
+    (tmp_path / GIVEN_UP).rename(tmp_path / "unfinished" / "given_up")
     store.send()
     run = store.runs()["a/b/0"]
     assert (run.info.status, run.data.tags["failure"]) == ("FINISHED", "")
