@@ -97,5 +97,5 @@ def plot_over_time(scores: pa.Table, title: str, path: Path) -> None:
     axes.plot(start[anomaly], score[anomaly], "s", color="#D55E00", markersize=4, label="anomaly")
     axes.axhline(scores["threshold"][0].as_py(), color="black", linestyle="--", linewidth=1, label="threshold")
     axes.set(xlabel="start of the window, s", ylabel="score", title=title)
-    axes.legend(loc="upper left", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path)

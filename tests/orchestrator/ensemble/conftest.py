@@ -37,7 +37,7 @@ def _make(run: Run) -> None:
     system = run.folder / "mixed.yaml"
     shutil.copy(BACKBONE, run.backbone)
     system.write_text(SYSTEM.replace("pretrained.pt", str(run.backbone)))
-    finished = tutti("run", system, "--data", run.data, "--out", run.out)
+    finished = tutti("run", system, "--data", run.data, "--out", run.out, timeout=600)
     assert finished.returncode == 0, finished.stderr
     export_system(run.out, "mixed", run.model)
 
