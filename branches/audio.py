@@ -51,8 +51,8 @@ def decode(content: bytes, name: str) -> NDArray[np.float32]:
     _check_not_truncated(content, name)
     try:
         samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise InputError(f"{name}: not a readable recording ({error}); replace or remove it") from None
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{name}: not a readable recording ({error.error_string}); replace or remove it") from None
     if not len(samples):
         raise InputError(f"{name}: the recording is empty; replace or remove it")
     if not np.isfinite(samples).all():

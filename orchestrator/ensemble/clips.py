@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from orchestrator.ensemble.ensemble import BATCH, Ensemble
 from scoring.errors import InputError
 
 SUFFIXES = (".wav", ".flac")
+_SECTION = re.compile(r"(?:section|(?:normal_|anomaly_)?id)_(\d+)_")
 
 
 def recordings(paths: Iterable[Path]) -> list[Path]:
@@ -31,30 +34,38 @@ def recordings(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, section: int = 0) -> pa.Table:
-    """Scores of recordings: machine, clip, score, calibrated, threshold, anomaly and each branch's contribution.
+def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, section: int | None = None) -> pa.Table:
+    """Scores of recordings: machine, section, clip, score, calibrated, threshold, anomaly, and branches' contributions.
 
     machine: None takes it from the path, as in the challenge's layout `<machine>/test/<clip>`
+    section: None takes it from the clip's name, see `section_of`
 
     Raises
     ------
     InputError
-        If a recording cannot be used, or its machine is not known.
+        If a recording cannot be used, or its machine and section are not known.
     """
-    by_machine: dict[str, list[Path]] = {}
+    by_place: dict[tuple[str, int], list[Path]] = {}
     for path in recordings(paths):
-        by_machine.setdefault(machine or _machine_of(path), []).append(path)
-    for name in by_machine:
-        ensemble.reference(name, section)  # an unknown machine is told before minutes of work
-    rows = [row for name, own in by_machine.items() for row in _rows(ensemble, name, section, own)]
+        place = machine or _machine_of(path), section_of(path) if section is None else section
+        by_place.setdefault(place, []).append(path)
+    for place in by_place:
+        ensemble.reference(*place)  # an unknown machine is told before minutes of work
+    rows = [row for place, own in by_place.items() for row in _rows(ensemble, *place, own)]
     return pa.Table.from_pylist(rows)
 
 
 def _machine_of(path: Path) -> str:
-    parts = path.resolve().parts
+    parts = Path(os.path.abspath(path)).parts
     if len(parts) < 3 or parts[-2] not in ("train", "test"):
         raise InputError(f"{path}: not in a folder <machine>/test; give --machine")
     return parts[-3]
+
+
+def section_of(path: Path) -> int:
+    """The section that a name of the challenge tells (`section_02_…`, `id_02_…`); 0 for any other name."""
+    found = _SECTION.match(path.name)
+    return int(found[1]) if found else 0
 
 
 def _rows(ensemble: Ensemble, machine: str, section: int, paths: Sequence[Path]) -> list[dict[str, object]]:
@@ -67,6 +78,7 @@ def _rows(ensemble: Ensemble, machine: str, section: int, paths: Sequence[Path])
             rows.append(
                 {
                     "machine": machine,
+                    "section": section,
                     "clip": path.name,
                     "score": float(found.score[i]),
                     "calibrated": float(found.calibrated[i]),

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from branches.audio import read_clip
-from orchestrator.ensemble.ensemble import PACKAGE, Ensemble
-from orchestrator.ensemble.manifest import CLIPS, bank_file, write_manifest
-from scoring.banks import MIN_CLIPS
+from orchestrator.ensemble.ensemble import Ensemble
+from orchestrator.ensemble.manifest import CLIPS, bank_file, package_of, write_manifest
+from orchestrator.ensemble.reference import Reference
+from scoring.banks import MIN_CLIPS, attributes_as_text
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     ------
     InputError
         If the model knows the machine and section already, there are too few recordings or one cannot be used,
-        two have the same name, or `out` exists.
+        two have the same name, they do not vary, or `out` exists.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
@@ -46,19 +47,26 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
     embeddings = ensemble.embed([read_clip(path) for path in recordings])
+    clips = _rows(machine, section, names, ensemble.clips.schema)
+    known = ensemble.manifest
+    domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
+    try:
+        threshold = Reference(known.members, known.scale, domain, attributes, embeddings).threshold
+    except InputError as error:
+        raise InputError(
+            f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
+        ) from None
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         shutil.copytree(model, unfinished)
-        folder = unfinished / PACKAGE if (unfinished / PACKAGE).is_dir() else unfinished
+        folder = package_of(unfinished)
         for name, added in embeddings.items():
             path = folder / bank_file(name)
             np.save(path, np.concatenate([np.load(path), added]))
-        clips = _rows(machine, section, names, ensemble.clips.schema)
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
-        enrolled = {**ensemble.manifest.enrolled, f"{machine} section {section}": len(names)}
-        write_manifest(folder, ensemble.manifest.model_copy(update={"enrolled": enrolled}))
-        threshold = Ensemble(unfinished).reference(machine, section).threshold  # refuses what cannot be scored
+        enrolled = {**known.enrolled, f"{machine} section {section}": len(names)}
+        write_manifest(folder, known.model_copy(update={"enrolled": enrolled}))
         os.replace(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

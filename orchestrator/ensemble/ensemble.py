@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,12 @@ from branches.channels import cancelled_in_memory
 from branches.frozen import FrozenBackbone, view_of
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
 from branches.spec import Channel
-from orchestrator.ensemble.manifest import CLIPS, Manifest, bank_file, branch_file, read_manifest
+from orchestrator.ensemble.manifest import CLIPS, Manifest, bank_file, branch_file, package_of, read_manifest
 from orchestrator.ensemble.reference import Reference, Scores
 from scoring.banks import attributes_as_text
 from scoring.errors import InputError
 
 BATCH = 16
-PACKAGE = Path("artifacts") / "ensemble"  # within an MLflow model
 
 Embeddings = dict[str, NDArray[np.float32]]
 
@@ -39,18 +39,20 @@ class Ensemble:
     Raises
     ------
     InputError
-        If there is no intact package.
+        If there is no intact package, or `device` is not there.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self.folder = folder / PACKAGE if (folder / PACKAGE).is_dir() else folder
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("torch finds no GPU here; leave out --device cuda")
+        self.folder = package_of(folder)
         self.manifest: Manifest = read_manifest(self.folder)
         self.clips: pa.Table = pq.read_table(self.folder / CLIPS)
         self._device = torch.device(device)
         self._networks = _networks(self.manifest, self.folder, device)
         self._references: dict[tuple[str, int], Reference] = {}
 
-    @property
+    @cached_property
     def machines(self) -> dict[str, list[int]]:
         """Sections of every machine that the ensemble knows."""
         known: dict[str, list[int]] = {}

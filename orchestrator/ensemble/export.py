@@ -31,6 +31,7 @@ from orchestrator.ensemble.manifest import (
     branch_file,
     write_manifest,
 )
+from orchestrator.ensemble.shipped import ENTRY, copy_code
 from orchestrator.fusing import RESULT
 from orchestrator.ledger import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
 from orchestrator.worker import EMBEDDINGS, WEIGHTS
@@ -39,12 +40,10 @@ from scoring.table import file_sha256, metadata_of, read_table
 
 log = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parents[2]
-CODE = ("orchestrator", "branches", "fusion", "scoring")
-# What scoring needs; the rest of tutti's packages only trains and fuses.
+# What the shipped code imports; the rest of tutti's packages is for training and fusing.
 REQUIRED = (
     *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic"),
-    *("filelock", "fsspec", "PyYAML", "pandas", "mlflow"),
+    *("filelock", "fsspec", "pandas", "mlflow"),
 )
 
 
@@ -78,11 +77,13 @@ def export_system(run: Path, system: str | None, out: Path) -> Path:
 
 def _result(run: Path, system: str | None) -> dict[str, Any]:
     names = sorted(path.parent.name for path in (run / SYSTEMS).glob(f"*/{RESULT}"))
+    if not names:
+        raise InputError(f"{run}: no fused system in it; `tutti run` makes one")
     if system is None and len(names) == 1:
         system = names[0]
     if system not in names:
         wanted = "more than one system" if system is None else f"no result of system {system!r}"
-        raise InputError(f"{run}: {wanted}; there are {', '.join(names) or 'none'}")
+        raise InputError(f"{run}: {wanted}; there are {', '.join(names)}")
     try:
         result: dict[str, Any] = json.loads((run / SYSTEMS / system / RESULT).read_text())
         result["delivered"]["table_weights"], result["delivered"]["scale"], result["dataset"]
@@ -167,7 +168,10 @@ def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
     """Store a backbone once; its place within the package."""
     if spec.path == "tiny":
         return spec.path
-    file = local_file(spec.path, spec.sha256)
+    try:
+        file = local_file(spec.path, spec.sha256)
+    except InputError as error:
+        raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
     place = backbone_file(file_sha256(file))
     if not (folder / place).exists():
         if "base" in read_content(file):  # refers to a further file, which does not come along
@@ -186,9 +190,9 @@ def _save_model(folder: Path, out: Path) -> None:
         warnings.filterwarnings("ignore", ".*An input example was not provided")  # a recording would be a large one
         mlflow.pyfunc.save_model(
             out,
-            python_model=str(Path(__file__).with_name("mlflow_model.py")),
+            python_model=str(ENTRY),
             artifacts={"ensemble": str(folder)},
-            code_paths=[str(_ROOT / package) for package in CODE],
+            code_paths=[str(package) for package in copy_code(folder.with_name("code"))],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
             signature=_signature(),
         )

@@ -9,6 +9,9 @@ banks/<branch_id>.npy       embeddings of the clips of clips.parquet, in its ord
 
 from __future__ import annotations
 
+import json
+import logging
+from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +21,9 @@ from scoring.detectors import DetectorSpec
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
+log = logging.getLogger(__name__)
+
+PACKAGE = Path("artifacts") / "ensemble"  # within an MLflow model
 MANIFEST = "ensemble.json"
 CLIPS = "clips.parquet"
 REMEDY = "export the system again"
@@ -69,6 +75,28 @@ def branch_file(branch_id: str) -> str:
 def bank_file(branch_id: str) -> str:
     """Where the embeddings of a branch's normals lie in a package."""
     return f"banks/{branch_id}.npy"
+
+
+def package_of(model: Path) -> Path:
+    """Where the package lies in an MLflow model; a package that lies alone is its own place."""
+    return model / PACKAGE if (model / PACKAGE).is_dir() else model
+
+
+def warn_of_other_version(model: Path) -> None:
+    """Tell if a model was made by another version of tutti than the one that is about to read it.
+
+    A server has no need of this: it runs the code that came with the model.
+    """
+    try:
+        made_by = json.loads((package_of(model) / MANIFEST).read_bytes())["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # `read_manifest` says what is wrong
+    if made_by != version("tutti-asd"):
+        log.warning(
+            "%s: made by tutti %s, and this is tutti %s: scores may differ from those of the run; "
+            "install that version, or %s",
+            model, made_by, version("tutti-asd"), REMEDY,
+        )  # fmt: skip
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from branches.audio import decode
 from orchestrator.ensemble.ensemble import Ensemble
+from scoring.errors import InputError
 
 
 class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no types
@@ -27,13 +29,21 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
         Returns
         -------
         frame: score, calibrated, threshold, anomaly, and as JSON what each branch contributes to the score
+
+        Raises
+        ------
+        MlflowException
+            Naming the row whose audio cannot be used or whose machine is not known; a server answers it with 400.
         """
         sections = model_input["section"] if "section" in model_input else [0] * len(model_input)
         rows = zip(model_input["machine"], model_input["audio"], sections, strict=True)
         return pd.DataFrame([self._row(i, *row) for i, row in enumerate(rows)])
 
     def _row(self, number: int, machine: str, audio: bytes, section: int) -> dict[str, object]:
-        found = self._ensemble.score(machine, [decode(audio, f"row {number}")], int(section))
+        try:
+            found = self._ensemble.score(machine, [decode(audio, "audio")], int(section))
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from None
         names = [member.name for member in self._ensemble.manifest.members]
         return {
             "score": found.score[0],

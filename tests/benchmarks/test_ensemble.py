@@ -1,0 +1,139 @@
+"""A packaged ensemble against its branches one by one, as ratios measured in one run.
+
+    pytest -m benchmark -s tests/benchmarks/test_ensemble.py
+
+One by one means: each branch loaded by itself and given the clips by itself, without scores being made of
+what it says. The rounds of what is compared alternate, and the fastest of each counts.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from branches.audio import in_memory
+from branches.beats import BEATsConfig, save_beats
+from branches.beats.checkpoint import random_beats
+from branches.frozen import FrozenBackbone, View
+from branches.model import features_of, load_branch
+from branches.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
+from orchestrator.ensemble.ensemble import Ensemble
+from orchestrator.ensemble.export import export_system
+from orchestrator.ensemble.manifest import branch_file
+from tests.commands import tutti
+
+pytestmark = pytest.mark.benchmark
+
+BASE = BEATsConfig(
+    input_patch_size=16, embed_dim=512, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
+    encoder_attention_heads=12, conv_pos=128, conv_pos_groups=16, num_buckets=320, max_distance=800, deep_norm=True,
+    dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+# Two LoRA branches, and four frozen ones that share a pass through the backbone.
+LARGE = """
+name: large
+branch:
+  backbone: {path: base.pt}
+  objective: softmax
+  embedding_dim: 64
+  training: {steps: 1, batch_size: 2, crop_seconds: 0.5}
+subsystems:
+  lora:
+    arcface: {branch: {objective: arcface, strategy: lora}}
+    softmax: {branch: {strategy: lora}}
+  frozen:
+    mean: {branch: {strategy: frozen, pooling: mean}}
+    power: {branch: {strategy: frozen, pooling: generalised_mean}}
+    bands: {branch: {strategy: frozen, pooling: band_mean}}
+    layers: {branch: {strategy: frozen, pooling: mean, backbone: {path: base.pt, layers: [4, 8], combine: mean}}}
+"""
+
+
+def exported(folder: Path, system: str) -> Path:
+    """A system that is trained on next to nothing and exported; with one labelled machine no branch is left out."""
+    write_dataset(folder / "data", SyntheticSize(6, 3, 2, 1.0), machines=["rotor", "pump"])
+    for i, path in enumerate(sorted((folder / "data" / "pump" / "test").iterdir())):
+        path.rename(path.with_name(f"section_00_{i:04d}.wav"))
+    run = tutti("run", system, "--data", folder / "data", "--out", folder / "out", timeout=600)
+    assert run.returncode == 0, run.stderr
+    return export_system(folder / "out", None, folder / "model")
+
+
+Branch = Callable[[list[NDArray[np.float32]]], None]
+
+
+def one_by_one(ensemble: Ensemble) -> list[Callable[[], Branch]]:
+    """What loads each branch of a package."""
+    return [lambda name=name: loaded(ensemble, name) for name in ensemble.manifest.branches]
+
+
+def loaded(ensemble: Ensemble, name: str) -> Branch:
+    """A branch that embeds clips (samples, channels) of one length, and hears nothing of the others."""
+    spec = ensemble.manifest.branches[name]
+    if spec.is_frozen:
+        place = spec.backbone.path if spec.backbone.path == "tiny" else str(ensemble.folder / spec.backbone.path)
+        view = View(
+            backbone=spec.backbone.model_copy(update={"path": place}), channel=spec.channel, pooling=spec.pooling
+        )
+        network = FrozenBackbone([view], "cpu")
+    else:
+        network = load_branch(ensemble.folder / branch_file(name))
+
+    @torch.inference_mode()
+    def embed(clips: list[NDArray[np.float32]]) -> None:
+        audio = in_memory(clips)
+        network(*features_of([audio.waveform(i, spec.channel) for i in range(len(audio))], torch.device("cpu")))
+
+    return embed
+
+
+def fastest(*calls: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each call's fastest round."""
+    best = [float("inf")] * len(calls)
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+@pytest.mark.parametrize("name", ["demo", "large"])
+def test_together_against_one_by_one(name, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        system = name
+        if name == "large":
+            save_beats(random_beats(BASE, seed=0), tmp_path / "base.pt")
+            system = str(tmp_path / "large.yaml")
+            Path(system).write_text(LARGE.replace("base.pt", str(tmp_path / "base.pt")))
+        measure(exported(tmp_path, system), rounds=4 if name == "demo" else 2, many=4)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure(model: Path, rounds: int, many: int) -> None:
+    """Print what the package weighs, and what a clip of 10 s takes."""
+    ensemble = Ensemble(model)
+    loads = one_by_one(ensemble)
+    branches = [load() for load in loads]
+    clips = [render(SyntheticClip("rotor", "test", "source", "normal", i), 10.0) for i in range(many)]
+    ensemble.score("rotor", clips[:1])
+    calls = {
+        "load, then one clip": (
+            lambda: Ensemble(model).score("rotor", clips[:1]),
+            lambda: [load()(clips[:1]) for load in loads],
+        ),
+        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [run(clips[:1]) for run in branches]),
+        f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in branches]),
+    }
+    size = sum(path.stat().st_size for path in ensemble.folder.rglob("*") if path.is_file())
+    print(f"\n{ensemble.manifest.system}: {len(branches)} branches, {size / 1e6:.1f} MB")
+    for name, (together, alone) in calls.items():
+        ours, theirs = fastest(together, alone, rounds=rounds)
+        print(f"{name}: {ours * 1e3:.0f} ms together, {theirs * 1e3:.0f} ms one by one: {theirs / ours:.2f}×")

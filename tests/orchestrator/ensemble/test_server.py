@@ -1,0 +1,110 @@
+"""The model behind MLflow's own server, asked as a client asks it."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.test_readme import answer, free_port
+
+pytestmark = pytest.mark.slow
+MLFLOW = Path(sys.executable).with_name("mlflow")
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    """Of a server on the loopback, which runs the code that came with the model."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["PATH"] = f"{MLFLOW.parent}{os.pathsep}{environment['PATH']}"  # as in an environment that is active
+    command = [str(MLFLOW), "models", "serve", "--model-uri", str(model), "--port", str(port), "--env-manager", "local"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        answer(f"http://127.0.0.1:{port}/ping", seconds=120)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def ask(url, *rows):
+    """Status and answer of a request with these rows."""
+    return post(url, json.dumps({"dataframe_records": rows}).encode())
+
+
+def post(url, body):
+    request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def row(path, machine, **others):
+    return {"machine": machine, "audio": base64.b64encode(path.read_bytes()).decode(), **others}
+
+
+def test_scores_are_those_of_the_run(run, url):
+    for machine in ("rotor", "pump"):
+        fused = run.fused(machine)
+        status, found = ask(url, *(row(path, machine) for path in run.clips(machine)))
+        assert status == 200, found
+        rows = found["predictions"]
+        assert [r["score"] for r in rows] == pytest.approx(fused["score"].to_pylist(), abs=1e-5)
+        assert [r["calibrated"] for r in rows] == pytest.approx(fused["calibrated"].to_pylist(), abs=1e-5)
+        for r in rows:
+            assert r["anomaly"] is (r["score"] > r["threshold"])
+            parts = json.loads(r["contributions"])
+            assert len(parts) == 6
+            assert sum(parts.values()) == pytest.approx(r["score"])
+
+
+def test_a_section_may_be_given(run, url):
+    clip = run.clips("rotor")[0]
+    without, given = ask(url, row(clip, "rotor")), ask(url, row(clip, "rotor", section=0))
+    assert given == without
+    status, found = ask(url, row(clip, "rotor", section=5))
+    assert status == 400
+    assert "row 0: the model does not know machine rotor section 5" in found["message"]
+
+
+def test_bad_requests_are_answered_and_the_server_lives_on(run, url, tmp_path):
+    clip = run.clips("rotor")[0]
+    good = row(clip, "rotor")
+    text = {"machine": "rotor", "audio": base64.b64encode(b"not audio").decode()}
+    short = {"machine": "rotor", "audio": base64.b64encode(clip.read_bytes()[:500]).decode()}
+    path = {"machine": "rotor", "audio": str(clip)}
+    for rows, message in [
+        ([good, text], "row 1: audio: not a readable recording"),
+        ([good, short], "row 1: audio: truncated: 500 of"),
+        ([row(clip, "press")], "row 0: the model does not know machine press section 0; it knows pump"),
+        ([{"machine": "rotor"}], "audio"),
+        ([path], ""),
+        ([{"machine": "rotor", "audio": "***"}], ""),
+    ]:
+        status, found = ask(url, *rows)
+        assert status == 400, (message, found)
+        assert message in found["message"]
+        assert "Traceback" not in json.dumps(found), found
+    assert post(url, b"{")[0] == 400
+    assert ask(url, good)[0] == 200
+
+
+def test_a_request_takes_less_than_a_start(run, url):
+    """References are fitted once, not with every request."""
+    clip = row(run.clips("rotor")[0], "rotor")
+    ask(url, clip)
+    started = time.monotonic()
+    for _ in range(5):
+        assert ask(url, clip)[0] == 200
+    assert time.monotonic() - started < 5
