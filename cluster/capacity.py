@@ -39,9 +39,9 @@ def memory_share(resources: Mapping[str, float]) -> float:
     return min((memory // count for memory, count in shared if count), default=0.0)
 
 
-def largest_memory() -> float:
-    """Bytes that the node with the most memory gives to Ray."""
-    return max(node.get("memory", 0.0) for node in nodes())
+def largest_memory(resources: Mapping[str, float]) -> float:
+    """The most bytes of a node that has these other resources."""
+    return max((node.get("memory", 0.0) for node in nodes() if _slots(node, resources)), default=0.0)
 
 
 def nodes() -> list[dict[str, float]]:

@@ -1,13 +1,15 @@
 """What Ray sets aside for a branch: CPUs and GPUs as asked for, and memory as asked for or as measured.
 
 A branch whose configuration has not been measured sets aside its share of a node, so that a node is full when its
-memory is; later ones what the first of their configuration needed. A branch that was killed sets aside twice as much
-at its next try, and so has fewer beside it.
+memory is; later ones what the first of their configuration needed. Branches that were killed are tried again with
+more, and so have fewer beside them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import Any
 from ray import tune
 
 from cluster.capacity import GIB
-from orchestrator.own_process import ProcessDied
+
+log = logging.getLogger(__name__)
 
 MARGIN = 1.1  # over what was measured
-NAMES_OF_KILLS = (ProcessDied.__name__, "OutOfMemoryError")
+STEP = GIB // 2  # Tune keeps a worker only for a branch that asks for exactly as much as the one before
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Demand:
     share, largest: bytes that fall to a branch, and that the largest node has; 0 where Ray counts no memory
     measured: file with the peak of each configuration, GiB, which outlives the run
     configs: config_id by branch_id
+    scale: of the memory
     """
 
     fixed: Mapping[str, float]
@@ -37,25 +41,20 @@ class Demand:
     largest: float
     measured: Path
     configs: Mapping[str, str]
+    scale: int = 1
 
     def __call__(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         """What the branch of a trial sets aside."""
-        return self._with_memory(self.fixed.get("memory") or self._memory(config["branch_id"]))
+        memory = self.fixed.get("memory") or self._measured(config["branch_id"])
+        return tune.PlacementGroupFactory([{**self.fixed, "memory": int(min(self.scale * memory, self.largest))}])
 
-    def _memory(self, branch_id: str) -> float:
+    def _measured(self, branch_id: str) -> float:
         peak = read_peaks(self.measured).get(self.configs[branch_id])
-        return self.share if peak is None else min(peak * GIB * MARGIN, self.largest)
-
-    def doubled(self, before: tune.PlacementGroupFactory) -> tune.PlacementGroupFactory:
-        """Twice the memory, or all of the largest node's."""
-        return self._with_memory(min(2 * before.required_resources.get("memory", 0.0), self.largest))
-
-    def _with_memory(self, memory: float) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([{**self.fixed, "memory": int(memory)}])
+        return self.share if peak is None else STEP * math.ceil(peak * GIB * MARGIN / STEP)
 
 
 class Measure(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
-    """Notes what finished branches needed, and gives more to those that were killed."""
+    """Notes what finished branches needed."""
 
     def __init__(self, demand: Demand) -> None:
         self._demand = demand
@@ -64,12 +63,10 @@ class Measure(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
         peak = trial.last_result.get("memory_gib")
         if peak is not None:
             config = self._demand.configs[trial.config["branch_id"]]
-            note_peak(self._demand.measured, config, peak)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last = str(trial.get_error()).rpartition("Failure # ")[2]
-        if any(name in last for name in NAMES_OF_KILLS):
-            trial.update_resources(self._demand.doubled(trial.placement_group_factory))
+            try:
+                note_peak(self._demand.measured, config, peak)
+            except OSError as error:  # a full disk must not end the branches that are under way
+                log.warning("%s: %s", self._demand.measured, error.strerror)
 
 
 def read_peaks(path: Path) -> dict[str, float]:

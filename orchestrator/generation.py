@@ -17,12 +17,15 @@ from filelock import FileLock
 
 from branches.spec import BranchSpec, Channel, GeneratorSpec
 from orchestrator.plan import Branch, digest
+from orchestrator.storage import Storage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from branches.audio import AudioCache
     from orchestrator.worker import Job
+
+_LAST = "check.json"  # of a set in a storage
 
 # Called with what is being trained, the steps done, all its steps, and the mean loss since the last call.
 StageReport = Callable[[str, int, int, float], None]
@@ -61,13 +64,22 @@ def in_order(branches: Sequence[Branch]) -> list[Branch]:
     return [branches[i] for i in order]
 
 
+def pull_sets(branches: Sequence[Branch], job: Job, storage: Storage) -> None:
+    """Fetch the sets that branches want and other nodes have made."""
+    for folder in _folders(branches, job):
+        storage.pull_folder(folder.parent.name, folder.name, _LAST)
+
+
+def _folders(branches: Sequence[Branch], job: Job) -> list[Path]:
+    return list(dict.fromkeys(wanted.folder(job) for b in branches if (wanted := Wanted.by(b.spec)) is not None))
+
+
 def on_sets(branches: Sequence[Branch], job: Job) -> list[str]:
     """What to say of the sets that branches want and that are there."""
     import pyarrow.parquet as pq
 
-    folders = dict.fromkeys(wanted.folder(job) for b in branches if (wanted := Wanted.by(b.spec)) is not None)
     lines = []
-    for folder in [folder for folder in folders if folder.exists()]:
+    for folder in [folder for folder in _folders(branches, job) if folder.exists()]:
         verdicts = pq.read_table(folder / "rows.parquet", columns=["verdict"])["verdict"].to_pylist()
         passed = verdicts.count("accepted")
         lines.append(f"generated clips: {passed} of {len(verdicts)} samples passed the check [{folder / 'check.json'}]")
@@ -94,8 +106,13 @@ def generated_clips(
     folder = wanted.folder(job)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
+        storage = Storage(job.storage, job.out) if job.storage else None
+        if storage is not None:
+            storage.pull_folder(folder.parent.name, folder.name, _LAST)
         if not folder.exists():
             _make(wanted, job, index, audio, report)
+            if storage is not None:
+                storage.push_folder(folder.parent.name, folder.name, _LAST)
     generated = read_set(folder)
     accepted = generated.accepted()
     return generated.rows.take(accepted), generated.features[accepted]

@@ -17,14 +17,18 @@ from cluster.capacity import largest_memory, memory_share, slots
 from orchestrator.demand import Demand, Measure
 from orchestrator.generation import StageReport, in_order
 from orchestrator.overview import petaflop
+from orchestrator.own_process import ProcessKilled
 from orchestrator.plan import Branch
 from orchestrator.progress import shown
 from orchestrator.trial import packed, trial
 from orchestrator.worker import Job, train_and_score
 
+log = logging.getLogger(__name__)
+
 # Workers and nodes that are lost count as failures, and a branch of many hours may lose several.
 RETRIES = 3
-# Branches that wait in Ray's own queue: they have asked for their memory, but an autoscaler sees them.
+SCALES = (1, 2, 4)  # of the memory that branches set aside, where so many tries have ended with a kill
+# Branches that wait in Ray's own queue: they have asked for their memory already, but an autoscaler sees them.
 QUEUED = 8
 
 # What a trial does, in a process of its own; see `train_and_score`.
@@ -39,18 +43,40 @@ class Outcome:
     given_up: dict[str, str]
 
 
-def launch(
-    branches: Sequence[Branch],
-    job: Job,
-    index: pa.Table,
-    work: Work = train_and_score,
-) -> Outcome:
-    """Train and score the branches on the connected Ray cluster."""
+def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = train_and_score) -> Outcome:
+    """Train and score the branches on the connected Ray cluster; those that are killed again with more memory."""
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
+    outcome = Outcome({}, {})
+    for scale in SCALES:
+        found = _launch(ordered, job, index, work, scale)
+        outcome = Outcome({**outcome.failures, **found.failures}, {**outcome.given_up, **found.given_up})
+        ordered = [branch for branch in ordered if _was_killed(outcome.failures.get(branch.branch_id, ""))]
+        if not ordered or scale == SCALES[-1]:
+            return outcome
+        log.info("%d branches were killed, most likely for want of memory; again with more", len(ordered))
+        for branch in ordered:
+            del outcome.failures[branch.branch_id]
+    return outcome
+
+
+def _was_killed(failure: str) -> bool:
+    """Whether a process was killed from outside, by the kernel or by Ray, and not the node lost with it."""
+    return ProcessKilled.__name__ in failure or "ray.exceptions.OutOfMemoryError" in failure
+
+
+def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int) -> Outcome:
+    """One experiment of Tune, with so many times the memory."""
     by_id = {branch.branch_id: packed(branch) for branch in ordered}
     trainable = tune.with_parameters(trial, branches=by_id, shared=packed((work, job, index)))
-    demand = _demand(ordered, job)
+    demand = Demand(
+        job.resources,
+        memory_share(job.resources),
+        largest_memory({name: value for name, value in job.resources.items() if name != "memory"}),
+        job.out / "memory.json",
+        {branch.branch_id: branch.config_id for branch in ordered},
+        scale,
+    )
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(job.resources)))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
     with (
@@ -79,12 +105,6 @@ def launch(
         results = tuner.fit()
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
     return Outcome({**failures, **_last(results, "failure")}, _last(results, "given_up"))
-
-
-def _demand(branches: Sequence[Branch], job: Job) -> Demand:
-    configs = {branch.branch_id: branch.config_id for branch in branches}
-    measured = job.out / "memory.json"
-    return Demand(job.resources, memory_share(job.resources), largest_memory(), measured, configs)
 
 
 def _last(results: tune.ResultGrid, key: str) -> dict[str, str]:

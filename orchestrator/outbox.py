@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.ledger import Record, Status, only_driver, read_record, records, write_record
-from orchestrator.showing import shown
+from orchestrator.showing import Shown, shown
 from orchestrator.tracking import Tracker, mark, open_tracker, reaching
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -61,7 +61,7 @@ class Outbox:
                 self._tracker.check()
                 self._tracker.send(self._out, own)
                 self._tracker.close_strays(own.status)
-                self._tracker.send_views([shown(f, r) for f, r in records(self._out) if r.identity["role"] == "branch"])
+                self._tracker.send_views(self._branches())
             except Exception as error:
                 self._complain(error)
                 waiting += 1
@@ -78,7 +78,7 @@ class Outbox:
                 self._sent = self._tracker.sent()
                 if self._parent is None:
                     self._parent = self._tracker.open_parent(self._out.resolve().name)
-                    self._tracker.send_views([])
+                    self._tracker.send_views(self._branches())
         except InputError as error:
             self._complain(error)
             return len(unsent)
@@ -104,6 +104,9 @@ class Outbox:
             if name not in self._systems:
                 self._systems[name] = self._tracker.open_system(name, self._parent)
         return [self._systems[name] for name in names]
+
+    def _branches(self) -> list[Shown]:
+        return [shown(folder, record) for folder, record in records(self._out) if record.identity["role"] == "branch"]
 
     def _watch(self) -> None:
         while True:

@@ -12,20 +12,30 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # keeps a traceback's text
+from pathlib import Path
 from typing import Any
 
 GIB = 1 << 30
+WATCH_SECONDS = 0.2
 # Ray too, since a child runs its parent's main module anew.
 _IMPORTED_ONCE = ["orchestrator.worker", "branches.frozen", "branches.train", "branches.generator", "ray"]
 _context = multiprocessing.get_context("forkserver")
 
 
 class ProcessDied(RuntimeError):
-    """A branch's process ended without a word: it was killed, or took itself down."""
+    """A branch's process ended without a word."""
+
+
+class ProcessKilled(ProcessDied):
+    """It was killed from outside, as the kernel does for want of memory."""
+
+
+class WorkFailed(RuntimeError):
+    """What was raised in a branch's process, as text: the error itself may need imports, or not survive the way."""
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[..., Any]) -> tuple[Any, float]:
@@ -39,14 +49,14 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
     Returns
     -------
     result: what `work` returned
-    peak: the most memory that the process had, GiB
+    peak: see `peak_memory`
 
     Raises
     ------
     ProcessDied
         If the process ended before `work` did.
-    Exception
-        What `work` raised.
+    WorkFailed
+        If `work` raised something; its last line says what.
     """
     _context.set_forkserver_preload(_IMPORTED_ONCE)
     receiver, sender = _context.Pipe(duplex=False)
@@ -59,32 +69,33 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
             if kind == "report":
                 report(*values)
             elif kind == "raised":
-                raise values[0]
+                raise WorkFailed(*values)
             else:
                 return values[0], values[1]
     except EOFError:
         process.join()
-        raise ProcessDied(_last_words(process.exitcode)) from None
+        raise _death(process.exitcode) from None
     finally:
         receiver.close()
         process.kill()
         process.join()
 
 
-def _last_words(exit_code: int | None) -> str:
+def _death(exit_code: int | None) -> ProcessDied:
     if exit_code == -signal.SIGKILL:
-        return "its process was killed, most likely for want of memory (see --memory-per-branch)"
+        return ProcessKilled("its process was killed, most likely for want of memory (see --memory-per-branch)")
     if exit_code is not None and exit_code < 0:
-        return f"its process died of {signal.Signals(-exit_code).name}"
-    return f"its process ended with exit code {exit_code}"
+        return ProcessDied(f"its process died of {signal.Signals(-exit_code).name}")
+    return ProcessDied(f"its process ended with exit code {exit_code}")
 
 
 def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_watch_memory, daemon=True).start()
     try:
         result = work(*arguments, lambda *values: sender.send(("report", *values)))
     except Exception as error:
-        _send_error(sender, error)
+        sender.send(("raised", "".join(traceback.format_exception(error)).strip()))
     else:
         sender.send(("done", result, peak_memory()))
 
@@ -97,14 +108,29 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _send_error(sender: Connection, error: Exception) -> None:
-    try:
-        sender.send(("raised", ExceptionWithTraceback(error, error.__traceback__)))
-    except Exception:  # some errors hold what cannot be pickled
-        sender.send(("raised", RuntimeError("".join(traceback.format_exception(error)))))
+_peaks: list[float] = []
+
+
+def _watch_memory() -> None:
+    while True:
+        _peaks[:] = [max([*_peaks, memory()])]
+        time.sleep(WATCH_SECONDS)
 
 
 def peak_memory() -> float:
-    """The most memory that this process has had so far, GiB; what it shares with others counts in full."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / GIB
+    """The most memory of its own that this process has been seen with, GiB.
+
+    Mapped files, such as the decoded clips, are in it only where the system does not tell them apart: they are shared
+    by all branches of a node, and leave memory when others need it.
+    """
+    return max([*_peaks, memory()])
+
+
+def memory() -> float:
+    """Memory of its own that this process has now, GiB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
+    kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(kib) * 1024 / GIB

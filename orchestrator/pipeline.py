@@ -24,7 +24,7 @@ from branches.dataset import fingerprint, read_index
 from cluster.session import check_address
 from fusion.hierarchy import tables_of
 from orchestrator.fusing import FUSED, fused_system
-from orchestrator.ledger import GIVEN_UP, SYSTEMS, Status, add_systems, only_driver, read_finished
+from orchestrator.ledger import GIVEN_UP, SYSTEMS, Status, only_driver, read_finished
 from orchestrator.outbox import Outbox
 from orchestrator.place import Cluster, Place
 from orchestrator.plan import Plan, make_plan, table_names, without
@@ -102,8 +102,6 @@ def _bring(
     systems: Sequence[SystemSpec], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster
 ) -> dict[str, dict[str, Any]]:
     """Train what is missing, fuse and write the deliverables."""
-    for branch in plan.branches:
-        add_systems(place.out, branch.branch_id, branch.systems)
     failure = train_missing(plan, index, mark, place, cluster)
     if failure is not None and (not place.fuse_incomplete or isinstance(failure, RunInterrupted)):
         raise failure

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray import tune
@@ -157,7 +158,8 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         self._end(trial, "failed" if failure else "given up" if given_up else "finished", text)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "failed", reason(trial.get_error()))
+        # `trial.get_error()` reads a copy that is not there yet.
+        self._end(trial, "failed", reason(Path(trial.error_file).read_text() if trial.error_file else None))
 
     def _end(self, trial: Any, state: State, text: str) -> None:
         row = self._row(trial)

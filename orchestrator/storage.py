@@ -1,25 +1,35 @@
 """Storage for nodes that share no file system: what one node makes, another fetches, over any URI that fsspec knows.
 
-Each node has an output folder of its own under the same path. The storage has the same layout; a branch's record is
-written there last, so that a branch is there as a whole or not at all.
+Each node has an output folder of its own under the same path. The storage has the same layout. A folder that must be
+whole has one file that is written last and without which it is not there: a branch its record, a set of generated
+clips its check.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import fsspec  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from orchestrator.ledger import BRANCHES, RECORD, UNFINISHED, Record, is_intact, new_folder, read_record
 from scoring.errors import InputError
 
-# Of one node, or too large and made by whoever needs it.
-_LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock")
+log = logging.getLogger(__name__)
+
+_LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock", BRANCHES)  # of one node, or stored as they are made
+_CONSTANT = ("data", "mlartifacts")  # whose files do not change
+
+
+class StorageAway(RuntimeError):
+    """The storage cannot be reached, or refuses; another try may succeed."""
 
 
 class Storage:
@@ -40,65 +50,83 @@ class Storage:
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/.writable", b"")
         except Exception as error:  # each protocol has its own exceptions
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"--storage {uri} cannot be written to: {reason}") from error
+            raise InputError(f"--storage {uri} cannot be written to: {_reason(error)}") from error
 
-    def pull(self, *names: str) -> None:
-        """Fetch what is stored under these names, files or folders of `out`, and not of the same size here."""
-        for name in names:
-            for stored, size in self._stored(name).items():
-                path = self._out / stored
-                if not path.exists() or path.stat().st_size != size:
-                    self._get(stored, path)
+    @property
+    def uri(self) -> str:
+        """The URI as it means the same in every working directory."""
+        return str(self._fs.unstrip_protocol(self._root))
 
-    def push(self, *names: str) -> None:
-        """Store files and folders of `out`, where what is stored is of another size."""
-        for name in names:
-            stored = self._stored(name)
-            for path in _files(self._out / name):
-                relative = path.relative_to(self._out).as_posix()
-                if stored.get(relative) != path.stat().st_size:
-                    self._put(path, relative)
+    def pull(self, name: str) -> None:
+        """Fetch what is stored in a folder of `out` and not of the same size here."""
+        for stored, size in self._stored(name).items():
+            path = self._out / stored
+            if not path.exists() or path.stat().st_size != size:
+                self._get(stored, path)
+
+    def push(self, name: str) -> None:
+        """Store the files in a folder of `out`, where what is stored is of another size."""
+        stored = self._stored(name)
+        for path in _files(self._out / name):
+            relative = path.relative_to(self._out).as_posix()
+            if stored.get(relative) != path.stat().st_size:
+                self._put(path, relative)
 
     def pull_run(self) -> None:
         """Fetch what an earlier driver has left, unless this node has it: all but branches, and what is each node's."""
         if not (self._out / ".id").exists():
-            names = {stored.partition("/")[0] for stored in self._stored("")}
-            self.pull(*sorted(names - {*_LOCAL, BRANCHES, ".writable"}))
+            stored = {name for name in self._stored("") if name.partition("/")[0] not in (*_LOCAL, ".writable")}
+            for name in sorted(stored, key=lambda name: name == ".id"):  # last: it says that all is here
+                self._get(name, self._out / name)
 
     def push_run(self) -> None:
         """Store all but branches, which those who finished them have stored, and what is each node's."""
         for path in sorted(self._out.iterdir()):
-            if path.name not in (*_LOCAL, BRANCHES):
+            if path.name in _CONSTANT:
+                self.push(path.name)
+            elif path.name not in _LOCAL:
                 for file in _files(path):
                     self._put(file, file.relative_to(self._out).as_posix())
-
-    def pull_branch(self, branch_id: str) -> None:
-        """Fetch a finished branch, unless it is here and intact."""
-        place, local = f"{BRANCHES}/{branch_id}", self._out / BRANCHES / branch_id
-        stored = self._stored(place)
-        if f"{place}/{RECORD}" not in stored:
-            return
-        record = Record.model_validate_json(self._fs.cat_file(f"{self._root}/{place}/{RECORD}"))
-        if read_record(local) == record and all(is_intact(local, record, file) for file in record.files):
-            return
-        with new_folder(self._out, BRANCHES, branch_id) as folder:
-            for name in [*record.files, RECORD]:
-                self._get(f"{place}/{name}", folder / name)
-
-    def push_branch(self, branch_id: str) -> None:
-        """Store a finished branch."""
-        local = self._out / BRANCHES / branch_id
-        for path in sorted(_files(local), key=lambda path: path.name == RECORD):
-            self._put(path, path.relative_to(self._out).as_posix())
 
     def branches(self) -> set[str]:
         """Ids of the branches that are stored."""
         return {Path(name).parent.name for name in self._stored(BRANCHES) if name.endswith(f"/{RECORD}")}
 
+    def pull_branch(self, branch_id: str) -> None:
+        """Fetch a finished branch, unless it is here and intact."""
+        place, local = f"{BRANCHES}/{branch_id}", self._out / BRANCHES / branch_id
+        if f"{place}/{RECORD}" not in self._stored(place):
+            return
+        with _reaching():
+            stored = Record.model_validate_json(self._fs.cat_file(f"{self._root}/{place}/{RECORD}"))
+        known = read_record(local)
+        if known is None or known.files != stored.files or not all(is_intact(local, known, f) for f in known.files):
+            self._pull_folder(BRANCHES, branch_id, [*stored.files, RECORD])
+
+    def push_branch(self, branch_id: str) -> None:
+        """Store a finished branch."""
+        self.push_folder(BRANCHES, branch_id, RECORD)
+
+    def pull_folder(self, kind: str, name: str, last: str) -> None:
+        """Fetch the folder `kind/name`, unless it is here or not stored as a whole."""
+        place = f"{kind}/{name}"
+        stored = self._stored(place)
+        if f"{place}/{last}" in stored and not (self._out / place).exists():
+            self._pull_folder(kind, name, [file.removeprefix(f"{place}/") for file in stored])
+
+    def push_folder(self, kind: str, name: str, last: str) -> None:
+        """Store the folder `kind/name`, the file called `last` as the last one."""
+        for path in sorted(_files(self._out / kind / name), key=lambda path: path.name == last):
+            self._put(path, path.relative_to(self._out).as_posix())
+
+    def _pull_folder(self, kind: str, name: str, files: list[str]) -> None:
+        with new_folder(self._out, kind, name) as folder:
+            for file in files:
+                self._get(f"{kind}/{name}/{file}", folder / file)
+
     @contextmanager
     def following(self, file: Path, seconds: float) -> Iterator[None]:
-        """Fetch a file before the block, store its changes during it, and remove it after it."""
+        """Fetch a file before the block, store its changes during it, and remove it when the block ends well."""
         name = file.relative_to(self._out).as_posix()
         if name in self._stored(name):
             self._get(name, file)
@@ -109,10 +137,11 @@ class Storage:
             seen = known
             while not ended.wait(seconds):
                 # What cannot be stored now is stored next time; the training must not end for that.
-                with suppress(OSError):
+                with suppress(OSError, StorageAway):
                     if file.exists() and file.stat().st_mtime_ns != seen:
-                        seen = file.stat().st_mtime_ns
+                        now = file.stat().st_mtime_ns
                         self._put(file, name)
+                        seen = now
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -121,31 +150,57 @@ class Storage:
         finally:
             ended.set()
             thread.join()
-        if name in self._stored(name):
-            self._fs.rm_file(f"{self._root}/{name}")
+        try:
+            if name in self._stored(name):
+                self._fs.rm_file(f"{self._root}/{name}")
+        except Exception as error:  # a checkpoint too many costs room, and nothing else
+            log.warning("%s stays in the storage (%s)", name, _reason(error))
 
     def _stored(self, name: str) -> dict[str, int]:
         """Sizes of the files that are stored under a name of `out`, by their own names."""
-        self._fs.invalidate_cache()
         place = f"{self._root}/{name}".rstrip("/")
-        found = self._fs.find(place, detail=True)
+        with _reaching():
+            self._fs.invalidate_cache()
+            found = self._fs.find(place, detail=True)
         return {path[len(self._root) :].lstrip("/"): entry["size"] for path, entry in found.items()}
 
     def _get(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            self._fs.get_file(f"{self._root}/{name}", str(temporary))
+            with _reaching():
+                self._fs.get_file(f"{self._root}/{name}", str(temporary))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _put(self, path: Path, name: str) -> None:
-        self._fs.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(str(path), f"{self._root}/{name}")
+        target = f"{self._root}/{name}"
+        with _reaching():
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if not isinstance(self._fs, LocalFileSystem):  # an object appears as a whole
+                self._fs.put_file(str(path), target)
+                return
+            temporary = f"{target}.{uuid.uuid4().hex[:8]}.part"
+            self._fs.put_file(str(path), temporary)
+            os.replace(temporary, target)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Whatever a storage's client raises, as one kind of error."""
+    try:
+        yield
+    except Exception as error:
+        raise StorageAway(f"--storage: {_reason(error)}; run again to go on") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or the files in a folder; lock files and half-written ones are each node's own."""
+    """A file, or the files in a folder; lock files and what is half-written are each node's own."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.is_file() and file.suffix not in (".lock", ".tmp", ".part")]
+    own = (".lock", ".tmp", ".part")
+    return [f for f in found if f.is_file() and not any(p.endswith(own) for p in f.relative_to(path.parent).parts)]

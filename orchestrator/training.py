@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from branches.dataset import noise_index
 from cluster.capacity import gpus_of_a_branch, require
-from orchestrator.generation import on_sets
-from orchestrator.ledger import BRANCHES, FAILURES, GIVEN_UP, is_finished, read_record, record_reason, tidy
+from orchestrator.generation import on_sets, pull_sets
+from orchestrator.ledger import BRANCHES, FAILURES, GIVEN_UP, add_systems, is_finished, read_record, record_reason, tidy
 from orchestrator.place import Cluster, Place
 from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id
 from orchestrator.preflight import check_models, check_noise, notes_on
@@ -47,6 +47,8 @@ def train_missing(plan: Plan, index: pa.Table, mark: str, place: Place, cluster:
     """
     if place.storage:
         _exchange(Storage(place.storage, place.out), plan.branches, place.out)
+    for branch in plan.branches:
+        add_systems(place.out, branch.branch_id, branch.systems)
     missing = unfinished(plan.branches, place.out)
     log.info("%d branches, %d of them finished", len(plan.branches), len(plan.branches) - len(missing))
     if place.stop_hopeless:
@@ -77,14 +79,17 @@ def _train(
     missing: Sequence[Branch], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster
 ) -> Outcome:
     check_models(missing)
-    check_noise(noise_index(place.data), missing)
+    noise = noise_index(place.data)
+    check_noise(noise, missing)
     out = place.out.resolve()
+    storage = Storage(place.storage, out) if place.storage else None
     job = Job(
         data=place.data.resolve(),
         out=out,
         cache=out / "cache" / mark[:16],
         checkpoints=out / "checkpoints" / code_version(*SCORE_CODE),
         fingerprint=mark,
+        noise=noise,
         threads=place.cpus_per_branch,
         gpus=0.0,  # until the cluster has been asked
         memory=place.memory_per_branch,
@@ -92,11 +97,10 @@ def _train(
         code=code_version(*SCORE_CODE),
         specs=tuple(branch.spec for branch in plan.branches),
         stop_hopeless=place.stop_hopeless,
-        storage=place.storage,
+        storage=storage.uri if storage else None,
     )
     _tidy_checkpoints(job.checkpoints)
     _prepare(job, index, missing)
-    storage = Storage(place.storage, out) if place.storage else None
     if storage is not None:
         storage.push(job.cache.relative_to(out).as_posix())
     cluster.connect()
@@ -106,9 +110,9 @@ def _train(
 
     outcome = launch(missing, job, index)
     if storage is not None:
-        storage.pull(job.generated.name)
         for branch in missing:
             storage.pull_branch(branch.branch_id)
+        pull_sets(missing, job, storage)
     for line in on_sets(missing, job):
         log.info(line)
     _tidy_checkpoints(job.checkpoints)
@@ -124,7 +128,7 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     if any(branch.spec.channel == "cancel" for branch in branches):
         with_cancellation(audio, job.derived)
     if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
-        open_cache(job.data, noise_index(job.data), job.decoded_noise)
+        open_cache(job.data, job.noise, job.decoded_noise)
     for old in {path for path in job.cache.iterdir() if path.is_dir()} - {job.decoded, job.decoded_noise, job.derived}:
         shutil.rmtree(old)
     for note in notes_on(index, audio, branches):

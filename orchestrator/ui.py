@@ -75,5 +75,5 @@ def _answers(server: str, process: subprocess.Popen[bytes]) -> bool:
 def _experiments(database: Path) -> list[str]:
     """Ids of the experiments with runs, the newest first; read here, since MLflow's client takes seconds to load."""
     query = "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' GROUP BY 1 ORDER BY max(start_time) DESC"
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
+    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as store:
         return [str(row[0]) for row in store.execute(query)]

@@ -17,7 +17,6 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.dataset import noise_index
 from branches.spec import BranchSpec
 from orchestrator.generation import StageReport, generated_clips
 from orchestrator.ledger import (
@@ -53,6 +52,7 @@ class Job:
     """What all branches of a run share; paths are absolute, since Tune changes the working directory.
 
     out: the run's folder, with the ledger
+    noise: rows of the supplemental noise clips
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
     gpus: of a branch, may be a fraction; 0 computes on the CPU
     memory: of a branch, GiB; None lets it be measured
@@ -67,6 +67,7 @@ class Job:
     cache: Path
     checkpoints: Path
     fingerprint: str
+    noise: pa.Table
     threads: int
     gpus: float
     memory: float | None
@@ -133,12 +134,11 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
     job.checkpoints.mkdir(parents=True, exist_ok=True)  # the driver has made that of its own node
     storage = Storage(job.storage, job.out)
     with FileLock(job.out / "pull.lock"):  # for the branches of this node
-        storage.pull(job.cache.relative_to(job.out).as_posix(), job.generated.name)
+        storage.pull(job.cache.relative_to(job.out).as_posix())
     storage.pull_branch(branch.branch_id)
     with storage.following(_checkpoint(branch, job), job.checkpoint_seconds):
         omega = _train_and_score(branch, job, index, report)
-    storage.push(job.generated.name)
-    storage.push_branch(branch.branch_id)
+        storage.push_branch(branch.branch_id)
     return omega
 
 
@@ -286,8 +286,7 @@ def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | N
 
     if spec.augmentation.noise is None or spec.augmentation.noise.source != "supplemental":
         return None
-    noise = noise_index(job.data)
-    return open_cache(job.data, noise, job.decoded_noise), noise
+    return open_cache(job.data, job.noise, job.decoded_noise), job.noise
 
 
 def _write(

@@ -75,6 +75,7 @@ def _run(
     from orchestrator.place import Place
     from orchestrator.result import summary
     from orchestrator.spec import load_systems
+    from orchestrator.storage import StorageAway
     from orchestrator.training import BranchesFailed, RunInterrupted
 
     specs = load_systems(systems, backbone)
@@ -83,6 +84,8 @@ def _run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = run(specs, Place(data, out, **options))
+    except StorageAway as error:
+        raise InputError(str(error)) from error
     except BranchesFailed as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(130 if isinstance(error, RunInterrupted) else 1)

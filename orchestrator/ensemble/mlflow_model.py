@@ -35,7 +35,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
         MlflowException
             Naming the row whose audio cannot be used or whose machine is not known; a server answers it with 400.
         """
-        sections = model_input["section"] if "section" in model_input else [0] * len(model_input)
+        sections = model_input["section"].fillna(0) if "section" in model_input else [0] * len(model_input)
         rows = zip(model_input["machine"], model_input["audio"], sections, strict=True)
         return pd.DataFrame([self._row(i, *row) for i, row in enumerate(rows)])
 

@@ -43,7 +43,7 @@ def sleeping(count: int) -> list[Branch]:
 def launched(folder: Path, count: int, work: Sleeper, gpus: float = 0.0) -> tuple[float, list[tuple[float, float]]]:
     """Seconds that `launch` takes in all, and the span of each branch's work."""
     folder.mkdir()
-    job = Job(folder, folder, folder, folder, "", 1, gpus, None, 60.0, "", ())
+    job = Job(folder, folder, folder, folder, "", make_table().select([]), 1, gpus, None, 60.0, "", ())
     began = time.time()
     outcome = launch(sleeping(count), job, make_table().select([]), work)
     total = time.time() - began

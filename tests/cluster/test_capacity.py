@@ -34,7 +34,8 @@ def test_slots_are_counted_node_by_node():
 
 
 def test_memory_is_shared_by_what_fits_on_a_node():
-    assert largest_memory() == 64 * GIB
+    assert largest_memory({"CPU": 1.0}) == 64 * GIB
+    assert largest_memory({"CPU": 1.0, "GPU": 1.0}) == 8 * GIB
     assert memory_share({"CPU": 1.0}) == 2 * GIB
     assert memory_share({"CPU": 4.0}) == 8 * GIB
     assert memory_share({"CPU": 1.0, "GPU": 1.0}) == 4 * GIB  # the node without GPUs has no say

@@ -44,6 +44,7 @@ def finish(process):
     return process.returncode, errors
 
 
+@pytest.mark.faults
 def test_a_killed_worker_a_branch_out_of_memory_and_a_second_driver(undisturbed, trial):
     run = trial.start()
     wait_for(lambda: trial.training(branches=2))

@@ -39,13 +39,20 @@ def ray_node(folder, hidden, *options):
         Path(f"{folder}.log").unlink()
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_run_on_nodes_that_share_no_file_system(undisturbed, trial, tmp_path):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a node cannot be given a file system of its own here")
     trial.out.mkdir()
     port, short = free_port(), Path(f"/tmp/tutti-{os.getpid()}")
-    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+    head = [
+        "--head",
+        f"--port={port}",
+        "--include-dashboard=false",
+        f"--dashboard-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+    ]
     worker = [f"--address=127.0.0.1:{port}"]
     with ray_node(f"{short}a", [], *head), ray_node(f"{short}b", [trial.out, trial.data], *worker):
         place = (tmp_path / "storage").as_uri()

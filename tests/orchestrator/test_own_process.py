@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from orchestrator.own_process import ProcessDied, in_own_process
+from orchestrator.own_process import WATCH_SECONDS, ProcessDied, ProcessKilled, WorkFailed, in_own_process
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
 
@@ -24,9 +25,9 @@ def failing(report):
     raise InputError("the thing is wrong; mend it")
 
 
-def unpicklable(report):
+def odd(report):
     error = ValueError("odd")
-    error.held = lambda: None
+    error.held = lambda: None  # cannot be pickled
     raise error
 
 
@@ -35,7 +36,13 @@ def dying(how, report):
 
 
 def hungry(gib, report):
-    return len(b"x" * int(gib * (1 << 30)))
+    held = b"x" * int(gib * (1 << 30))
+    time.sleep(2 * WATCH_SECONDS)
+    return len(held)
+
+
+def mapping(path, report):
+    return int(np.load(path, mmap_mode="r").sum())
 
 
 def test_each_call_has_a_process_and_its_reports_come_in_order():
@@ -55,12 +62,21 @@ def test_memory_is_that_of_one_process():
     assert 0.95 < large - small < 1.2
 
 
-def test_errors_come_back_as_they_were_with_their_traceback():
-    with pytest.raises(InputError, match="mend it") as raised:
-        in_own_process(failing, report=print)
-    assert "in failing" in str(raised.value.__cause__)
-    with pytest.raises(Exception, match="odd"):
-        in_own_process(unpicklable, report=print)
+def test_mapped_files_are_not_counted(tmp_path):
+    np.save(tmp_path / "clips.npy", np.ones(1 << 27, np.int8))
+    total, peak = in_own_process(mapping, tmp_path / "clips.npy", report=print)
+    _, without = in_own_process(hungry, 0.0, report=print)
+    assert total == 1 << 27
+    assert peak - without < 0.06
+
+
+@pytest.mark.parametrize(
+    ("work", "last"), [(failing, "InputError: the thing is wrong; mend it"), (odd, "ValueError: odd")]
+)
+def test_errors_come_back_as_text_with_their_traceback(work, last):
+    with pytest.raises(WorkFailed, match=f"in {work.__name__}") as raised:
+        in_own_process(work, report=print)
+    assert str(raised.value).splitlines()[-1].endswith(last)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +84,9 @@ def test_errors_come_back_as_they_were_with_their_traceback():
     [(signal.SIGKILL, "killed, most likely for want of memory"), (signal.SIGSEGV, "died of SIGSEGV")],
 )
 def test_a_death_is_told(how, told):
-    with pytest.raises(ProcessDied, match=told):
+    with pytest.raises(ProcessDied, match=told) as died:
         in_own_process(dying, how, report=print)
+    assert isinstance(died.value, ProcessKilled) == (how == signal.SIGKILL)
 
 
 def waiting(place, report):

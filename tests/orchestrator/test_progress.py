@@ -24,8 +24,8 @@ def branch(name, **settings):
     return Branch(name, "config", f"systems/{name}", ("s",), spec, ())
 
 
-def trial(name, error=None, **last_result):
-    return SimpleNamespace(config={"branch_id": name}, last_result=last_result, get_error=lambda: error)
+def trial(name, error_file=None, **last_result):
+    return SimpleNamespace(config={"branch_id": name}, last_result=last_result, error_file=error_file)
 
 
 def play(watcher):
@@ -97,10 +97,11 @@ def test_the_time_to_go_follows_the_speed():
     assert board.seconds_to_go(8.0) == pytest.approx(8 * (4 - 1.5) / 1.5)
 
 
-def test_a_branch_that_raises_says_why_at_once(capsys):
+def test_a_branch_that_raises_says_why_at_once(capsys, tmp_path):
+    (tmp_path / "error.txt").write_text("Failure # 1\nTraceback\nMemoryError: 3 GB\n\n")
     with shown([branch("a")], clips=10, resources={}) as watcher:
         watcher.on_trial_start(0, [], trial("a"))
-        watcher.on_trial_error(0, [], trial("a", error="Failure # 1\nTraceback\nMemoryError: 3 GB\n\n"))
+        watcher.on_trial_error(0, [], trial("a", str(tmp_path / "error.txt")))
     assert "[1/1] a: MemoryError: 3 GB" in capsys.readouterr().err.replace("systems/", "")
     assert reason(None) == "failed; its process was lost"
 

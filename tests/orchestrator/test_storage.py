@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from orchestrator.ledger import BRANCHES, RECORD, Record, checksums, new_folder, read_record, write_record
+from orchestrator.ledger import BRANCHES, RECORD, Record, add_systems, checksums, new_folder, read_record, write_record
 from orchestrator.storage import Storage
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
@@ -58,6 +58,55 @@ def test_half_a_branch_is_none(nodes, tmp_path):
     two.pull_branch("b1")
     assert two.branches() == set()
     assert not (second / BRANCHES).exists()
+
+
+def test_a_set_is_there_as_a_whole_or_not_at_all(nodes, tmp_path):
+    (first, one), (second, two) = nodes
+    for name in ("features.npy", "check.json"):
+        (first / "generated" / "g1.7.tmp").mkdir(parents=True, exist_ok=True)
+        (first / "generated" / "g1").mkdir(parents=True, exist_ok=True)
+        (first / "generated" / "g1" / name).write_text(name)
+        (first / "generated" / "g1.7.tmp" / name).write_text("half")
+    one.push_folder("generated", "g1", "check.json")
+    one.push_run()
+    assert sorted(path.name for path in (tmp_path / "storage" / "generated").iterdir()) == ["g1"]
+    (tmp_path / "storage" / "generated" / "g1" / "check.json").rename(tmp_path / "check.json")
+    two.pull_folder("generated", "g1", "check.json")
+    assert not (second / "generated").exists()
+    (tmp_path / "check.json").rename(tmp_path / "storage" / "generated" / "g1" / "check.json")
+    two.pull_folder("generated", "g1", "check.json")
+    assert (second / "generated" / "g1" / "features.npy").read_text() == "features.npy"
+
+
+def test_a_branch_that_is_here_keeps_what_is_noted_on_it(nodes):
+    (first, one), (second, two) = nodes
+    finish(first, "b1", "scores")
+    one.push_branch("b1")
+    two.pull_branch("b1")
+    add_systems(second, "b1", ["s2", "s5"])
+    two.pull_branch("b1")
+    assert read_record(second / BRANCHES / "b1").tags["system"] == "s2,s5"
+
+
+def test_a_uri_means_the_same_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = Storage("store", tmp_path).uri
+    monkeypatch.chdir("/")
+    assert Storage(uri, tmp_path).uri == uri == (tmp_path / "store").as_uri()
+
+
+def test_an_interrupted_start_is_taken_up(nodes):
+    (first, one), (second, two) = nodes
+    for name in (".id", "mlflow.db", "report.html"):
+        (first / name).write_text(name)
+    one.push_run()
+    (second / "report.html").mkdir()  # stands in the way of the last but one
+    with suppress(OSError):
+        two.pull_run()
+    assert not (second / ".id").exists()
+    (second / "report.html").rmdir()
+    two.pull_run()
+    assert (second / ".id").exists()
 
 
 class NodeLost(Exception):
