@@ -12,7 +12,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 faults: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist load -m faults
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m faults
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ name: small
 branch:
   embedding_dim: 16
   pooling: band_mean
-  training: {steps: 120, batch_size: 4, crop_seconds: 0.5, learning_rate: 1.0e-3, warmup_steps: 2}
+  training: {steps: 400, batch_size: 4, crop_seconds: 0.5, learning_rate: 1.0e-3, warmup_steps: 2}
 subsystems:
   one:
     softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]}

@@ -90,9 +90,9 @@ def little_memory():
 
 @pytest.mark.faults
 def test_ctrl_c_then_sigterm_then_damaged_checkpoints_then_a_damaged_ledger(undisturbed, trial):
-    for sent in (signal.SIGINT, signal.SIGTERM):
+    for sent, begun in ((signal.SIGINT, lambda run: trial.training()), (signal.SIGTERM, branches_of)):
         run = trial.start()
-        wait_for(lambda run=run: trial.training() and branches_of(run))
+        wait_for(lambda begun=begun, run=run: begun(run))
         os.killpg(run.pid, sent)  # Ray's own processes get it, too
         code, errors = finish(run)
         assert code == 130, errors

@@ -71,6 +71,7 @@ def dashboard(head):
     return f"http://127.0.0.1:{head[0]}"
 
 
+@pytest.mark.xdist_group("head")  # two heads would give their clients the same ports
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_driver_outside_the_cluster(undisturbed, trial, head):
@@ -83,12 +84,13 @@ def submitted(trial, *options):
     return ["submit", trial.system, "--data", trial.data, "--out", trial.out, *options]
 
 
+@pytest.mark.xdist_group("head")
 @pytest.mark.faults
 @pytest.mark.slow
 def test_submit_follow_and_cancel(undisturbed, trial, dashboard, tmp_path):
     long = Trial(trial.data, tmp_path / "long")
     long.system = tmp_path / "long.yaml"
-    long.system.write_text(SYSTEM.replace("steps: 120", "steps: 100000").replace("name: small", "name: long"))
+    long.system.write_text(SYSTEM.replace("steps: 400", "steps: 100000").replace("name: small", "name: long"))
     try:
         started = tutti(*submitted(long, "--address", dashboard, "--no-follow", "--checkpoint-seconds", 0), timeout=400)
         assert started.returncode == 0, started.stderr
