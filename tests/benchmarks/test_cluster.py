@@ -88,7 +88,7 @@ def test_efficiency_on_four_nodes(tmp_path):
 
 
 def test_driver_with_many_branches(tmp_path):
-    """CPU time and memory of the driver, with as many reports as a real branch makes."""
+    """CPU time and memory of the driver for branches that do and report nothing."""
     with session(num_cpus=2):
         launched(tmp_path / "warm", 4, Sleeper(0))
         for count in (50, 200, 800):
