@@ -7,9 +7,13 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from scoring.errors import InputError
 
@@ -50,7 +54,9 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one in its place that ends the process as it stands
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address == "local":
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+        with _sigterm_blocked():
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+        _end_at_once()
     else:
         check_address(address)
         try:
@@ -64,6 +70,36 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes that are started here never see a SIGTERM, which `timeout`, systemd and Slurm send to all of a job's.
+
+    The driver needs Ray's to stop its branches and to close its record; it ends them itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_at_once() -> None:
+    """Have `ray.shutdown` kill all processes below this node; it would ask each to end and wait a second for it."""
+    from ray._private.worker import _global_node
+
+    _global_node.kill_all_processes = partial(_kill, _global_node, _global_node.kill_all_processes)
+
+
+def _kill(node: Any, kill_all_processes: Callable[..., None], **_: Any) -> None:
+    """Workers and agents too: without the raylet some of them would stay for minutes."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    started = psutil.Process(raylet).children(recursive=True) if psutil.pid_exists(raylet) else []
+    kill_all_processes(check_alive=False, allow_graceful=False)
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -> None:

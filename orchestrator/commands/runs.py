@@ -79,7 +79,7 @@ def _run(
     from orchestrator.training import BranchesFailed, RunInterrupted
 
     specs = load_systems(systems, backbone)
-    # Ray blocks SIGINT in its jobs. SIGTERM may have gone to Ray's processes too, so Tune is not asked to stop them.
+    # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

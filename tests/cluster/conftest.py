@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -71,38 +72,33 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
-def workers_of(run: subprocess.Popen[str]) -> list[int]:
-    """Ids of Ray's workers in which a run trains branches."""
-    return [pid for pid in below(run.pid) if b"ImplicitFunc" in command_of(pid)]
+def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray's workers in which a run trains branches."""
+    return [process for process in below(run.pid) if "ImplicitFunc" in command_of(process)]
 
 
-def branches_of(run: subprocess.Popen[str]) -> list[int]:
-    """Ids of the branches' own processes."""
-    servers = {pid for pid in below(run.pid) if b"forkserver" in command_of(pid)}
-    return [pid for pid in servers if parents().get(pid) in servers]
+def branches_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The branches' own processes."""
+    servers = {process for process in below(run.pid) if "forkserver" in command_of(process)}
+    return [process for process in servers if parent_of(process) in servers]
 
 
-def below(root: int) -> set[int]:
-    """Ids of a process and all that it started, directly or not."""
-    known, found = parents(), {root}
-    while more := {pid for pid, parent in known.items() if parent in found} - found:
-        found |= more
-    return found
+def below(root: int) -> list[psutil.Process]:
+    """What a process started, directly or not."""
+    return psutil.Process(root).children(recursive=True)
 
 
-def parents() -> dict[int, int]:
-    """The parent of every process of this machine."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    return found
+def parent_of(process: psutil.Process) -> psutil.Process | None:
+    with suppress(psutil.NoSuchProcess):
+        return process.parent()
+    return None
 
 
-def command_of(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty once it has ended."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 @pytest.fixture(scope="session")

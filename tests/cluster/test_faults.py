@@ -48,10 +48,11 @@ def finish(process):
 def test_a_killed_worker_a_branch_out_of_memory_and_a_second_driver(undisturbed, trial):
     run = trial.start()
     wait_for(lambda: trial.training(branches=2))
-    os.kill(workers_of(run)[0], signal.SIGKILL)
+    workers_of(run)[0].kill()
     wait_for(lambda: len(branches_of(run)) == 1)
     with little_memory() as starve:
-        kills = starve(*branches_of(run)) if starve else os.kill(*branches_of(run), signal.SIGKILL)
+        (branch,) = branches_of(run)
+        kills = starve(branch.pid) if starve else branch.kill()
         second = trial.again()
         code, errors = finish(run)
         assert kills is None or kills() == 1

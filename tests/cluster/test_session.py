@@ -1,13 +1,17 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import ray
 
 from cluster.capacity import require
 from cluster.session import session
 from scoring.errors import InputError
+from tests.cluster.conftest import below, command_of
 
 
 def test_a_local_session_starts_checks_and_ends():
@@ -18,6 +22,20 @@ def test_a_local_session_starts_checks_and_ends():
         with pytest.raises(InputError, match="needs 3 CPU, 1 GPU on one node, the largest node has 2 CPU, 0 GPU"):
             require({"CPU": 3, "GPU": 1})
     assert not ray.is_initialized()
+
+
+def test_a_sigterm_to_all_processes_ends_none_of_rays():
+    with session(num_cpus=1):
+        running = [process for process in below(os.getpid()) if "ray" in command_of(process)]
+        assert sum(process.name() in ("raylet", "gcs_server") for process in running) == 2
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        began = time.monotonic()
+    assert time.monotonic() - began < 5  # a second for each process, were it asked to end first
+    assert not psutil.wait_procs(running, 10)[1]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nobody.invalid:6379"])
