@@ -1,8 +1,8 @@
 """What Ray sets aside for a branch: CPUs and GPUs as asked for, and memory as asked for or as measured.
 
-A branch whose configuration has not been measured sets aside its share of a node, so that a node is full when its
-memory is; later ones what the first of their configuration needed. Branches that were killed are tried again with
-more, and so have fewer beside them.
+A branch sets aside its share of a node, so that a node's memory is full when the node is. Once a configuration is
+measured to need more than that, each sets aside what the first of its configuration needed, and small ones find room
+beside large ones. Branches that were killed are tried again with more, and so have fewer beside them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cluster.capacity import GIB
 log = logging.getLogger(__name__)
 
 MARGIN = 1.1  # over what was measured
-STEP = GIB // 2  # Tune keeps a worker only for a branch that asks for exactly as much as the one before
+STEP = GIB // 2  # Tune keeps a worker only for a branch that asks for exactly as much; a new one takes seconds
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ class Demand:
         return tune.PlacementGroupFactory([{**self.fixed, "memory": int(min(self.scale * memory, self.largest))}])
 
     def _measured(self, branch_id: str) -> float:
-        peak = read_peaks(self.measured).get(self.configs[branch_id])
-        return self.share if peak is None else STEP * math.ceil(peak * GIB * MARGIN / STEP)
+        needs = {config: STEP * math.ceil(p * GIB * MARGIN / STEP) for config, p in read_peaks(self.measured).items()}
+        if max(needs.values(), default=0.0) <= self.share:
+            return self.share
+        return needs.get(self.configs[branch_id], self.share)
 
 
 class Measure(tune.Callback):  # type: ignore[misc]  # Ray publishes no types

@@ -54,7 +54,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--memory-per-branch",
             type=click.FloatRange(min=0, min_open=True),
-            help="GiB. Default: a share of the node, then what the first branches needed.",
+            help="GiB. Default: a share of the node, or more if measured so.",
         ),
         click.option("--cpus-per-branch", type=click.IntRange(min=1), default=1, show_default=True),
         tracking_option,

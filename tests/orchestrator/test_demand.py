@@ -24,15 +24,21 @@ def finished(branch_id, **result):
     return SimpleNamespace(config={"branch_id": branch_id}, last_result=result)
 
 
-def test_a_share_until_one_of_the_configuration_is_measured(tmp_path):
+def test_a_share_until_a_configuration_needs_more(tmp_path):
     asked = demand(tmp_path)
     assert asked({"branch_id": "a0"}).required_resources == {"CPU": 1, "memory": 4 * GIB}
     Measure(asked).on_trial_complete(0, [], finished("a0", memory_gib=2.0))
+    assert [memory(asked({"branch_id": name})) for name in ("a1", "b0")] == [4, 4]
+    Measure(asked).on_trial_complete(0, [], finished("b0", memory_gib=4.0))
     Measure(asked).on_trial_complete(0, [], finished("b0", failure="of its own"))
-    assert memory(asked({"branch_id": "a1"})) == 2.5
-    assert memory(asked({"branch_id": "b0"})) == 4
+    assert [memory(asked({"branch_id": name})) for name in ("a1", "b0")] == [2.5, 4.5]
     assert memory(demand(tmp_path)({"branch_id": "a0"})) == 2.5  # of a later run
     assert memory(demand(tmp_path, memory=3.0 * GIB)({"branch_id": "a1"})) == 3
+
+
+def test_the_share_of_what_has_not_been_measured(tmp_path):
+    note_peak(tmp_path / "memory.json", "b", 9.0)
+    assert [memory(demand(tmp_path)({"branch_id": name})) for name in ("a1", "b0")] == [4, 10]
 
 
 def test_no_more_than_a_node_has_is_asked_for(tmp_path):
