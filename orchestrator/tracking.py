@@ -37,6 +37,7 @@ from scoring.table import file_sha256
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # of a server that is away, the outbox tells
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # nor need the store print a traceback
 
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
