@@ -1,6 +1,7 @@
 """What a worker of Ray does for a branch: start its process, pass its reports on, say how it ended.
 
-A worker imports nothing else, so that it is there at once; what a branch needs is imported in the branch's process.
+A worker imports nothing else, so that it is there at once; what a branch needs is imported in the branch's process,
+which imports this module too, and should not have to import Tune.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
-
-from ray import tune
 
 from orchestrator.own_process import in_own_process
 
@@ -21,6 +20,8 @@ def packed(value: Any) -> bytes:
 
 def trial(config: dict[str, Any], branches: dict[str, bytes], shared: bytes) -> None:
     """Tune's trainable; see `orchestrator.launch.launch`."""
+    from ray import tune
+
     outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, report=_report)
     tune.report({**outcome, "memory_gib": peak} if "omega" in outcome else outcome)
 
@@ -40,4 +41,6 @@ def _outcome(branch: bytes, shared: bytes, report: Callable[..., None]) -> dict[
 
 
 def _report(stage: str, step: int, steps: int, loss: float) -> None:
+    from ray import tune
+
     tune.report({"stage": stage, "step": step, "steps": steps, "loss": loss})

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from branches.spec import BranchSpec
 from orchestrator.generation import StageReport
-from orchestrator.launch import launch
 from orchestrator.plan import Branch
 from orchestrator.worker import Job
 from scoring.detectors import MahalanobisSpec
@@ -42,6 +41,8 @@ def sleeping(count: int) -> list[Branch]:
 
 def launched(folder: Path, count: int, work: Sleeper, gpus: float = 0.0) -> tuple[float, list[tuple[float, float]]]:
     """Seconds that `launch` takes in all, and the span of each branch's work."""
+    from orchestrator.launch import launch  # which a branch's process, that loads this module, has no need of
+
     folder.mkdir()
     job = Job(folder, folder, folder, folder, "", make_table().select([]), 1, gpus, None, 60.0, "", ())
     began = time.time()
