@@ -85,13 +85,14 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
 @contextmanager
 def _stored(place: Place) -> Iterator[None]:
     """Fetch an earlier driver's run before the block and store this one's after it, where there is a storage."""
-    storage = Storage(place.storage, place.out) if place.storage else None
-    if storage is not None:
-        storage.pull_run()
-    try:
+    if place.storage is None:
         yield
-    finally:
-        if storage is not None:
+        return
+    storage = Storage(place.storage, place.out)
+    with storage.only_driver():
+        try:
+            yield
+        finally:
             try:
                 storage.push_run()
             except Exception as error:  # each protocol has its own; what the run says must not be lost for that

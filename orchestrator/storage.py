@@ -7,13 +7,16 @@ clips its check.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec  # type: ignore[import-untyped]
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock", BRANCHES)  # of one node, or stored as they are made
 _CONSTANT = ("data", "mlartifacts")  # whose files do not change
+_DRIVER, _PROBE = ".driver", ".writable"  # of the storage itself
+BEAT_SECONDS = 20.0
+GONE_SECONDS = 120.0  # after its last sign of life a driver is taken for dead
 
 
 class StorageAway(RuntimeError):
@@ -48,7 +54,7 @@ class Storage:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(uri)
             self._fs.makedirs(self._root, exist_ok=True)
-            self._fs.pipe_file(f"{self._root}/.writable", b"")
+            self._fs.pipe_file(f"{self._root}/{_PROBE}", b"")
         except Exception as error:  # each protocol has its own exceptions
             raise InputError(f"--storage {uri} cannot be written to: {_reason(error)}") from error
 
@@ -72,12 +78,54 @@ class Storage:
             if stored.get(relative) != path.stat().st_size:
                 self._put(path, relative)
 
-    def pull_run(self) -> None:
-        """Fetch what an earlier driver has left, unless this node has it: all but branches, and what is each node's."""
-        if not (self._out / ".id").exists():
-            stored = {name for name in self._stored("") if name.partition("/")[0] not in (*_LOCAL, ".writable")}
-            for name in sorted(stored, key=lambda name: name == ".id"):  # last: it says that all is here
-                self._get(name, self._out / name)
+    @contextmanager
+    def only_driver(self) -> Iterator[None]:
+        """Keep out drivers with other output folders, and have what the last one has left: all but branches.
+
+        The lock of the output folder keeps out those with the same. A driver that shows no sign of life for two
+        minutes, by the storage's clock, is taken for dead. Two that begin in the same moment do not see each other.
+
+        Raises
+        ------
+        InputError
+            If another driver is at work.
+        """
+        me = f"{socket.gethostname()}:{self._out.resolve()}"
+        driver, silent = self._driver()
+        if driver.get("at_work") and driver["name"] != me and silent < GONE_SECONDS:
+            raise InputError(
+                f"{self.uri}: another run is writing there ({driver['name']}, {silent:.0f} s ago); "
+                "wait for it or give another --storage"
+            )
+        if not (self._out / ".id").exists() or driver.get("name", me) != me:
+            self._pull_run()
+
+        def sign(at_work: bool) -> None:
+            with _reaching():
+                self._fs.pipe_file(f"{self._root}/{_DRIVER}", json.dumps({"name": me, "at_work": at_work}).encode())
+
+        sign(True)
+        try:
+            with _every(BEAT_SECONDS, lambda: sign(True)):
+                yield
+        finally:
+            with suppress(StorageAway):
+                sign(False)
+
+    def _driver(self) -> tuple[dict[str, Any], float]:
+        """The last driver, and seconds since its last sign of life; empty before the first."""
+        if _DRIVER not in self._stored(_DRIVER):
+            return {}, 0.0
+        with _reaching():
+            self._fs.pipe_file(f"{self._root}/{_PROBE}", b"")
+            now, then = (self._fs.modified(f"{self._root}/{name}") for name in (_PROBE, _DRIVER))
+            driver: dict[str, Any] = json.loads(self._fs.cat_file(f"{self._root}/{_DRIVER}"))
+        return driver, (now - then).total_seconds()
+
+    def _pull_run(self) -> None:
+        stored = {name for name in self._stored("") if name.partition("/")[0] not in (*_LOCAL, _DRIVER, _PROBE)}
+        for name in sorted(stored, key=lambda name: name == ".id"):  # last: it says that all is here
+            self._get(name, self._out / name)
 
     def push_run(self) -> None:
         """Store all but branches, which those who finished them have stored, and what is each node's."""
@@ -130,26 +178,16 @@ class Storage:
         name = file.relative_to(self._out).as_posix()
         if name in self._stored(name):
             self._get(name, file)
-        ended = threading.Event()
-        known = file.stat().st_mtime_ns if file.exists() else 0
+        seen = file.stat().st_mtime_ns if file.exists() else 0
 
         def follow() -> None:
-            seen = known
-            while not ended.wait(seconds):
-                # What cannot be stored now is stored next time; the training must not end for that.
-                with suppress(OSError, StorageAway):
-                    if file.exists() and file.stat().st_mtime_ns != seen:
-                        now = file.stat().st_mtime_ns
-                        self._put(file, name)
-                        seen = now
+            nonlocal seen
+            if file.exists() and (now := file.stat().st_mtime_ns) != seen:
+                self._put(file, name)
+                seen = now
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with _every(seconds, follow):
             yield
-        finally:
-            ended.set()
-            thread.join()
         try:
             if name in self._stored(name):
                 self._fs.rm_file(f"{self._root}/{name}")
@@ -184,6 +222,25 @@ class Storage:
             temporary = f"{target}.{uuid.uuid4().hex[:8]}.part"
             self._fs.put_file(str(path), temporary)
             os.replace(temporary, target)
+
+
+@contextmanager
+def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Repeat something during the block; what fails now is done next time, and the block does not end for that."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            with suppress(OSError, StorageAway):
+                action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

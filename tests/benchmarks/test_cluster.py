@@ -47,7 +47,7 @@ def test_overhead_of_a_branch_over_a_bare_process(tmp_path):
             ours.append(launched(tmp_path / str(i), 16, Sleeper(0))[0] / 16)
     ratio = statistics.median(ours) / statistics.median(bare)
     print(f"\nper empty branch: {statistics.median(ours):.2f} s, {ratio:.1f} × a bare process")
-    assert statistics.median(ours) < 4
+    assert statistics.median(ours) - statistics.median(bare) < 1
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -64,7 +64,7 @@ def test_share_of_time_that_slots_are_busy(tmp_path, gpus):
         cluster.shutdown()
     busy = sum(end - begin for begin, end in spans)
     print(f"\n24 branches of 20 s on 2 slots, {gpus} GPU each: busy {100 * busy / (2 * total):.1f} % of {total:.0f} s")
-    assert busy / (2 * total) > 0.9
+    assert busy / (2 * total) > 0.95
 
 
 def test_efficiency_on_four_nodes(tmp_path):
@@ -78,13 +78,13 @@ def test_efficiency_on_four_nodes(tmp_path):
             for _ in range(nodes - 1):
                 cluster.add_node(num_cpus=1, num_gpus=1)
             ray.init(address=cluster.address, log_to_driver=False)
-            seconds[nodes] = launched(tmp_path / str(nodes), 12, Sleeper(20), 1)[0]
+            seconds[nodes] = launched(tmp_path / str(nodes), 24, Sleeper(20), 1)[0]
         finally:
             ray.shutdown()
             cluster.shutdown()
         efficiency = seconds[1] / (nodes * seconds[nodes])
-        print(f"\n12 branches of 20 s on {nodes} nodes: {seconds[nodes]:.0f} s, efficiency {efficiency:.2f}")
-    assert efficiency > 0.7
+        print(f"\n24 branches of 20 s on {nodes} nodes: {seconds[nodes]:.0f} s, efficiency {efficiency:.2f}")
+    assert efficiency > 0.9
 
 
 def test_driver_with_many_branches(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -101,11 +102,12 @@ def test_an_interrupted_start_is_taken_up(nodes):
         (first / name).write_text(name)
     one.push_run()
     (second / "report.html").mkdir()  # stands in the way of the last but one
-    with suppress(OSError):
-        two.pull_run()
+    with suppress(OSError), two.only_driver():
+        pass
     assert not (second / ".id").exists()
     (second / "report.html").rmdir()
-    two.pull_run()
+    with two.only_driver():
+        pass
     assert (second / ".id").exists()
 
 
@@ -131,17 +133,45 @@ def test_a_run_moves_to_another_driver_without_what_is_each_nodes_own(nodes):
     for name in (".id", "report.html", "systems/s/result.json", "cache/x/samples.npy", "a.lock"):
         (first / name).parent.mkdir(parents=True, exist_ok=True)
         (first / name).write_text(name)
-    one.push_run()
-    two.pull_run()
-    assert sorted(str(p.relative_to(second)) for p in second.rglob("*") if p.is_file()) == [
-        ".id",
-        "report.html",
-        "systems/s/result.json",
-    ]
-    (first / "report.html").write_text("newer")
-    one.push_run()
-    two.pull_run()  # a folder that has a run of its own keeps it
-    assert (second / "report.html").read_text() == "report.html"
+    with one.only_driver():
+        one.push_run()
+    with two.only_driver():
+        pass
+    found = sorted(str(p.relative_to(second)) for p in second.rglob("*") if p.is_file())
+    assert found == [".id", "report.html", "systems/s/result.json"]
+
+
+def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes):
+    (first, one), (second, two) = nodes
+    for out, storage, text in ((first, one, "old"), (second, two, "new")):
+        with storage.only_driver():
+            (out / ".id").write_text("run")
+            (out / "report.html").write_text(text)
+            storage.push_run()
+    with one.only_driver():
+        assert (first / "report.html").read_text() == "new"
+        (first / "report.html").write_text("newest, and not stored")
+    with one.only_driver():
+        assert (first / "report.html").read_text() == "newest, and not stored"
+
+
+def test_a_second_driver_is_refused_while_the_first_one_lives(nodes, tmp_path, monkeypatch):
+    (first, one), (_, two) = nodes
+    monkeypatch.setattr("orchestrator.storage.BEAT_SECONDS", 0.05)
+    mark = tmp_path / "storage" / ".driver"
+    with one.only_driver():
+        os.utime(mark, (0, 0))
+        wait_for(lambda: mark.stat().st_mtime > 0, 5)
+        with pytest.raises(InputError, match=f"another run is writing there .*{first}, 0 s ago"), two.only_driver():
+            pass
+    with two.only_driver():
+        pass
+    mark.write_text(mark.read_text().replace("false", "true").replace("second", "third"))
+    with pytest.raises(InputError, match="another run is writing there"), two.only_driver():
+        pass
+    os.utime(mark, (0, 0))  # killed long ago
+    with two.only_driver():
+        pass
 
 
 def test_what_cannot_be_written_to_is_told(tmp_path):
