@@ -60,7 +60,7 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     else:
         check_address(address)
         try:
-            ray.init(address=address, **common)
+            _connect(address, common)
         except (ConnectionError, ValueError) as error:
             raise InputError(
                 f"no Ray cluster answers at {address} ({error}); start one or use --address local"
@@ -70,6 +70,19 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str, options: dict[str, Any]) -> None:
+    """Up to three times by the client port: of the servers, one for each client, one was seen to die at its start."""
+    import ray
+
+    for attempt in range(3):
+        try:
+            ray.init(address=address, **options)
+            return
+        except ConnectionError:
+            if attempt == 2 or not address.startswith("ray://"):
+                raise
 
 
 @contextmanager

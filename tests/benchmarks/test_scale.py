@@ -30,13 +30,13 @@ class Costs:
     send: seconds to send a branch to MLflow
     """
 
-    event: float = 0.015
+    event: float = 0.008
     report: float = 0.001
-    launch: float = 0.5
+    launch: float = 0.1
     checkpoint: float = 1.5
     results: float = 0.4
     storage: float = 5.0
-    send: float = 0.16
+    send: float = 0.044
 
 
 def simulate(gpus: int, branches: int, seconds: float, costs: Costs) -> tuple[float, float]:
