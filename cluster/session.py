@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -53,19 +53,27 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
 
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one in its place that ends the process as it stands
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    if address == "local":
-        with _sigterm_blocked():
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
-        _end_at_once()
-    else:
-        check_address(address)
-        try:
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        if address == "local":
+            with _sigterm_blocked():
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+            _end_at_once()
+        else:
+            check_address(address)
             _connect(address, common)
-        except (ConnectionError, ValueError) as error:
+    except BaseException as error:
+        ray.shutdown()
+        _end(set(psutil.Process().children(recursive=True)) - before)  # Ray forgets what it has half started
+        if isinstance(error, SystemExit):  # what Ray makes of a SIGTERM
+            raise KeyboardInterrupt from None
+        if isinstance(error, ConnectionError | ValueError) and not isinstance(error, InputError):
             raise InputError(
                 f"no Ray cluster answers at {address} ({error}); start one or use --address local"
             ) from None
-    signal.signal(signal.SIGTERM, on_sigterm)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -110,7 +118,11 @@ def _kill(node: Any, kill_all_processes: Callable[..., None], **_: Any) -> None:
     raylet = node.all_processes["raylet"][0].process.pid
     started = psutil.Process(raylet).children(recursive=True) if psutil.pid_exists(raylet) else []
     kill_all_processes(check_alive=False, allow_graceful=False)
-    for process in started:
+    _end(started)
+
+
+def _end(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -49,7 +49,8 @@ class Demand:
         return tune.PlacementGroupFactory([{**self.fixed, "memory": int(min(self.scale * memory, self.largest))}])
 
     def _measured(self, branch_id: str) -> float:
-        needs = {config: STEP * math.ceil(p * GIB * MARGIN / STEP) for config, p in read_peaks(self.measured).items()}
+        peaks = {config: p for config, p in read_peaks(self.measured).items() if config in self.configs.values()}
+        needs = {config: STEP * math.ceil(peak * GIB * MARGIN / STEP) for config, peak in peaks.items()}
         if max(needs.values(), default=0.0) <= self.share:
             return self.share
         return needs.get(self.configs[branch_id], self.share)

@@ -13,8 +13,8 @@ out/generated/<id>/             generated clips of rare conditions, and how they
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from branches.dataset import fingerprint, read_index
 from cluster.session import check_address
 from fusion.hierarchy import tables_of
 from orchestrator.fusing import FUSED, fused_system
+from orchestrator.handover import stored_run
 from orchestrator.ledger import GIVEN_UP, SYSTEMS, Status, only_driver, read_finished
 from orchestrator.outbox import Outbox
 from orchestrator.place import Cluster, Place
@@ -62,7 +63,10 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
         (place.out / ".lock").touch()
     except OSError as error:
         raise InputError(f"{place.out}: cannot write there ({error.strerror}); give another --out") from None
-    with only_driver(place.out), _stored(place):
+    with ExitStack() as stack:
+        stack.enter_context(only_driver(place.out))
+        if place.storage:
+            stack.enter_context(stored_run(Storage(place.storage, place.out), place.out))
         experiment = experiment_name(place.data, mark, place.out)
         outbox = Outbox(open_tracker(place.tracking_uri, place.out, experiment), place.out)
         status: Status = "FAILED"
@@ -80,23 +84,6 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
             if waiting:
                 log.warning("%d results wait for MLflow; `tutti sync` or the next run sends them", waiting)
     return results
-
-
-@contextmanager
-def _stored(place: Place) -> Iterator[None]:
-    """Fetch an earlier driver's run before the block and store this one's after it, where there is a storage."""
-    if place.storage is None:
-        yield
-        return
-    storage = Storage(place.storage, place.out)
-    with storage.only_driver():
-        try:
-            yield
-        finally:
-            try:
-                storage.push_run()
-            except Exception as error:  # each protocol has its own; what the run says must not be lost for that
-                log.warning("%s: not everything could be stored (%s); run again to do so", place.storage, error)
 
 
 def _bring(

@@ -7,31 +7,40 @@ clips its check.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import socket
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from orchestrator.ledger import BRANCHES, RECORD, UNFINISHED, Record, is_intact, new_folder, read_record
+from orchestrator.ledger import (
+    BRANCHES,
+    FAILURES,
+    GIVEN_UP,
+    RECORD,
+    UNFINISHED,
+    Record,
+    is_intact,
+    new_folder,
+    read_record,
+)
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock", BRANCHES)  # of one node, or stored as they are made
+NODE, DRIVER = ".node", ".driver"  # see orchestrator/handover.py
+_PROBE = ".writable"
+# Of one node or of the storage itself, or stored as they are made.
+_LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock", BRANCHES, NODE, DRIVER, _PROBE)
 _CONSTANT = ("data", "mlartifacts")  # whose files do not change
-_DRIVER, _PROBE = ".driver", ".writable"  # of the storage itself
-BEAT_SECONDS = 20.0
-GONE_SECONDS = 120.0  # after its last sign of life a driver is taken for dead
+_PASSING = (FAILURES, GIVEN_UP)  # which may be gone later
 
 
 class StorageAway(RuntimeError):
@@ -78,52 +87,13 @@ class Storage:
             if stored.get(relative) != path.stat().st_size:
                 self._put(path, relative)
 
-    @contextmanager
-    def only_driver(self) -> Iterator[None]:
-        """Keep out drivers with other output folders, and have what the last one has left: all but branches.
-
-        The lock of the output folder keeps out those with the same. A driver that shows no sign of life for two
-        minutes, by the storage's clock, is taken for dead. Two that begin in the same moment do not see each other.
-
-        Raises
-        ------
-        InputError
-            If another driver is at work.
-        """
-        me = f"{socket.gethostname()}:{self._out.resolve()}"
-        driver, silent = self._driver()
-        if driver.get("at_work") and driver["name"] != me and silent < GONE_SECONDS:
-            raise InputError(
-                f"{self.uri}: another run is writing there ({driver['name']}, {silent:.0f} s ago); "
-                "wait for it or give another --storage"
-            )
-        if not (self._out / ".id").exists() or driver.get("name", me) != me:
-            self._pull_run()
-
-        def sign(at_work: bool) -> None:
-            with _reaching():
-                self._fs.pipe_file(f"{self._root}/{_DRIVER}", json.dumps({"name": me, "at_work": at_work}).encode())
-
-        sign(True)
-        try:
-            with _every(BEAT_SECONDS, lambda: sign(True)):
-                yield
-        finally:
-            with suppress(StorageAway):
-                sign(False)
-
-    def _driver(self) -> tuple[dict[str, Any], float]:
-        """The last driver, and seconds since its last sign of life; empty before the first."""
-        if _DRIVER not in self._stored(_DRIVER):
-            return {}, 0.0
-        with _reaching():
-            self._fs.pipe_file(f"{self._root}/{_PROBE}", b"")
-            now, then = (self._fs.modified(f"{self._root}/{name}") for name in (_PROBE, _DRIVER))
-            driver: dict[str, Any] = json.loads(self._fs.cat_file(f"{self._root}/{_DRIVER}"))
-        return driver, (now - then).total_seconds()
-
-    def _pull_run(self) -> None:
-        stored = {name for name in self._stored("") if name.partition("/")[0] not in (*_LOCAL, _DRIVER, _PROBE)}
+    def pull_run(self) -> None:
+        """Fetch what an earlier driver has left: all but branches, and what is each node's."""
+        for passing in _PASSING:
+            shutil.rmtree(self._out / passing, ignore_errors=True)
+        for journal in self._out.glob("mlflow.db-*"):  # of a database that is replaced
+            journal.unlink()
+        stored = {name for name in self._stored("") if name.partition("/")[0] not in _LOCAL}
         for name in sorted(stored, key=lambda name: name == ".id"):  # last: it says that all is here
             self._get(name, self._out / name)
 
@@ -135,6 +105,30 @@ class Storage:
             elif path.name not in _LOCAL:
                 for file in _files(path):
                     self._put(file, file.relative_to(self._out).as_posix())
+        for name in [name for passing in _PASSING for name in self._stored(passing)]:
+            if not (self._out / name).exists():
+                with _reaching():
+                    self._fs.rm_file(f"{self._root}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """What is stored under a name, or None."""
+        if name not in self._stored(name):
+            return None
+        with _reaching():
+            content: bytes = self._fs.cat_file(f"{self._root}/{name}")
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Store something small under a name."""
+        with _reaching(), self._whole(f"{self._root}/{name}") as target:
+            self._fs.pipe_file(target, content)
+
+    def age(self, name: str) -> float:
+        """Seconds since something was stored, by the storage's own clock."""
+        self.write(_PROBE, b"")
+        with _reaching():
+            now, then = (self._fs.modified(f"{self._root}/{stored}") for stored in (_PROBE, name))
+        return max(0.0, (now - then).total_seconds())
 
     def branches(self) -> set[str]:
         """Ids of the branches that are stored."""
@@ -186,7 +180,7 @@ class Storage:
                 self._put(file, name)
                 seen = now
 
-        with _every(seconds, follow):
+        with every(seconds, follow):
             yield
         try:
             if name in self._stored(name):
@@ -213,20 +207,27 @@ class Storage:
             temporary.unlink(missing_ok=True)
 
     def _put(self, path: Path, name: str) -> None:
-        target = f"{self._root}/{name}"
-        with _reaching():
-            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            if not isinstance(self._fs, LocalFileSystem):  # an object appears as a whole
-                self._fs.put_file(str(path), target)
-                return
-            temporary = f"{target}.{uuid.uuid4().hex[:8]}.part"
-            self._fs.put_file(str(path), temporary)
+        with _reaching(), self._whole(f"{self._root}/{name}") as target:
+            self._fs.put_file(str(path), target)
+
+    @contextmanager
+    def _whole(self, target: str) -> Iterator[str]:
+        """Where to write what shall appear under a path as a whole."""
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if not isinstance(self._fs, LocalFileSystem):  # an object does
+            yield target
+            return
+        temporary = f"{target}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            yield temporary
             os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
 
 
 @contextmanager
-def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Repeat something during the block; what fails now is done next time, and the block does not end for that."""
+def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Repeat something with a storage during the block; what fails now is done next time, and the block goes on."""
     ended = threading.Event()
 
     def repeat() -> None:

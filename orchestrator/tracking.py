@@ -233,7 +233,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     InputError
         If the store cannot be reached.
     """
-    if not _folder_id(out):
+    if not folder_id(out):
         (out / ".id").write_text(uuid.uuid4().hex[:16])
     found = find_tracker(uri, out, experiment)
     if found is not None:
@@ -242,7 +242,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     store = _store(uri, out)
     with reaching(store):
         created = MlflowClient(store).create_experiment(experiment, artifact_location=location)
-    return Tracker(store, experiment, created, _folder_id(out))
+    return Tracker(store, experiment, created, folder_id(out))
 
 
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
@@ -254,7 +254,7 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
         return None
     if found.lifecycle_stage != "active":
         raise InputError(f"experiment {experiment} was deleted in {store}; restore it there, or give another --out")
-    return Tracker(store, experiment, found.experiment_id, _folder_id(out))
+    return Tracker(store, experiment, found.experiment_id, folder_id(out))
 
 
 def _store(uri: str | None, out: Path) -> str:
@@ -272,7 +272,7 @@ def _store(uri: str | None, out: Path) -> str:
     return uri
 
 
-def _folder_id(out: Path) -> str:
+def folder_id(out: Path) -> str:
     """A name for the output folder that is the same on every host that runs a driver on it; empty if it has none."""
     path = out / ".id"
     return path.read_text() if path.exists() else ""

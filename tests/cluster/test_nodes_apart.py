@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import BRANCHES, RECORD
-from tests.cluster.conftest import wait_for
-from tests.cluster.test_faults import free_port
+from orchestrator.storage import DRIVER
+from tests.cluster.conftest import Trial, wait_for
+from tests.cluster.test_faults import finish, free_port
 
 
 @contextmanager
@@ -55,10 +56,17 @@ def test_a_run_on_nodes_that_share_no_file_system(undisturbed, trial, tmp_path):
     ]
     worker = [f"--address=127.0.0.1:{port}"]
     with ray_node(f"{short}a", [], *head), ray_node(f"{short}b", [trial.out, trial.data], *worker):
-        place = (tmp_path / "storage").as_uri()
-        run = trial.again("--address", f"127.0.0.1:{port}", "--storage", place)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.count(": started") == 2  # one on each node, at the first try
+        options = ["--address", f"127.0.0.1:{port}", "--storage", (tmp_path / "storage").as_uri()]
+        run = trial.start(*options)
+        try:
+            wait_for(lambda: (tmp_path / "storage" / DRIVER).exists())
+            elsewhere = Trial(trial.data, tmp_path / "elsewhere").again(*options)
+        finally:
+            code, errors = finish(run)
+    assert elsewhere.returncode == 2
+    assert "another run is writing there" in elsewhere.stderr
+    assert code == 0, errors
+    assert errors.count(": started") == 2  # one on each node, at the first try
     assert trial.tables() == undisturbed.tables()
     stored = tmp_path / "storage"
     assert len(list(stored.glob(f"{BRANCHES}/*/{RECORD}"))) == 2

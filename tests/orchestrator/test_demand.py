@@ -37,6 +37,8 @@ def test_a_share_until_a_configuration_needs_more(tmp_path):
 
 
 def test_the_share_of_what_has_not_been_measured(tmp_path):
+    note_peak(tmp_path / "memory.json", "of another run", 9.0)
+    assert memory(demand(tmp_path)({"branch_id": "b0"})) == 4
     note_peak(tmp_path / "memory.json", "b", 9.0)
     assert [memory(demand(tmp_path)({"branch_id": name})) for name in ("a1", "b0")] == [4, 10]
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from contextlib import suppress
 
 import pytest
 
-from orchestrator.ledger import BRANCHES, RECORD, Record, add_systems, checksums, new_folder, read_record, write_record
+from orchestrator.ledger import (
+    BRANCHES,
+    FAILURES,
+    RECORD,
+    Record,
+    add_systems,
+    checksums,
+    new_folder,
+    read_record,
+    write_record,
+)
 from orchestrator.storage import Storage
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
@@ -102,12 +112,11 @@ def test_an_interrupted_start_is_taken_up(nodes):
         (first / name).write_text(name)
     one.push_run()
     (second / "report.html").mkdir()  # stands in the way of the last but one
-    with suppress(OSError), two.only_driver():
-        pass
+    with suppress(OSError):
+        two.pull_run()
     assert not (second / ".id").exists()
     (second / "report.html").rmdir()
-    with two.only_driver():
-        pass
+    two.pull_run()
     assert (second / ".id").exists()
 
 
@@ -128,50 +137,31 @@ def test_a_checkpoint_follows_its_branch(nodes):
     assert not two._stored(name)
 
 
-def test_a_run_moves_to_another_driver_without_what_is_each_nodes_own(nodes):
+def test_a_run_moves_to_another_node_without_what_is_each_nodes_own(nodes):
     (first, one), (second, two) = nodes
-    for name in (".id", "report.html", "systems/s/result.json", "cache/x/samples.npy", "a.lock"):
+    for name in (".id", ".node", "report.html", "systems/s/result.json", "cache/x/samples.npy", "a.lock"):
         (first / name).parent.mkdir(parents=True, exist_ok=True)
         (first / name).write_text(name)
-    with one.only_driver():
-        one.push_run()
-    with two.only_driver():
-        pass
+    one.push_run()
+    two.pull_run()
     found = sorted(str(p.relative_to(second)) for p in second.rglob("*") if p.is_file())
     assert found == [".id", "report.html", "systems/s/result.json"]
 
 
-def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes):
+def test_a_failure_that_was_mended_does_not_come_back(nodes):
     (first, one), (second, two) = nodes
-    for out, storage, text in ((first, one, "old"), (second, two, "new")):
-        with storage.only_driver():
-            (out / ".id").write_text("run")
-            (out / "report.html").write_text(text)
-            storage.push_run()
-    with one.only_driver():
-        assert (first / "report.html").read_text() == "new"
-        (first / "report.html").write_text("newest, and not stored")
-    with one.only_driver():
-        assert (first / "report.html").read_text() == "newest, and not stored"
-
-
-def test_a_second_driver_is_refused_while_the_first_one_lives(nodes, tmp_path, monkeypatch):
-    (first, one), (_, two) = nodes
-    monkeypatch.setattr("orchestrator.storage.BEAT_SECONDS", 0.05)
-    mark = tmp_path / "storage" / ".driver"
-    with one.only_driver():
-        os.utime(mark, (0, 0))
-        wait_for(lambda: mark.stat().st_mtime > 0, 5)
-        with pytest.raises(InputError, match=f"another run is writing there .*{first}, 0 s ago"), two.only_driver():
-            pass
-    with two.only_driver():
-        pass
-    mark.write_text(mark.read_text().replace("false", "true").replace("second", "third"))
-    with pytest.raises(InputError, match="another run is writing there"), two.only_driver():
-        pass
-    os.utime(mark, (0, 0))  # killed long ago
-    with two.only_driver():
-        pass
+    (first / FAILURES / "b1").mkdir(parents=True)
+    (first / FAILURES / "b1" / "reason.txt").write_text("too little memory")
+    (first / "mlflow.db").write_text("store")
+    one.push_run()
+    two.pull_run()
+    assert (second / FAILURES / "b1" / "reason.txt").exists()
+    shutil.rmtree(second / FAILURES / "b1")
+    (first / "mlflow.db-journal").write_text("of a killed driver")
+    two.push_run()
+    one.pull_run()
+    assert not (first / FAILURES).exists()
+    assert sorted(path.name for path in first.glob("mlflow*")) == ["mlflow.db"]
 
 
 def test_what_cannot_be_written_to_is_told(tmp_path):
