@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
+from cluster.processes import end_at_once, sigterm_blocked, starting
 from scoring.errors import InputError
+
+_OPTIONS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
 
 
 def prepare_environment(address: str) -> None:
@@ -49,82 +48,35 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
         If nothing answers at `address`.
     """
     prepare_environment(address)
+    check_address(address)
     import ray
 
-    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts one in its place that ends the process as it stands
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    before = set(psutil.Process().children(recursive=True))
-    try:
+    with starting():
         if address == "local":
-            with _sigterm_blocked():
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
-            _end_at_once()
+            with sigterm_blocked():
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_OPTIONS)
+            end_at_once()
         else:
-            check_address(address)
-            _connect(address, common)
-    except BaseException as error:
-        ray.shutdown()
-        _end(set(psutil.Process().children(recursive=True)) - before)  # Ray forgets what it has half started
-        if isinstance(error, SystemExit):  # what Ray makes of a SIGTERM
-            raise KeyboardInterrupt from None
-        if isinstance(error, ConnectionError | ValueError) and not isinstance(error, InputError):
-            raise InputError(
-                f"no Ray cluster answers at {address} ({error}); start one or use --address local"
-            ) from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
+            _connect(address)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _connect(address: str, options: dict[str, Any]) -> None:
+def _connect(address: str) -> None:
     """Up to three times by the client port: of the servers, one for each client, one was seen to die at its start."""
     import ray
 
     for attempt in range(3):
         try:
-            ray.init(address=address, **options)
+            ray.init(address=address, **_OPTIONS)
             return
-        except ConnectionError:
+        except (ConnectionError, ValueError) as error:
             if attempt == 2 or not address.startswith("ray://"):
-                raise
-
-
-@contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Processes that are started here never see a SIGTERM, which `timeout`, systemd and Slurm send to all of a job's.
-
-    The driver needs Ray's to stop its branches and to close its record; it ends them itself.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_at_once() -> None:
-    """Have `ray.shutdown` kill all processes below this node; it would ask each to end and wait a second for it."""
-    from ray._private.worker import _global_node
-
-    _global_node.kill_all_processes = partial(_kill, _global_node, _global_node.kill_all_processes)
-
-
-def _kill(node: Any, kill_all_processes: Callable[..., None], **_: Any) -> None:
-    """Workers and agents too: without the raylet some of them would stay for minutes."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    started = psutil.Process(raylet).children(recursive=True) if psutil.pid_exists(raylet) else []
-    kill_all_processes(check_alive=False, allow_graceful=False)
-    _end(started)
-
-
-def _end(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+                raise InputError(
+                    f"no Ray cluster answers at {address} ({error}); start one or use --address local"
+                ) from None
 
 
 def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -> None:
