@@ -89,11 +89,12 @@ class Storage:
 
     def pull_run(self) -> None:
         """Fetch what an earlier driver has left: all but branches, and what is each node's."""
+        stored = {name for name in self._stored("") if name.partition("/")[0] not in _LOCAL}
         for passing in _PASSING:
             shutil.rmtree(self._out / passing, ignore_errors=True)
-        for journal in self._out.glob("mlflow.db-*"):  # of a database that is replaced
-            journal.unlink()
-        stored = {name for name in self._stored("") if name.partition("/")[0] not in _LOCAL}
+        if "mlflow.db" in stored:
+            for journal in self._out.glob("mlflow.db-*"):  # of a database that is replaced
+                journal.unlink()
         for name in sorted(stored, key=lambda name: name == ".id"):  # last: it says that all is here
             self._get(name, self._out / name)
 
