@@ -7,7 +7,6 @@ order, and what they find depends on the problem alone.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from fusion.hierarchy import Parts, Weights
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
 from fusion.validation import Machines, sets_left_out
+from scoring.atomic import atomic
 
 FOLDS = 4
 PROGRESS_SECONDS = 2.0
@@ -126,11 +126,9 @@ def _file(folder: Path, task: Task) -> Path:
 
 def _save(path: Path, found: Found) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     flat = {f"{method}|{strength}": w for method, weights in found.items() for strength, w in weights.items()}
-    with open(temporary, "wb") as file:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **flat)
-    os.replace(temporary, path)
 
 
 def _load(path: Path) -> Found | None:

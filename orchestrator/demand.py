@@ -18,6 +18,7 @@ from typing import Any
 from ray import tune
 
 from cluster.capacity import GIB
+from scoring.atomic import atomic
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,5 @@ def note_peak(path: Path, config: str, peak: float) -> None:
     """Keep the largest peak of a configuration."""
     known = read_peaks(path)
     if peak > known.get(config, 0.0):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**known, config: round(peak, 3)}))
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps({**known, config: round(peak, 3)}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from orchestrator.ledger import Record, checksums, write_record
 from orchestrator.plan import Plan, code_version, digest, table_names
 from orchestrator.result import describe
 from orchestrator.spec import SystemSpec
+from scoring.atomic import atomic
 from scoring.metrics import has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
@@ -121,6 +121,5 @@ def _metrics(table: pa.Table) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file through a temporary name."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))

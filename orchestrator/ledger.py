@@ -12,7 +12,6 @@ is done; MLflow is told afterwards, see `orchestrator/outbox.py`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.plan import digest
+from scoring.atomic import atomic
 from scoring.errors import InputError
 from scoring.table import file_sha256, read_table
 
@@ -36,6 +36,7 @@ UNFINISHED = "unfinished"
 REASON = "reason.txt"
 RECORD = "record.json"
 TABLES = "tables"
+_OF, _OLD = "--", ".old"  # in the name of a folder that is being replaced: <kind>--<name>.<token>.old
 
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -76,12 +77,8 @@ def read_record(folder: Path) -> Record | None:
 
 def write_record(folder: Path, record: Record) -> None:
     """Write the record; a crash leaves the old one."""
-    temporary = folder / f".{RECORD}.{os.getpid()}.tmp"
-    try:
+    with atomic(folder / RECORD) as temporary:
         temporary.write_text(record.model_dump_json(indent=1))
-        os.replace(temporary, folder / RECORD)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -114,12 +111,22 @@ def _replace(new: Path, folder: Path) -> None:
     """Two processes may do this at once, when a node that was taken for lost comes back: the last one stays."""
     folder.parent.mkdir(exist_ok=True)
     if folder.exists():
-        old = new.with_name(f"{new.name}.old")
+        # A kill between the two renames leaves the old folder under this name alone; `_recover` brings it back.
+        old = new.with_name(f"{folder.parent.name}{_OF}{new.name}{_OLD}")
         folder.rename(old)
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     else:
         new.rename(folder)
+
+
+def _recover(out: Path) -> None:
+    """Bring back folders whose replacement was killed between its two renames."""
+    for old in (out / UNFINISHED).glob(f"*{_OF}*{_OLD}"):
+        kind, _, name = old.name.removesuffix(_OLD).partition(_OF)
+        folder = out / kind / name.rpartition(".")[0]
+        if not folder.exists():
+            old.rename(folder)
 
 
 def is_finished(out: Path, branch_id: str, detectors: Sequence[str]) -> bool:
@@ -154,13 +161,14 @@ def joined_systems(record: Record | None, systems: Sequence[str]) -> str:
 
 @contextmanager
 def only_driver(out: Path) -> Iterator[None]:
-    """Hold the output folder; raises `InputError` if another process does."""
+    """Hold the output folder, with what an earlier driver has finished; `InputError` if another process holds it."""
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"{out}: another run is writing to this folder; wait for it or give another --out") from None
     try:
+        _recover(out)
         yield
     finally:
         lock.release()

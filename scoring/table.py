@@ -7,7 +7,6 @@ what is kept in the schema metadata.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 SCHEMA = pa.schema(
@@ -101,14 +101,9 @@ def write_table(table: pa.Table, path: str | Path) -> str:
     """Check `table`, write it to `path` through a temporary name, and return the file's SHA-256."""
     path = Path(path)
     table = conform(table, path.name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic(path) as temporary:
         pq.write_table(table, temporary)
-        digest = file_sha256(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest
+        return file_sha256(temporary)
 
 
 def read_table(path: str | Path) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from orchestrator.report import fusions, separation, training
 from orchestrator.report.collect import Run, System, collect
 from orchestrator.report.drawing import style
+from scoring.atomic import atomic
 from scoring.bootstrap import Interval
 
 REPORT = "report.html"
@@ -49,12 +49,8 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
             cost_figure=training.cost_figure(run),
         )
     path = out / REPORT
-    temporary = path.with_suffix(".tmp")
-    try:
+    with atomic(path) as temporary:
         temporary.write_text(page)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

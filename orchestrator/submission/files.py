@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scoring.atomic import atomic
 from scoring.decisions import thresholds
 from scoring.table import groups
 
@@ -65,7 +65,5 @@ def write_submission(table: pa.Table, folder: Path) -> list[Path]:
 
 
 def _write_pairs(path: Path, pairs: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(pairs)  # type: ignore[arg-type]
-    os.replace(temporary, path)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from orchestrator.fusing import FUSED, RESULT
 from orchestrator.submission.files import AUTHORS_FORM, MAX_SYSTEMS, challenge_machines, write_submission
 from orchestrator.submission.meta import system_meta
 from orchestrator.submission.schema import AuthorsFile
+from scoring.atomic import atomic
 from scoring.errors import InputError
 from scoring.table import file_sha256, read_table
 
@@ -147,11 +147,9 @@ def _zip(folder: Path, label: str) -> Path:
     names = [path for path in sorted(task.glob(f"{label}_*/*")) if path.is_file()]
     names += task.glob(f"{label}*.technical_report.pdf")
     path = folder.with_name(f"{label}.zip")
-    temporary = path.with_suffix(".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(
                 zipfile.ZipInfo(name.relative_to(folder).as_posix()), name.read_bytes(), zipfile.ZIP_DEFLATED
             )
-    os.replace(temporary, path)
     return path
