@@ -8,7 +8,6 @@ microphones goes, and with it the part of the machine that the far one hears ali
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from scipy.signal.windows import hann
 
 from branches.audio import AudioCache
 from branches.frontend import SAMPLE_RATE
+from scoring.atomic import atomic
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,8 @@ def with_cancellation(audio: AudioCache, folder: Path) -> AudioCache:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            _write(audio, temporary)
-            os.replace(temporary, path)
+            with atomic(path) as temporary:
+                _write(audio, temporary)
     return replace(audio, cancelled=np.load(path, mmap_mode="r"))
 
 

@@ -8,7 +8,6 @@ branch of the node maps into memory.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from branches.beats import load_beats
 from branches.model import batches_of_like_length, features_of, patch_width
 from branches.pooling import Pooling, build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec, Settings
+from scoring.atomic import atomic
 
 BATCH = 64
 
@@ -64,10 +64,8 @@ def frozen_embeddings(
             together = [v for v in dict.fromkeys([view, *views]) if _source(v) == _source(view)]
             missing = [v for v in together if not (folder / _name(v)).exists()]
             for made, embeddings in zip(missing, embed_views(missing, audio, device), strict=True):
-                temporary = folder / f"{_name(made)}.tmp"
-                with temporary.open("wb") as file:
+                with atomic(folder / _name(made)) as temporary, temporary.open("wb") as file:
                     np.save(file, embeddings)
-                os.replace(temporary, folder / _name(made))
     embeddings_found: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return embeddings_found
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from branches.spec import TrainingSpec
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -64,9 +63,8 @@ class Progress:
             "averaged": self.averaged,
             "modules": {name: _changing(module) for name, module in self.modules.items()},
         }
-        temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; what is raised by a damaged one depends on the damage."""

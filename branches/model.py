@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from branches.audio import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
-from branches.beats.checkpoint import load_state, naming, read_content, replacing
+from branches.beats.checkpoint import load_state, naming, read_content
 from branches.frontend import fbank, frame_padding
 from branches.pooling import build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel
 from branches.strategies import prepare
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 
@@ -123,7 +124,7 @@ def relocate_branch(
     content = read_content(source)
     content["base"] = {"path": backbone, "sha256": None}
     content["branch"] = {**content["branch"], "spec": spec.model_dump_json()}
-    with replacing(Path(target)) as file:
+    with atomic(Path(target)) as temporary, temporary.open("xb") as file:
         torch.save(content, file)
 
 

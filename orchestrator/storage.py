@@ -8,10 +8,8 @@ clips its check.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +29,7 @@ from orchestrator.ledger import (
     new_folder,
     read_record,
 )
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -199,13 +198,8 @@ class Storage:
 
     def _get(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with _reaching():
-                self._fs.get_file(f"{self._root}/{name}", str(temporary))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic(path) as temporary, _reaching():
+            self._fs.get_file(f"{self._root}/{name}", str(temporary))
 
     def _put(self, path: Path, name: str) -> None:
         with _reaching(), self._whole(f"{self._root}/{name}") as target:
@@ -218,12 +212,8 @@ class Storage:
         if not isinstance(self._fs, LocalFileSystem):  # an object does
             yield target
             return
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.part"
-        try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with atomic(Path(target)) as temporary:
+            yield str(temporary)
 
 
 @contextmanager
@@ -261,5 +251,5 @@ def _reason(error: Exception) -> str:
 def _files(path: Path) -> list[Path]:
     """A file, or the files in a folder; lock files and what is half-written are each node's own."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    own = (".lock", ".tmp", ".part")
+    own = (".lock", ".tmp")
     return [f for f in found if f.is_file() and not any(p.endswith(own) for p in f.relative_to(path.parent).parts)]

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
-from uuid import uuid4
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from branches.beats.config import TINY, BEATsConfig
 from branches.beats.lora import add_lora
 from branches.beats.model import BEATs
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 _TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
@@ -80,7 +80,7 @@ def save_beats(
     content["model"] = state
     if branch is not None:
         content["branch"] = dict(branch)
-    with replacing(Path(path)) as file:
+    with atomic(Path(path)) as temporary, temporary.open("xb") as file:
         torch.save(content, file)
 
 
@@ -253,16 +253,3 @@ def _cache_folder() -> Path:
     folder = Path(os.environ.get("TUTTI_CACHE") or Path(user) / "tutti")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when all is written."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # mkstemp's files are closed to other users
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
