@@ -1,0 +1,66 @@
+"""The golden run: figures of a small run, to be compared with those that are kept in `golden.json`.
+
+    python -m tests.golden.figures        writes golden.json anew
+
+Do that only for a change that is meant to alter numbers, and say in the commit why they differ.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from branches.synthetic import SyntheticSize, write_dataset
+from scoring.table import read_table
+from tests.commands import tutti
+
+FOLDER = Path(__file__).parent
+GOLDEN = FOLDER / "golden.json"
+CLIPS = 6  # of each table, whose scores are kept one by one
+
+
+def golden_run(folder: Path) -> dict[str, Any]:
+    """Generate a data set in `folder`, run the golden system on it, and collect its figures."""
+    data, out = folder / "data", folder / "out"
+    write_dataset(data, SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
+    finished = tutti("run", FOLDER / "golden.yaml", "--data", data, "--out", out, "--json")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout)["systems"]["golden"]
+    tables = {}
+    for branch in result["branches"]:
+        branch_id, _, detector = branch["table"].partition("/")
+        table = read_table(out / "branches" / branch_id / "tables" / f"{detector}.parquet")
+        tables[f"{branch['branch']} {detector}"] = {"omega": branch["omega"], **figures(table)}
+    return {
+        "tables": tables,
+        "methods": {name: [m["in_sample"], m["lomo"]] for name, m in result["methods"].items()},
+        "weights": result["delivered"]["weights"],
+        "fused": figures(read_table(out / "systems" / "golden" / "fused.parquet")),
+        "submission": {path.name: rows(path) for path in sorted((out / "submission" / "golden").rglob("*.csv"))},
+    }
+
+
+def figures(table: Any) -> dict[str, Any]:
+    """Mean, spread and some clips of a table's two columns of scores."""
+    found: dict[str, Any] = {}
+    for column in ("score", "calibrated"):
+        values = table[column].to_numpy()
+        chosen = values[:: len(values) // CLIPS][:CLIPS]
+        found[column] = [float(values.mean()), float(values.std()), *map(float, chosen)]
+    return found
+
+
+def rows(path: Path) -> list[float]:
+    """The second column of a CSV file of the challenge."""
+    with path.open(newline="") as file:
+        return [float(np.float64(value)) for _, value in csv.reader(file)]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        GOLDEN.write_text(json.dumps(golden_run(Path(temporary)), indent=1) + "\n")
