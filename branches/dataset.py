@@ -14,14 +14,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from branches.spec import BranchSpec
 from scoring.errors import InputError
 from scoring.table import KEY, SCHEMA, groups
 
@@ -200,23 +203,80 @@ def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
     return labels.astype(np.int64), names.tolist()
 
 
-def fingerprint(root: str | Path, index: pa.Table) -> str:
-    """Hash of the data set: names, sizes and three 4 KiB blocks of every clip, noise clips included.
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's clips, and what identifies them.
 
-    Raises `InputError` naming a clip that cannot be opened.
+    index: the clip index (`read_index`), with a `digest` for each clip
+    noise: recordings of noise alone (`noise_index`), with digests too
+    """
+
+    root: Path
+    index: pa.Table
+    noise: pa.Table
+    # A plan of hundreds of branches asks for the same few again and again.
+    _fingerprints: dict[tuple[tuple[str, ...] | None, bool], str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, root: str | Path) -> Dataset:
+        """The data set in a folder; raises `InputError` as `read_index` does, and naming a clip that cannot be read."""
+        root = Path(root)
+        return cls(root, _with_digests(root, read_index(root)), _with_digests(root, noise_index(root)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all clips."""
+        return _fingerprint(self.index, self.noise)
+
+    def training_fingerprint(self, spec: BranchSpec | None = None) -> str:
+        """Of the clips on which a branch's weights rest, or of all training clips; a frozen branch rests on none."""
+        if spec is None:
+            return self._training_fingerprint(None, False)
+        if spec.is_frozen:
+            return ""
+        noise, generated = spec.augmentation.noise, spec.augmentation.generated
+        machines = spec.machines if generated is None else None  # a generator learns from all
+        return self._training_fingerprint(machines, noise is not None and noise.source == "supplemental")
+
+    def _training_fingerprint(self, machines: tuple[str, ...] | None, noise: bool) -> str:
+        key = machines, noise
+        if key not in self._fingerprints:
+            clips = self.index.filter(pa.array(training_rows(self.index, machines)))
+            self._fingerprints[key] = _fingerprint(clips, *([self.noise] if noise else []))
+        return self._fingerprints[key]
+
+
+def training_rows(index: pa.Table, machines: Collection[str] | None = None) -> NDArray[np.bool_]:
+    """Mask (rows,) of the training clips, of some machines or of all."""
+    train: NDArray[np.bool_] = index["split"].to_numpy() == "train"
+    return train if machines is None else train & np.isin(index["machine"].to_numpy().astype(str), list(machines))
+
+
+def _with_digests(root: Path, clips: pa.Table) -> pa.Table:
+    return clips.append_column(
+        "digest", pa.array([_digest(root, path) for path in clips["path"].to_pylist()], pa.string())
+    )
+
+
+def _digest(root: Path, path: str) -> str:
+    """16 hex digits of a hash of a clip's path, size and three blocks of 4 KiB.
 
     Reading 9 GB to name a data set would take longer than planning the run. A recording that is replaced
     changes these blocks; an edit between them that keeps the size goes unnoticed.
     """
     digest = hashlib.sha256()
-    for path in [*index["path"].to_pylist(), *noise_index(root)["path"].to_pylist()]:
-        try:
-            with open(Path(root) / path, "rb") as file:
-                size = file.seek(0, 2)
-                digest.update(f"{path}\0{size}\0".encode())
-                for start in sorted({0, size // 2, max(0, size - 4096)}):
-                    file.seek(start)
-                    digest.update(file.read(4096))
-        except OSError as error:
-            raise InputError(f"{Path(root) / path}: cannot be read ({error.strerror}); replace or remove it") from None
-    return digest.hexdigest()
+    try:
+        with open(root / path, "rb") as file:
+            size = file.seek(0, 2)
+            digest.update(f"{path}\0{size}\0".encode())
+            for start in sorted({0, size // 2, max(0, size - 4096)}):
+                file.seek(start)
+                digest.update(file.read(4096))
+    except OSError as error:
+        raise InputError(f"{root / path}: cannot be read ({error.strerror}); replace or remove it") from None
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(*clips: pa.Table) -> str:
+    joined = ["\n".join(table["digest"].to_pylist()) for table in clips]
+    return hashlib.sha256("\n\n".join(joined).encode()).hexdigest()

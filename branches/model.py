@@ -85,8 +85,8 @@ def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     save_beats(model.backbone, path, base=(place, backbone.sha256), branch=branch)
 
 
-def load_branch(path: str | os.PathLike[str]) -> BranchModel:
-    """A branch that `save_branch` wrote, in eval mode on the CPU.
+def load_branch(path: str | os.PathLike[str], device: str = "cpu") -> BranchModel:
+    """A branch that `save_branch` wrote, in eval mode on a device.
 
     Raises
     ------
@@ -105,10 +105,10 @@ def load_branch(path: str | os.PathLike[str]) -> BranchModel:
             raise InputError(f"the spec in it is of another version of tutti ({error.error_count()} errors)") from None
     backbone = load_beats(path)
     with torch.random.fork_rng(devices=[]):
-        model = BranchModel(spec, backbone=backbone)
+        model = BranchModel(spec, encode_in_bfloat16=device == "cuda", backbone=backbone)
     with naming(path):
         load_state(model, {**head, **{f"backbone.{k}": v for k, v in backbone.state_dict().items()}})
-    return model.eval()
+    return model.eval().to(device)
 
 
 def relocate_branch(
@@ -119,7 +119,7 @@ def relocate_branch(
     Parameters
     ----------
     spec: of the branch, as it shall stand in the copy
-    backbone: path relative to the folder of `target`, or `tiny`
+    backbone: path, if relative to the folder of `target`, or `tiny`
     """
     content = read_content(source)
     content["base"] = {"path": backbone, "sha256": None}

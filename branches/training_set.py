@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from branches.audio import AudioCache
 from branches.classes import classes_of
+from branches.dataset import training_rows
 from branches.spec import BranchSpec, Channel
 
 # Attributes that name a speed; another one would be another condition.
@@ -67,7 +68,8 @@ class TrainingClips:
     @property
     def signature(self) -> str:
         """Digest of clips and classes: a training that began with others cannot go on with these."""
-        parts = (self.rows, self.labels, np.array([self.n_classes]))
+        # Not of the rows' places among all clips: test clips that are added change those, and nothing that is learnt.
+        parts = (self.audio.lengths[self.rows], self.labels, np.array([self.n_classes]))
         return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
@@ -84,13 +86,13 @@ def training_clips(
     Parameters
     ----------
     audio: decoded clips, in the order of `index`
-    index: the clip index; test rows are left out
+    index: the clip index; test rows are left out, and machines that the spec does not train on
     spec: the branch
     frozen: (clips, E) embeddings of the clips by a frozen backbone, for pseudo-labels
     generated: rows (machine, section, domain, attributes) and features (g, frames, 128) of generated clips
     noise: decoded clips of `supplemental` folders and the machine of each
     """
-    rows = np.flatnonzero(index["split"].to_numpy() == "train")
+    rows = np.flatnonzero(training_rows(index, spec.machines))
     train = index.take(rows)
     machines = np.array(train["machine"].to_pylist(), object)
     speeds = [bool(SPEED_ATTRIBUTES & {key for key, _ in pairs}) for pairs in train["attributes"].to_pylist()]

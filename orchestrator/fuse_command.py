@@ -12,13 +12,14 @@ from typing import Any
 
 from fusion.hierarchy import Tree, tables_of
 from fusion.scales import CALIBRATED, RANK
-from fusion.search import apply_weights
+from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import Runner, run_here
 from orchestrator.fusing import FUSED, RESULT, described_table, finished_result, fuse_into, write_json
 from orchestrator.ledger import BRANCHES
-from orchestrator.plan import code_version, digest
+from orchestrator.plan import digest
 from orchestrator.sources import TableFiles, from_index, from_store, of_system
 from orchestrator.spec import load_system
+from scoring.detectors import SCORING_VERSION
 from scoring.errors import InputError
 from scoring.table import file_sha256, is_transductive, write_table
 
@@ -62,8 +63,7 @@ def fuse_tables(request: Request) -> dict[str, Any]:
     tree, files = _source(request)
     used = {name: files[name] for name in tables_of(tree)}
     checksums = {name: file_sha256(path) for name, path in used.items()}
-    code = code_version("fusion", "scoring", "orchestrator")
-    fusion_id = digest([tree, checksums, request.transductive, code])
+    fusion_id = digest([tree, checksums, request.transductive, SCORING_VERSION, FUSION_VERSION])
     known = finished_result(request.out, fusion_id)
     if known is None:
         log.info("fusing %d score tables", len(used))

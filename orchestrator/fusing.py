@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from fusion.hierarchy import Tree, tables_of
-from fusion.search import Fusion, Runner, fuse
+from fusion.search import FUSION_VERSION, Fusion, Runner, fuse
 from orchestrator.ledger import Record, checksums, write_record
-from orchestrator.plan import Plan, code_version, digest, table_names
+from orchestrator.plan import Plan, digest, table_names
 from orchestrator.result import describe
 from orchestrator.spec import SystemSpec
 from scoring.atomic import atomic
@@ -42,7 +42,7 @@ def fused_system(
     """
     tree = plan.trees[system.name]
     own = {name: tables[name] for name in tables_of(tree)}
-    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own)}
+    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own, dataset)}
     known = finished_result(folder, tags["fusion_id"])
     if known is not None:
         return known
@@ -86,12 +86,12 @@ def fuse_into(
     return json.loads(json.dumps(result)), fusion
 
 
-def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table]) -> str:
-    """Hash of all that the fusion depends on."""
+def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str) -> str:
+    """Hash of all that the fusion depends on: scores, and the data set for names and labels of the clips."""
     scores = {
         name: hashlib.sha256(table["calibrated"].to_numpy().tobytes()).hexdigest() for name, table in tables.items()
     }
-    return digest([tree, scores, code_version("fusion", "scoring", "orchestrator")])
+    return digest([tree, scores, dataset, FUSION_VERSION])
 
 
 def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:

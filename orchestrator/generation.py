@@ -1,7 +1,7 @@
 """Generated clips of rare conditions: a set is made once, by the first branch that wants it.
 
-A set lies in `<out>/generated/<id>/`; the id covers settings, data and code. `check.json` in it says how the samples
-were judged.
+A set lies in `<out>/generated/<id>/`; the id covers settings, training clips and `TRAINING_VERSION`. `check.json` in it
+says how the samples were judged.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from branches.spec import BranchSpec, Channel, GeneratorSpec
-from orchestrator.plan import Branch, digest
+from branches.spec import TRAINING_VERSION, BranchSpec, Channel, GeneratorSpec
+from orchestrator.plan import Branch, digest, identity
 from orchestrator.storage import Storage
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Wanted:
 
     def folder(self, job: Job) -> Path:
         """Where the set lies."""
-        return job.generated / digest([self.spec.model_dump(), self.channel, job.fingerprint, job.code])
+        return job.generated / digest([identity(self.spec), self.channel, job.training, TRAINING_VERSION])
 
 
 def nothing_rare(branches: Sequence[Branch], index: pa.Table) -> bool:
@@ -115,6 +116,8 @@ def generated_clips(
                 storage.push_folder(folder.parent.name, folder.name, _LAST)
     generated = read_set(folder)
     accepted = generated.accepted()
+    if spec.machines is not None:
+        accepted = accepted[np.isin(generated.rows["machine"].to_numpy().astype(str)[accepted], list(spec.machines))]
     return generated.rows.take(accepted), generated.features[accepted]
 
 

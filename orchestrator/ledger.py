@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,7 @@ class Record(BaseModel):
     identity: tags by which its MLflow run is found again
     curve: pairs of step and loss
     files: SHA-256 by path within the folder
+    embeddings, tables: what identifies a branch's embeddings, and its score tables by detector
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,8 @@ class Record(BaseModel):
     metrics: dict[str, float] = {}
     curve: list[tuple[int, float]] = []
     files: dict[str, str] = {}
+    embeddings: str = ""
+    tables: dict[str, str] = {}
 
     @property
     def digest(self) -> str:
@@ -129,11 +132,25 @@ def _recover(out: Path) -> None:
             old.rename(folder)
 
 
-def is_finished(out: Path, branch_id: str, detectors: Sequence[str]) -> bool:
-    """Whether a branch's score tables are all there and intact."""
+def is_finished(out: Path, branch_id: str, tables: Mapping[str, str]) -> bool:
+    """Whether a branch's score tables are all there, intact and the ones that are identified by detector."""
     folder = out / BRANCHES / branch_id
     record = read_record(folder)
-    return record is not None and all(is_intact(folder, record, f"{TABLES}/{name}.parquet") for name in detectors)
+    return record is not None and all(
+        record.tables.get(name) == identity and is_intact(folder, record, f"{TABLES}/{name}.parquet")
+        for name, identity in tables.items()
+    )
+
+
+def refuse_older(out: Path) -> None:
+    """Raise `InputError` if tutti 0.1 made the branches in `out`, which it identified by its code: none can be used."""
+    for path in (out / BRANCHES).glob(f"*/{RECORD}"):
+        if b'"embeddings"' not in path.read_bytes():
+            raise InputError(
+                f"{out}: made by tutti 0.1, whose branches this version cannot go on from and leaves as they are; "
+                "give another --out"
+            )
+        return
 
 
 def read_finished(out: Path, name: str) -> pa.Table:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from branches.dataset import fingerprint, read_index
+from branches.dataset import Dataset
 from branches.spec import BranchSpec
-from orchestrator.ledger import is_finished
+from orchestrator.ledger import is_finished, refuse_older
 from orchestrator.plan import Branch, detector_id, make_plan
 from orchestrator.preflight import BUILT_IN, with_resolved_files
 from orchestrator.spec import SystemSpec
@@ -30,11 +30,12 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dic
     A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
     `done` is None where no output folder was named.
     """
-    index = read_index(data)
-    mark = fingerprint(data, index)
+    dataset = Dataset.read(data)
+    if out is not None:
+        refuse_older(out)
     notes: list[str] = []
-    plan = make_plan([_resolved(system, notes) for system in systems], mark)
-    branches = [_describe(branch, index.num_rows, out) for branch in plan.branches]
+    plan = make_plan([_resolved(system, notes) for system in systems], dataset)
+    branches = [_describe(branch, dataset.index.num_rows, out) for branch in plan.branches]
     to_train = [branch for branch in branches if not branch["done"]]
     return {
         "branches": branches,
@@ -62,7 +63,7 @@ def _describe(branch: Branch, clips: int, out: Path | None) -> dict[str, Any]:
         "systems": list(branch.systems),
         "seed": branch.spec.seed,
         "detectors": detectors,
-        "done": None if out is None else is_finished(out, branch.branch_id, detectors),
+        "done": None if out is None else is_finished(out, branch.branch_id, branch.tables),
         "clip_passes": _clip_passes(branch.spec),
         "pflop": petaflop(branch.spec, clips),
     }

@@ -18,14 +18,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from branches.dataset import fingerprint, read_index
+from branches.dataset import Dataset
 from cluster.session import check_address
 from fusion.hierarchy import tables_of
 from orchestrator.fusing import FUSED, fused_system
 from orchestrator.handover import stored_run
-from orchestrator.ledger import GIVEN_UP, SYSTEMS, Status, only_driver, read_finished
+from orchestrator.ledger import GIVEN_UP, SYSTEMS, Status, only_driver, read_finished, refuse_older
 from orchestrator.outbox import Outbox
 from orchestrator.place import Cluster, Place
 from orchestrator.plan import Plan, make_plan, table_names, without
@@ -54,10 +52,9 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
         `fuse_incomplete` the systems are delivered from the others before this is raised.
     """
     check_address(place.address)  # before minutes go into decoding
-    index = read_index(place.data)
-    mark = fingerprint(place.data, index)
+    dataset = Dataset.read(place.data)
     systems = [with_resolved_files(system) for system in systems]
-    plan = make_plan(systems, mark)
+    plan = make_plan(systems, dataset)
     try:
         place.out.mkdir(parents=True, exist_ok=True)
         (place.out / ".lock").touch()
@@ -67,13 +64,14 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
         stack.enter_context(only_driver(place.out))
         if place.storage:
             stack.enter_context(stored_run(Storage(place.storage, place.out), place.out))
-        experiment = experiment_name(place.data, mark, place.out)
+        refuse_older(place.out)
+        experiment = experiment_name(place.data, dataset.fingerprint, place.out)
         outbox = Outbox(open_tracker(place.tracking_uri, place.out, experiment), place.out)
         status: Status = "FAILED"
         files: list[Path] = []
         try:
             with outbox, Cluster(place.address) as cluster:
-                results = _bring(systems, plan, index, mark, place, cluster)
+                results = _bring(systems, plan, dataset, place, cluster)
             checks = sorted((place.out / "generated").glob("*/check.json"))
             status, files = "FINISHED", [place.out / REPORT, *checks]
         except (RunInterrupted, KeyboardInterrupt):
@@ -87,10 +85,10 @@ def run(systems: Sequence[SystemSpec], place: Place) -> dict[str, dict[str, Any]
 
 
 def _bring(
-    systems: Sequence[SystemSpec], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster
+    systems: Sequence[SystemSpec], plan: Plan, dataset: Dataset, place: Place, cluster: Cluster
 ) -> dict[str, dict[str, Any]]:
     """Train what is missing, fuse and write the deliverables."""
-    failure = train_missing(plan, index, mark, place, cluster)
+    failure = train_missing(plan, dataset, place, cluster)
     if failure is not None and (not place.fuse_incomplete or isinstance(failure, RunInterrupted)):
         raise failure
     plan = without(plan, {name for branch in unfinished(plan.branches, place.out) for name in table_names(branch)})
@@ -98,10 +96,10 @@ def _bring(
     for system in [system for system in systems if plan.trees[system.name]]:
         folder = place.out / SYSTEMS / system.name
         tables = {name: read_finished(place.out, name) for name in tables_of(plan.trees[system.name])}
-        results[system.name] = fused_system(system, mark, plan, tables, folder, cluster.fusion_runner)
+        results[system.name] = fused_system(system, dataset.fingerprint, plan, tables, folder, cluster.fusion_runner)
         write_submission(read_table(folder / FUSED), place.out / "submission" / system.name)
     if results:
-        write_report(place.out, mark)
+        write_report(place.out, dataset.fingerprint)
     if failure is not None:
         raise failure
     if empty := [system.name for system in systems if not plan.trees[system.name]]:

@@ -1,25 +1,26 @@
-"""The plan: which branches the systems need, each once, and what identifies them."""
+"""The plan: which branches the systems need, each once, and what identifies them.
+
+A branch is identified by its spec, its seed, its training clips and `TRAINING_VERSION`; its embeddings by the branch
+and `EMBEDDING_VERSION`; a score table by the embeddings, the detector, `SCORING_VERSION` and the clips in it. So
+another detector, or test clips that come later, train nothing.
+"""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
-from branches.spec import BranchSpec
+from pydantic import BaseModel
+
+from branches.dataset import Dataset
+from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
 from fusion.hierarchy import Tree
 from orchestrator.spec import ConfigurationSpec, SystemSpec
-from scoring.detectors import DetectorSpec
-from scoring.errors import InputError
-
-_ROOT = Path(__file__).resolve().parent.parent
-SCORE_CODE = ("branches", "scoring")
-_NO_SCORE_DEPENDS_ON = ("synthetic.py", "synthetic_machines.py", "decisions.py", "bootstrap.py", "errors.py")
+from scoring.detectors import SCORING_VERSION, DetectorSpec
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Branch:
     """One training, and the detectors that score its embeddings.
 
     name: where it stands in the first system that needs it, for people
+    clips: fingerprint of the data set that its tables are of
     """
 
     branch_id: str
@@ -35,6 +37,18 @@ class Branch:
     systems: tuple[str, ...]
     spec: BranchSpec
     detectors: tuple[DetectorSpec, ...]
+    clips: str = ""
+
+    @property
+    def embeddings_id(self) -> str:
+        """Identifies its embeddings, of whatever clips."""
+        return digest([self.branch_id, EMBEDDING_VERSION])
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """What identifies its score tables, by detector."""
+        parts = [self.embeddings_id, SCORING_VERSION, self.clips]
+        return {detector_id(d): digest([*parts, identity(d)]) for d in self.detectors}
 
 
 @dataclass(frozen=True)
@@ -51,15 +65,15 @@ def detector_id(detector: DetectorSpec) -> str:
     return "-".join([detector.name, *(f"{key}{value}" for key, value in sorted(settings.items()))])
 
 
-def make_plan(systems: Sequence[SystemSpec], fingerprint: str) -> Plan:
-    """Collect the branches of all systems on the data set with this fingerprint."""
+def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:
+    """Collect the branches of all systems on a data set; without one their ids are good within this plan only."""
     found: dict[str, Branch] = {}
     trees: dict[str, Tree] = {}
     for system in systems:
         trees[system.name] = {
             subsystem: {
                 name: [
-                    _add(found, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", fingerprint))
+                    _add(found, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", dataset))
                     for seed in c.seeds
                 ]
                 for name, c in configurations.items()
@@ -90,16 +104,17 @@ def without(plan: Plan, tables: Set[str]) -> Plan:
     return Plan(plan.branches, trees)
 
 
-def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, fingerprint: str) -> Branch:
+def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Dataset | None) -> Branch:
     spec = c.branch.as_used().model_copy(update={"seed": seed})
-    config = identity(spec.model_dump(exclude={"seed"}))
+    config = identity(spec.model_copy(update={"seed": 0}))
     return Branch(
-        branch_id=digest([config, seed, fingerprint, code_version(*SCORE_CODE)]),
+        branch_id=digest([config, seed, dataset and dataset.training_fingerprint(spec), TRAINING_VERSION]),
         config_id=digest(config),
         name=name,
         systems=(system,),
         spec=spec,
         detectors=(c.detector,),
+        clips=dataset.fingerprint if dataset else "",
     )
 
 
@@ -113,14 +128,24 @@ def _merge(known: Branch | None, new: Branch) -> Branch:
         tuple(dict.fromkeys([*known.systems, *new.systems])),
         known.spec,
         tuple(dict.fromkeys([*known.detectors, *new.detectors])),
+        known.clips,
     )
 
 
 def identity(settings: Any) -> Any:
-    """Settings as they count: a file with a digest by its content, not by where it lies."""
-    if isinstance(settings, dict):
-        place = ("path",) if settings.get("sha256") else ()
-        return {key: identity(value) for key, value in settings.items() if key not in place}
+    """Settings as they count, as a JSON value: a file with a digest by its content, not by where it lies.
+
+    What has its default is left out, so that a setting that is added later changes no identity. (A default that is
+    changed later does not either: then `TRAINING_VERSION` or `SCORING_VERSION` is to be raised.)
+    """
+    if isinstance(settings, BaseModel):
+        moved = {"path"} if getattr(settings, "sha256", None) else set()
+        fields = {name: (getattr(settings, name), field) for name, field in type(settings).model_fields.items()}
+        return {
+            name: identity(value)
+            for name, (value, field) in fields.items()
+            if name == "name" or (name not in moved and value != field.get_default(call_default_factory=True))
+        }
     if isinstance(settings, (list, tuple)):
         return [identity(value) for value in settings]
     return settings
@@ -131,35 +156,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@cache
-def code_version(*packages: str) -> str:
-    """Hash of the code of packages, or of single files, without comments, docstrings and formatting.
-
-    Files that no score depends on are left out.
-    """
-    hashed = hashlib.sha256()
-    places = [_ROOT / package for package in packages]
-    for path in sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))):
-        if path.name not in _NO_SCORE_DEPENDS_ON:
-            hashed.update(f"{path.relative_to(_ROOT)}\0{_bare_code(path)}\0".encode())
-    return hashed.hexdigest()[:16]
-
-
-def require_code(expected: str) -> None:
-    """Raise `InputError` if this node's code is not the driver's: it would make other scores under the same id."""
-    if code_version(*SCORE_CODE) != expected:
-        raise InputError("this node has another version of tutti than the driver; install the same on all nodes")
-
-
-def _bare_code(path: Path) -> str:
-    """The code without comments, formatting, docstrings and other strings that stand alone."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [line for line in body if not _is_text(line)] or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
-
-
-def _is_text(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+def versions() -> list[int | str]:
+    """What must be the same on all nodes, so that the same ids stand for the same numbers."""
+    return [version("tutti-asd"), TRAINING_VERSION, EMBEDDING_VERSION, SCORING_VERSION]

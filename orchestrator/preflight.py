@@ -103,5 +103,15 @@ def check_noise(noise: pa.Table, branches: Sequence[Branch]) -> None:
         )
 
 
+def check_machines(index: pa.Table, branches: Sequence[Branch]) -> None:
+    """Raise `InputError` if a branch is to train on a machine that is not among the data."""
+    known = set(index["machine"].to_pylist())
+    for branch in branches:
+        if missing := sorted(set(branch.spec.machines or ()) - known):
+            raise InputError(
+                f"{branch.name}: machines: no {missing[0]} among the data; there are {', '.join(sorted(known))}"
+            )
+
+
 def _noises(branches: Sequence[Branch]) -> list[NoiseSpec]:
     return [b.spec.augmentation.noise for b in branches if b.spec.augmentation.noise is not None]

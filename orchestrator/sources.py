@@ -124,7 +124,7 @@ def of_system(system: SystemSpec, paths: Iterable[Path]) -> tuple[Tree, dict[str
     InputError
         Naming the configuration and seed that has no table, or two.
     """
-    plan = make_plan([with_resolved_files(system)], "")
+    plan = make_plan([with_resolved_files(system)], None)
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(_identity_of_file(path), []).append(path)

@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from cluster.session import require_server
-from orchestrator.ledger import TABLES, Record, Status
+from orchestrator.ledger import TABLES, Record, Status, read_record
 from orchestrator.plan import digest
 from orchestrator.showing import FORM, SUMMARY, Shown, shown
 from orchestrator.views import experiment_tags
@@ -219,7 +219,10 @@ def checksum_tag(artifact: str) -> str:
 
 
 def experiment_name(data: Path, fingerprint: str, out: Path) -> str:
-    """One experiment per data set and run folder."""
+    """One experiment per data set and run folder; a folder's own stays what it is when clips are added."""
+    record = read_record(out)
+    if record is not None and "experiment" in record.tags:
+        return record.tags["experiment"]
     return f"{out.resolve().name} on {data.resolve().name} {fingerprint[:8]}"
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from branches.dataset import noise_index
+from branches.dataset import Dataset
 from cluster.capacity import gpus_of_a_branch, require
 from orchestrator.generation import on_sets, pull_sets
 from orchestrator.ledger import BRANCHES, FAILURES, GIVEN_UP, add_systems, is_finished, read_record, record_reason, tidy
 from orchestrator.place import Cluster, Place
-from orchestrator.plan import SCORE_CODE, Branch, Plan, code_version, detector_id
-from orchestrator.preflight import check_models, check_noise, notes_on
+from orchestrator.plan import Branch, Plan, versions
+from orchestrator.preflight import check_machines, check_models, check_noise, notes_on
 from orchestrator.storage import Storage
 from orchestrator.worker import Job, branch_record
 
@@ -37,10 +37,10 @@ class RunInterrupted(BranchesFailed):
 
 def unfinished(branches: Sequence[Branch], out: Path) -> list[Branch]:
     """The branches whose score tables are not all in the ledger, intact."""
-    return [b for b in branches if not is_finished(out, b.branch_id, [detector_id(d) for d in b.detectors])]
+    return [b for b in branches if not is_finished(out, b.branch_id, b.tables)]
 
 
-def train_missing(plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster) -> BranchesFailed | None:
+def train_missing(plan: Plan, dataset: Dataset, place: Place, cluster: Cluster) -> BranchesFailed | None:
     """Train and score the branches that are not finished; what to say of those that failed.
 
     With `stop_hopeless`, branches that were given up are not tried again, and their absence is no failure.
@@ -56,7 +56,8 @@ def train_missing(plan: Plan, index: pa.Table, mark: str, place: Place, cluster:
     tidy(place.out, [branch.branch_id for branch in missing])
     if not missing:
         return None
-    outcome = _train(missing, plan, index, mark, place, cluster)
+    mark = dataset.fingerprint
+    outcome = _train(missing, plan, dataset, place, cluster)
     for branch in missing:
         if reason := outcome.given_up.get(branch.branch_id):
             log.info("%s: %s", branch.name, reason)
@@ -75,29 +76,29 @@ def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
             storage.push_branch(branch.branch_id)
 
 
-def _train(
-    missing: Sequence[Branch], plan: Plan, index: pa.Table, mark: str, place: Place, cluster: Cluster
-) -> Outcome:
+def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, place: Place, cluster: Cluster) -> Outcome:
     check_models(missing)
-    noise = noise_index(place.data)
-    check_noise(noise, missing)
+    check_noise(dataset.noise, missing)
+    check_machines(dataset.index, missing)
+    index, mark = dataset.index, dataset.fingerprint
     out = place.out.resolve()
     storage = Storage(place.storage, out) if place.storage else None
     job = Job(
         data=place.data.resolve(),
         out=out,
         cache=out / "cache" / mark[:16],
-        checkpoints=out / "checkpoints" / code_version(*SCORE_CODE),
+        checkpoints=out / "checkpoints",
         fingerprint=mark,
-        noise=noise,
+        noise=dataset.noise,
         threads=place.cpus_per_branch,
         gpus=0.0,  # until the cluster has been asked
         memory=place.memory_per_branch,
         checkpoint_seconds=place.checkpoint_seconds,
-        code=code_version(*SCORE_CODE),
+        versions=versions(),
         specs=tuple(branch.spec for branch in plan.branches),
         stop_hopeless=place.stop_hopeless,
         storage=storage.uri if storage else None,
+        training=dataset.training_fingerprint(),
     )
     _tidy_checkpoints(job.checkpoints)
     _prepare(job, index, missing)
@@ -136,11 +137,8 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
 
 
 def _tidy_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that no training can go on from: half-written ones, and those of other code."""
+    """Remove half-written checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
     for half in folder.glob("*.tmp"):
         half.unlink()
 

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.spec import BranchSpec
+from branches.spec import EMBEDDING_VERSION, BranchSpec
 from orchestrator.generation import StageReport, generated_clips
 from orchestrator.ledger import (
     BRANCHES,
@@ -31,9 +30,10 @@ from orchestrator.ledger import (
     write_record,
 )
 from orchestrator.own_process import GIB, peak_memory
-from orchestrator.plan import Branch, code_version, detector_id, identity, require_code
+from orchestrator.plan import Branch, detector_id, versions
 from orchestrator.storage import Storage
 from scoring.banks import score_table
+from scoring.errors import InputError
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import write_table
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from branches.audio import AudioCache
 
 EMBEDDINGS = "embeddings.npy"
+CLIPS = "clips.npy"  # digests of the clips that the embeddings are of
 WEIGHTS = "branch.pt"
 
 HOPELESS_AFTER = 0.25  # of the steps
@@ -56,10 +57,11 @@ class Job:
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
     gpus: of a branch, may be a fraction; 0 computes on the CPU
     memory: of a branch, GiB; None lets it be measured
-    code: the driver's code version; a worker with another one would make other scores under the same id
+    versions: the driver's; a worker with others would make other numbers under the same id
     specs: all branches of the run, since frozen embeddings are computed for all of them at once
     stop_hopeless: give branches up that learn nothing, see `hopeless`
     storage: URI over which nodes without a common file system share what they make; None where they have one
+    training: fingerprint of all training clips
     """
 
     data: Path
@@ -72,10 +74,11 @@ class Job:
     gpus: float
     memory: float | None
     checkpoint_seconds: float
-    code: str
+    versions: list[int | str]
     specs: tuple[BranchSpec, ...]
     stop_hopeless: bool = False
     storage: str | None = None
+    training: str = ""
 
     @property
     def device(self) -> str:
@@ -95,18 +98,18 @@ class Job:
 
     @property
     def decoded(self) -> Path:
-        """The decoded clips, by the code that decodes."""
-        return self.cache / f"clips-{code_version('branches/audio.py')}"
+        """The decoded clips."""
+        return self.cache / f"clips-{EMBEDDING_VERSION}"
 
     @property
     def decoded_noise(self) -> Path:
         """The decoded noise clips of `supplemental` folders."""
-        return self.cache / f"noise-{code_version('branches/audio.py')}"
+        return self.cache / f"noise-{EMBEDDING_VERSION}"
 
     @property
     def derived(self) -> Path:
-        """What is computed from the clips before training, by the code that computes it."""
-        return self.cache / self.code
+        """What is computed from the clips before training."""
+        return self.cache / f"derived-{EMBEDDING_VERSION}"
 
     @property
     def generated(self) -> Path:
@@ -128,7 +131,8 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
     Hopeless
         If it learns nothing, and the job gives such branches up.
     """
-    require_code(job.code)
+    if versions() != job.versions:
+        raise InputError("this node has another version of tutti than the driver; install the same on all nodes")
     if job.storage is None:
         return _train_and_score(branch, job, index, report)
     job.checkpoints.mkdir(parents=True, exist_ok=True)  # the driver has made that of its own node
@@ -149,8 +153,8 @@ def _checkpoint(branch: Branch, job: Job) -> Path:
 def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageReport) -> float | None:
     """Write one branch's folder of the ledger; the first table's Omega.
 
-    Embeddings that are there already and intact are scored as they are: a lost table or another detector costs no
-    second training.
+    What is there already and intact is used: a lost table or another detector costs no second embedding, and clips
+    that are new cost no second training.
     """
     started = time.monotonic()
     curve: list[tuple[int, float]] = []
@@ -163,13 +167,17 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
             checkpoint.unlink(missing_ok=True)
             raise Hopeless(reason)
 
-    known = read_record(job.out / BRANCHES / branch.branch_id)
+    stored = job.out / BRANCHES / branch.branch_id
+    known = read_record(stored)
     with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
-        embeddings = _stored_embeddings(job.out / BRANCHES / branch.branch_id, known, folder)
+        tables = _copy_intact(stored, known, folder)
+        embeddings = _stored_embeddings(branch, known, index, folder)
         if embeddings is None:
-            known = None
+            if not (folder / WEIGHTS).exists():
+                known = None
             embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
             np.save(folder / EMBEDDINGS, embeddings)
+            np.save(folder / CLIPS, index["digest"].to_numpy().astype(str))
         omega, metrics = _write(branch, job, index, embeddings, folder)
         entry = branch_record(branch, job.fingerprint)
         before = known or entry
@@ -183,6 +191,8 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
             },
             "curve": before.curve or curve,
             "files": checksums(folder),
+            "embeddings": branch.embeddings_id,
+            "tables": {**tables, **branch.tables},
         }
         write_record(folder, entry.model_copy(update=update))
     checkpoint.unlink(missing_ok=True)
@@ -215,20 +225,40 @@ def branch_record(branch: Branch, dataset: str) -> Record:
         name=branch.name,
         identity={"role": "branch", "branch_id": branch.branch_id},
         tags={"config_id": branch.config_id, "system": joined_systems(None, branch.systems), "dataset": dataset},
-        params=flatten(identity(branch.spec.model_dump())),
+        params=flatten(_without_paths(branch.spec.model_dump())),
     )
 
 
-def _stored_embeddings(stored: Path, record: Record | None, folder: Path) -> NDArray[np.float32] | None:
-    """Embeddings of a branch that is finished, copied into `folder` with all else that is intact; None if lost."""
-    if record is None or not is_intact(stored, record, EMBEDDINGS):
+def _without_paths(settings: Any) -> Any:
+    """Settings without the path of a file that has a digest."""
+    if isinstance(settings, dict):
+        moved = {"path"} if settings.get("sha256") else set()
+        return {key: _without_paths(value) for key, value in settings.items() if key not in moved}
+    return [_without_paths(value) for value in settings] if isinstance(settings, (list, tuple)) else settings
+
+
+def _copy_intact(stored: Path, record: Record | None, folder: Path) -> dict[str, str]:
+    """Copy what is intact of a stored branch into `folder`; what identifies the score tables among it."""
+    if record is None:
+        return {}
+    intact = {file for file in record.files if is_intact(stored, record, file)}
+    for file in intact:
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(stored / file, folder / file)
+    return {name: identity for name, identity in record.tables.items() if f"{TABLES}/{name}.parquet" in intact}
+
+
+def _stored_embeddings(
+    branch: Branch, record: Record | None, index: pa.Table, folder: Path
+) -> NDArray[np.float32] | None:
+    """The embeddings in `folder` in the order of `index`; None if lost, of another version or not of all its clips."""
+    files = folder / EMBEDDINGS, folder / CLIPS
+    if record is None or record.embeddings != branch.embeddings_id or not all(file.exists() for file in files):
         return None
-    for file in record.files:
-        if is_intact(stored, record, file):
-            (folder / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(stored / file, folder / file)
-    embeddings: NDArray[np.float32] = np.load(folder / EMBEDDINGS, allow_pickle=False)
-    return embeddings
+    embeddings, digests = (np.load(file, allow_pickle=False) for file in files)
+    position = {digest: i for i, digest in enumerate(digests.tolist())}
+    rows = [position.get(digest, -1) for digest in index["digest"].to_pylist()]
+    return None if -1 in rows else embeddings[rows]
 
 
 def _embed(
@@ -239,9 +269,9 @@ def _embed(
     report: StageReport,
     weights: Path,
 ) -> NDArray[np.float32]:
-    """Embeddings (clips, …) of a branch that is trained now, trained on from its checkpoint, or frozen.
+    """Embeddings (clips, …) of a branch: by its `weights` if that file is there, else it is trained and writes them.
 
-    What training changed is written to `weights`.
+    Training goes on from its checkpoint; a frozen branch has no weights of its own.
     """
     # Loaded here, so that the driver, which imports this module, does not load torch.
     import torch
@@ -249,7 +279,7 @@ def _embed(
     from branches.audio import open_cache
     from branches.channels import with_cancellation
     from branches.frozen import frozen_embeddings, view_of
-    from branches.model import embed, save_branch
+    from branches.model import embed, load_branch, relocate_branch, save_branch
     from branches.train import train
     from branches.training_set import training_clips
 
@@ -258,6 +288,9 @@ def _embed(
     audio = open_cache(job.data, index, job.decoded)
     if spec.channel == "cancel":
         audio = with_cancellation(audio, job.derived)
+    if weights.exists():
+        relocate_branch(weights, weights, spec, spec.backbone.path)  # which may lie elsewhere now
+        return embed(load_branch(weights, job.device), audio, spec.channel)
     view, frozen = view_of(spec), None
     if view is not None:
         views = [v for v in map(view_of, job.specs) if v is not None]
@@ -305,8 +338,7 @@ def _write(
             "spec": branch.spec.model_dump_json(),
             "dataset": job.fingerprint,
             "detector": detector.model_dump_json(),
-            "version": version("tutti-asd"),
-            "code": job.code,
+            "versions": json.dumps(job.versions),
         }
         table = score_table(index, embeddings, detector, metadata)
         write_table(table, folder / TABLES / f"{name}.parquet")

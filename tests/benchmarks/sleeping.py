@@ -44,7 +44,7 @@ def launched(folder: Path, count: int, work: Sleeper, gpus: float = 0.0) -> tupl
     from orchestrator.launch import launch  # which a branch's process, that loads this module, has no need of
 
     folder.mkdir()
-    job = Job(folder, folder, folder, folder, "", make_table().select([]), 1, gpus, None, 60.0, "", ())
+    job = Job(folder, folder, folder, folder, "", make_table().select([]), 1, gpus, None, 60.0, [], ())
     began = time.time()
     outcome = launch(sleeping(count), job, make_table().select([]), work)
     total = time.time() - began

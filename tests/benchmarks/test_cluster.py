@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from branches.dataset import fingerprint, read_index
+from branches.dataset import Dataset
 from branches.synthetic import SyntheticSize, write_dataset
 from cluster.session import session
 from orchestrator.ledger import BRANCHES, SYSTEMS, TABLES, checksums, write_record
@@ -110,7 +110,7 @@ def test_500_branches(tmp_path):
     configuration = {"branch": {"backbone": {"path": "tiny"}}, "seeds": list(range(500))}
     system = SystemSpec.model_validate({"name": "many", "subsystems": {"a": {"b": configuration}}})
     began = time.time()
-    plan = make_plan([system], fingerprint(data, read_index(data)))
+    plan = make_plan([system], Dataset.read(data))
     write_table(make_table(machines="abcdefg", per_cell=50, train=1000), tmp_path / "table.parquet")
     for branch in plan.branches:
         fill(out / BRANCHES / branch.branch_id, branch, tmp_path / "table.parquet")
@@ -139,5 +139,5 @@ def test_500_branches(tmp_path):
 def fill(folder, branch, table):
     (folder / TABLES).mkdir(parents=True)
     shutil.copyfile(table, folder / TABLES / f"{detector_id(branch.detectors[0])}.parquet")
-    found = {"curve": [(step, 1.0) for step in range(50)], "files": checksums(folder)}
+    found = {"curve": [(step, 1.0) for step in range(50)], "files": checksums(folder), "tables": branch.tables}
     write_record(folder, branch_record(branch, "data").model_copy(update=found))

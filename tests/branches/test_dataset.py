@@ -1,10 +1,12 @@
 import gzip
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from branches.dataset import class_labels, counts, fingerprint, index_of, parse_path, read_index
+from branches.dataset import Dataset, class_labels, counts, index_of, parse_path, read_index
+from branches.spec import BranchSpec
 from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
 
@@ -123,15 +125,32 @@ def test_classes_are_machine_section_and_attributes(dataset):
 
 
 def test_the_fingerprint_is_of_names_and_contents(dataset):
-    index = read_index(dataset)
-    before = fingerprint(dataset, index)
+    before = Dataset.read(dataset).fingerprint
     moved = dataset.rename(dataset.with_name("moved"))
-    assert fingerprint(moved, index) == before
+    assert Dataset.read(moved).fingerprint == before
     wav = next(moved.glob("*/train/*.wav"))
     content = bytearray(wav.read_bytes())
     content[len(content) // 2 + 10] ^= 1
     wav.write_bytes(content)
-    assert fingerprint(moved, index) != before
+    assert Dataset.read(moved).fingerprint != before
+
+
+def test_a_training_rests_on_its_training_clips_alone(dataset):
+    before, spec = Dataset.read(dataset), BranchSpec()
+    noisy = BranchSpec(augmentation={"noise": {"source": "supplemental"}})
+    pump, frozen = BranchSpec(machines=["pump"]), BranchSpec(strategy="frozen", pooling="mean")
+    next((dataset / "rotor" / "test").glob("*.wav")).unlink()
+    (dataset / "rotor" / "supplemental").mkdir()
+    shutil.copy(next(dataset.glob("pump/train/*.wav")), dataset / "rotor" / "supplemental" / "noise_0.wav")
+    after = Dataset.read(dataset)
+    assert after.fingerprint != before.fingerprint
+    assert after.training_fingerprint(spec) == before.training_fingerprint(spec)
+    assert after.training_fingerprint(noisy) != before.training_fingerprint(noisy)
+    next((dataset / "rotor" / "train").glob("*.wav")).unlink()
+    last = Dataset.read(dataset)
+    assert last.training_fingerprint(spec) != before.training_fingerprint(spec)
+    for unchanged in (pump, frozen):
+        assert last.training_fingerprint(unchanged) == before.training_fingerprint(unchanged)
 
 
 def test_folders_that_are_no_data_set(dataset, tmp_path):
@@ -152,11 +171,11 @@ def test_files_that_are_ignored_are_told(dataset, caplog):
 
 
 def test_a_clip_that_cannot_be_opened_is_named(dataset):
-    index = read_index(dataset)
     wav = next((dataset / "pump" / "test").iterdir())
     wav.unlink()
+    wav.symlink_to("nowhere.wav")
     with pytest.raises(InputError, match=f"{wav.name}: cannot be read"):
-        fingerprint(dataset, index)
+        Dataset.read(dataset)
 
 
 def test_a_machine_without_training_clips_is_named(dataset):

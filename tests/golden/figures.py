@@ -2,7 +2,7 @@
 
     python -m tests.golden.figures        writes golden.json anew
 
-Do that only for a change that is meant to alter numbers, and say in the commit why they differ.
+Do that only together with a raised version, and say in the commit why the numbers differ.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
 from branches.synthetic import SyntheticSize, write_dataset
+from fusion.search import FUSION_VERSION
+from scoring.detectors import SCORING_VERSION, DetectorSpec
 from scoring.table import read_table
 from tests.commands import tutti
 
@@ -37,12 +41,34 @@ def golden_run(folder: Path) -> dict[str, Any]:
         table = read_table(out / "branches" / branch_id / "tables" / f"{detector}.parquet")
         tables[f"{branch['branch']} {detector}"] = {"omega": branch["omega"], **figures(table)}
     return {
+        "versions": versions(),
         "tables": tables,
         "methods": {name: [m["in_sample"], m["lomo"]] for name, m in result["methods"].items()},
         "weights": result["delivered"]["weights"],
         "fused": figures(read_table(out / "systems" / "golden" / "fused.parquet")),
         "submission": {path.name: rows(path) for path in sorted((out / "submission" / "golden").rglob("*.csv"))},
     }
+
+
+def versions() -> dict[str, int]:
+    """The versions that are raised when numbers change."""
+    return {
+        "TRAINING_VERSION": TRAINING_VERSION,
+        "EMBEDDING_VERSION": EMBEDDING_VERSION,
+        "SCORING_VERSION": SCORING_VERSION,
+        "FUSION_VERSION": FUSION_VERSION,
+    }
+
+
+def defaults() -> dict[str, Any]:
+    """Every setting's default by `class.setting`: what has its default is not in an identity."""
+    found = {}
+    for schema in (BranchSpec.model_json_schema(), TypeAdapter(DetectorSpec).json_schema()):
+        classes = {schema.get("title", ""): schema, **schema.get("$defs", {})}
+        for name, settings in classes.items():
+            for setting, about in settings.get("properties", {}).items():
+                found[f"{name}.{setting}"] = about.get("default")
+    return dict(sorted(found.items()))
 
 
 def figures(table: Any) -> dict[str, Any]:
@@ -63,4 +89,4 @@ def rows(path: Path) -> list[float]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        GOLDEN.write_text(json.dumps(golden_run(Path(temporary)), indent=1) + "\n")
+        GOLDEN.write_text(json.dumps({**golden_run(Path(temporary)), "defaults": defaults()}, indent=1) + "\n")

@@ -44,7 +44,7 @@ def test_how_branches_end(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.launch.SCALES", SCALES)
     deaths = {"well": 0, "unlucky": 1, "hungry": RETRIES + 1, "doomed": 1000, "wrong": 0, "lame": 0}
     branches = [Branch(n, n, n, ("s",), BranchSpec(seed=d), (MahalanobisSpec(),)) for n, d in deaths.items()]
-    job = Job(tmp_path, tmp_path, tmp_path, tmp_path, "", make_table().select([]), 1, 0.0, None, 60.0, "", ())
+    job = Job(tmp_path, tmp_path, tmp_path, tmp_path, "", make_table().select([]), 1, 0.0, None, 60.0, [], ())
     (tmp_path / "tries").mkdir()
     with session(num_cpus=2):
         outcome = launch(branches, job, make_table().select([]), Work(tmp_path / "tries"))

@@ -28,12 +28,13 @@ def test_a_kill_between_the_two_renames_loses_no_finished_branch(tmp_path):
         (folder / "tables").mkdir()
         (folder / "tables" / "knn.parquet").write_bytes(b"scores")
         record = Record(name="a/b/0", identity={"role": "branch", "branch_id": branch}, files=checksums(folder))
+        record = record.model_copy(update={"tables": {"knn": "1"}})
         write_record(folder, record)
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, env={**os.environ})
     assert ended.returncode == -signal.SIGKILL
-    assert not is_finished(tmp_path, branch, ["knn"])
+    assert not is_finished(tmp_path, branch, {"knn": "1"})
     with only_driver(tmp_path):
-        assert is_finished(tmp_path, branch, ["knn"])
+        assert is_finished(tmp_path, branch, {"knn": "1"})
 
 
 def test_a_replacement_that_ended_is_not_undone(tmp_path):

@@ -1,8 +1,12 @@
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 
-from branches.spec import BackboneSpec
+from branches.dataset import Dataset
+from branches.spec import BackboneSpec, BranchSpec
 from orchestrator import plan as planning
-from orchestrator.plan import code_version, detector_id, make_plan
+from orchestrator.plan import detector_id, identity, make_plan
 from orchestrator.preflight import check_models, resolve_file, with_resolved_files
 from orchestrator.spec import SystemSpec, load_system
 from scoring.detectors import KnnSpec, MahalanobisSpec
@@ -13,18 +17,25 @@ def system(name="mine", **configurations):
     return SystemSpec.model_validate({"name": name, "subsystems": {"one": configurations}})
 
 
-def ids(*systems, data="data"):
-    return [branch.branch_id for branch in make_plan(systems, data).branches]
+def dataset(*, train=("t0", "t1"), test=("e0",), machine="fan", more=()):
+    """A data set of clips of these digests, and maybe of other machines."""
+    rows = [("train", machine, digest) for digest in train] + [("test", machine, digest) for digest in test] + [*more]
+    columns = dict(zip(("split", "machine", "digest"), zip(*rows, strict=True), strict=True))
+    return Dataset(Path(), pa.table({k: list(v) for k, v in columns.items()}), pa.table({"digest": ["n0"]}))
+
+
+def ids(*systems, data=None):
+    return [branch.branch_id for branch in make_plan(systems, data or dataset()).branches]
 
 
 def test_a_branch_of_two_systems_is_planned_once():
-    both = make_plan([system("a", x={"seeds": [0, 1]}), system("b", y={"seeds": [1, 2]})], "data")
+    both = make_plan([system("a", x={"seeds": [0, 1]}), system("b", y={"seeds": [1, 2]})], None)
     assert [branch.systems for branch in both.branches] == [("a",), ("a", "b"), ("b",)]
     assert both.trees["a"]["one"]["x"][1] == both.trees["b"]["one"]["y"][0]
 
 
 def test_detectors_share_a_branch():
-    plan = make_plan([system(x={}, y={"detector": {"name": "knn", "k": 2}})], "data")
+    plan = make_plan([system(x={}, y={"detector": {"name": "knn", "k": 2}})], None)
     (branch,) = plan.branches
     assert branch.detectors == (MahalanobisSpec(), KnnSpec(k=2))
     assert plan.trees["mine"]["one"] == {
@@ -33,36 +44,73 @@ def test_detectors_share_a_branch():
     }
 
 
-def test_all_that_determines_scores_is_in_the_id(monkeypatch):
+def test_all_that_determines_weights_is_in_the_id_of_a_branch(monkeypatch):
     base = ids(system(x={}))
     assert ids(system("other", z={})) == base
     assert ids(system(x={"seeds": [1]})) != base
     assert ids(system(x={"branch": {"channel": "far"}})) != base
-    assert ids(system(x={}), data="other data") != base
-    monkeypatch.setattr(planning, "code_version", lambda *packages: "other code")
+    assert ids(system(x={}), data=dataset(train=("t0", "t2"))) != base
+    monkeypatch.setattr(planning, "TRAINING_VERSION", planning.TRAINING_VERSION + 1)
     assert ids(system(x={})) != base
 
 
+def test_nothing_else_is(monkeypatch):
+    base = ids(system(x={}))
+    assert ids(system(x={"detector": "knn"})) == base
+    assert ids(system(x={}), data=dataset(test=("e0", "e1"))) == base
+    for name in ("EMBEDDING_VERSION", "SCORING_VERSION"):
+        monkeypatch.setattr(planning, name, getattr(planning, name) + 1)
+    assert ids(system(x={})) == base
+
+
+def test_machines_that_take_no_part_in_the_training_are_not_in_the_id():
+    chosen, everything = system(x={"branch": {"machines": ["fan"]}}), system(x={})
+    frozen = system(x={"branch": {"strategy": "frozen", "pooling": "mean"}})
+    more = dataset(more=[("train", "pump", "p0"), ("test", "pump", "p1")])
+    assert ids(chosen, data=more) == ids(chosen)
+    assert ids(frozen, data=more) == ids(frozen)
+    assert ids(everything, data=more) != ids(everything)
+
+
+def test_ids_are_the_same_with_every_python_and_every_release_of_the_same_versions():
+    assert ids(
+        system(x={}), system("y", y={"branch": {"objective": "softmax", "strategy": {"name": "lora", "rank": 8}}})
+    ) == [
+        "6592938bf0a2f484",
+        "6feea35c53669451",
+    ]
+
+
+def test_an_identity_has_what_is_not_the_default_and_the_name_of_each_choice():
+    assert identity(BranchSpec()) == {}
+    assert identity(BranchSpec(objective="softmax", strategy={"name": "lora", "rank": 8})) == {
+        "objective": {"name": "softmax"},
+        "strategy": {"name": "lora", "rank": 8},
+    }
+    assert identity(BranchSpec(augmentation={"mixup": {}})) == {"augmentation": {"mixup": {}}}
+    assert identity(BackboneSpec(path="a.pt", sha256="0" * 64)) == {"sha256": "0" * 64}
+
+
+def test_a_table_is_identified_by_embeddings_detector_version_and_clips(monkeypatch):
+    def tables(data=None, **configuration):
+        (branch,) = make_plan([system(x=configuration)], data or dataset()).branches
+        return branch.tables
+
+    base = tables()
+    assert base.keys() == {"mahalanobis"}
+    assert tables() == base
+    assert tables(dataset(test=("e0", "e1"))) != base
+    assert set(tables(detector="knn").values()).isdisjoint(base.values())
+    for name in ("EMBEDDING_VERSION", "SCORING_VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(planning, name, getattr(planning, name) + 1)
+            assert tables() != base
+
+
 def test_seeds_of_one_configuration_share_its_id():
-    first, second = make_plan([system(x={"seeds": [0, 1]})], "data").branches
+    first, second = make_plan([system(x={"seeds": [0, 1]})], None).branches
     assert first.config_id == second.config_id
     assert first.branch_id != second.branch_id
-
-
-def test_the_code_version_ignores_comments_and_docstrings(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_ROOT", tmp_path)
-    (tmp_path / "package").mkdir()
-    file = tmp_path / "package" / "module.py"
-
-    def version(text):
-        code_version.cache_clear()
-        file.write_text(text)
-        return code_version("package")
-
-    first = version('"""Module."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
-    assert version("# comment\ndef f(x):\n    return (x\n        + 1)  # why\n") == first
-    assert version("def f(x):\n    return x + 2\n") != first
-    code_version.cache_clear()
 
 
 def test_detector_names():
@@ -91,6 +139,6 @@ def test_a_checkpoint_that_cannot_be_used_is_named(checkpoint, tmp_path):
     with pytest.raises(InputError, match="has sha256"):
         resolve_file(BackboneSpec(path=str(checkpoint), sha256="0" * 8))
     (tmp_path / "text.pt").write_text("hello")
-    plan = make_plan([with_resolved_files(load_system("s1", backbone=str(tmp_path / "text.pt")))], "data")
+    plan = make_plan([with_resolved_files(load_system("s1", backbone=str(tmp_path / "text.pt")))], None)
     with pytest.raises(InputError, match="is not a BEATs checkpoint"):
         check_models(plan.branches)

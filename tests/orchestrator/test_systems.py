@@ -17,7 +17,7 @@ NAMES = sorted(path.stem for path in SYSTEMS.glob("s*.yaml"))
 
 
 def plan(*names):
-    return make_plan(load_systems(names, backbone="tiny"), "data")
+    return make_plan(load_systems(names, backbone="tiny"), None)
 
 
 def test_the_systems_have_the_structure_of_the_report():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from branches.dataset import fingerprint, read_index
+from branches.dataset import Dataset
 from branches.synthetic import SyntheticSize, write_dataset
 from orchestrator.ledger import GIVEN_UP, RECORD
 from orchestrator.place import Cluster, Place
@@ -43,10 +43,9 @@ def test_a_branch_that_learns_nothing_is_given_up_and_not_tried_again(tmp_path):
     assert json.loads(record.read_text())["status"] == "KILLED"
     assert not list((out / "checkpoints").rglob("*.pt"))
 
-    index = read_index(data)
-    mark = fingerprint(data, index)
-    plan = make_plan([load_system(str(system))], mark)
+    dataset = Dataset.read(data)
+    plan = make_plan([load_system(str(system))], dataset)
     place = Place(data, out, stop_hopeless=True)
-    assert train_missing(plan, index, mark, place, Cluster("local")) is None  # nothing is tried again
+    assert train_missing(plan, dataset, place, Cluster("local")) is None  # nothing is tried again
 
     assert [branch.name for branch in unfinished(plan.branches, out)] == ["one/lame/0"]
