@@ -194,7 +194,8 @@ class Storage:
         with _reaching():
             self._fs.invalidate_cache()
             found = self._fs.find(place, detail=True)
-        return {path[len(self._root) :].lstrip("/"): entry["size"] for path, entry in found.items()}
+        names = {path[len(self._root) :].lstrip("/"): entry["size"] for path, entry in found.items()}
+        return {name: size for name, size in names.items() if not name.endswith(".tmp")}  # else it is being written
 
     def _get(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
