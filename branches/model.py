@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from branches.audio import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
+from branches.data.audio import AudioCache
 from branches.frontend import fbank, frame_padding
 from branches.pooling import build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel
-from branches.strategies import prepare
+from branches.training.strategies import prepare
 from scoring.atomic import atomic
 from scoring.errors import InputError
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,6 +62,27 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+class Cluster:
+    """The Ray session of a run, opened when something first needs it: a finished run needs none."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._stack = ExitStack()
+        self._open = False
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def connect(self) -> None:
+        """Open the session, unless it is open."""
+        if not self._open:
+            self._stack.enter_context(session(self._address))
+            self._open = True
 
 
 def _connect(address: str) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.bootstrap import Comparison, Interval, compare
 from fusion.complementarity import Pruned, correlations, marginals, prune, winners
 from fusion.diagnosis import Diagnosis, diagnose
 from fusion.hierarchy import Tree, Weights, averaging, configurations_of
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
+from fusion.resampling import Comparison, Interval, compare
 from fusion.scales import CALIBRATED
 from fusion.tasks import FOLDS, Found, Problem, Task
 from fusion.validation import SINGLE, UNIFORM, Candidate, Estimates, Machines

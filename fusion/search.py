@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from fusion.evidence import Choice, Evidence, Validation
 from fusion.hierarchy import Tree, averaging, by_subsystem, configurations_of, parts_of, tables_of, uniform_weights
+from fusion.joined import Joined, apply_weights
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
 from fusion.scales import CALIBRATED, RANK, on_scale
-from fusion.tables import Joined, apply_weights
 from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
 from fusion.validation import UNIFORM, WORTH
 from scoring.metrics import has_labels

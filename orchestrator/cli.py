@@ -13,9 +13,9 @@ from orchestrator.commands.cluster import cancel, follow, submit, sync
 from orchestrator.commands.completion import completion
 from orchestrator.commands.data import data
 from orchestrator.commands.deliverables import report, submission, ui
-from orchestrator.commands.ensemble import enrol, export, score
+from orchestrator.commands.model import enrol, export, score
 from orchestrator.commands.runs import demo, doctor, plan, run
-from orchestrator.commands.tables import fuse, metrics
+from orchestrator.commands.scores import fuse, metrics
 from scoring.errors import InputError
 
 # Faults of the place a user has chosen, not of the program.

@@ -201,14 +201,14 @@ def _store(subject: Subject) -> Iterator[Check]:
     if (uri is None or uri.startswith("sqlite:///")) and not path.exists():
         yield Check("mlflow", "ok", f"{path} will be made by the first run")
         return
-    from orchestrator.tracking import find_tracker
+    from orchestrator.tracking.tracker import find_tracker
 
     find_tracker(uri, subject.out, "Default")
     yield Check("mlflow", "ok", f"the store at {uri or path} answers")
 
 
 def _data(subject: Subject) -> Iterator[Check]:
-    from branches.dataset import counts, read_index
+    from branches.data.dataset import counts, read_index
 
     if subject.data is None:
         yield Check("data", "warning", "not looked at", "name the data set with --data")

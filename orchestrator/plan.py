@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from branches.dataset import Dataset
+from branches.data.dataset import Dataset
 from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
 from fusion.hierarchy import Tree
-from orchestrator.spec import ConfigurationSpec, SystemSpec
+from orchestrator.system import ConfigurationSpec, SystemSpec
 from scoring.detectors import SCORING_VERSION, DetectorSpec
 
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from branches.dataset import class_labels
+from branches.data.dataset import class_labels
 from branches.spec import BackboneSpec, FileSpec, LoraSpec, NoiseSpec
-from orchestrator.generation import nothing_rare
 from orchestrator.plan import Branch
-from orchestrator.spec import SystemSpec, with_files
+from orchestrator.system import SystemSpec, with_files
+from orchestrator.training.generated import nothing_rare
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
 if TYPE_CHECKING:
-    from branches.audio import AudioCache
+    from branches.data.audio import AudioCache
 
 # Torch is loaded inside the functions that need it: a finished run on a built-in backbone does not.
 BUILT_IN = ("tiny",)
@@ -60,7 +60,7 @@ def check_models(branches: Sequence[Branch]) -> None:
         If a file is no BEATs checkpoint or tokenizer, or a branch cannot be made of it.
     """
     from branches.beats import load_beats, load_tokenizer
-    from branches.strategies import prepare
+    from branches.training.strategies import prepare
 
     for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
         model = load_beats(path, sha256=sha256)

@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("scoring", "fusion", "branches", "cluster", "orchestrator")
+LINES = 400
 FORBIDDEN = {
     "scoring": {"torch", "ray", "mlflow", "fusion", "branches", "cluster", "orchestrator"},
     "fusion": {"torch", "mlflow", "branches", "cluster", "orchestrator"},
@@ -31,8 +33,43 @@ def test_no_import_runs_backwards(package):
         assert not set(imports(path)) & FORBIDDEN[package], path
 
 
+def modules():
+    """Every module of ours with its file."""
+    files = [path for package in OURS for path in (ROOT / package).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def imported_modules(path, known):
+    """The modules of ours that a file imports when it is imported itself; what a function imports comes later."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {name if name in known else node.module for name in names} & known.keys()
+
+
+def test_there_is_no_circle_between_files():
+    known = modules()
+    graph = {name: set(imported_modules(path, known)) - {name} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_a_file_is_read_in_one_sitting():
+    assert not {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > LINES}
+
+
+def test_a_files_name_says_which_it_is():
+    """Packages may be called alike, and commands after what they are for."""
+    names = [path.name for name, path in modules().items() if not name.startswith("orchestrator.commands.")]
+    assert not {name for name in names if names.count(name) > 1} - {"__init__.py"}
+
+
 def test_one_file_of_fusion_knows_ray():
-    assert [p.name for p in (ROOT / "fusion").glob("*.py") if "ray" in set(imports(p))] == ["job.py"]
+    assert [p.name for p in (ROOT / "fusion").glob("*.py") if "ray" in set(imports(p))] == ["on_ray.py"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +78,7 @@ def test_one_file_of_fusion_knows_ray():
         ("scoring.banks, scoring.metrics, fusion.search", ["torch", "ray", "mlflow"]),
         ("orchestrator.cli, orchestrator.doctor", ["torch", "ray", "mlflow", "numpy"]),
         ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
-        ("orchestrator.trial", ["torch", "mlflow", "sklearn", "scipy"]),
+        ("orchestrator.training.process", ["torch", "mlflow", "sklearn", "scipy"]),
     ],
 )
 def test_heavy_packages_are_not_loaded(module, absent):

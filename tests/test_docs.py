@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from branches.objectives import OBJECTIVES
+from branches.training.objectives import OBJECTIVES
 from fusion.hierarchy import configurations_of, parts_of
 from fusion.methods import METHODS
-from orchestrator.spec import load_systems
+from orchestrator.system import load_systems
 from tests.fusion.pools import TREE, labelled, make_pool, rng
 
 ROOT = Path(__file__).parent.parent

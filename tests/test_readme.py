@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from branches.synthetic import SyntheticSize, write_dataset
+from branches.data.synthetic import SyntheticSize, write_dataset
 from scoring.table import write_table
 from tests.commands import SMALL_SYSTEM, TUTTI
 from tests.fusion.pools import make_pool

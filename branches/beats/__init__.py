@@ -1,8 +1,8 @@
 """BEATs (Chen et al. 2022, arXiv:2212.09058): the released checkpoints as PyTorch modules, and their tokenizers."""
 
+from branches.beats.backbone import BEATs
 from branches.beats.checkpoint import load_beats, save_beats
 from branches.beats.config import BEATsConfig
-from branches.beats.model import BEATs
 from branches.beats.tokenizer import AcousticTokenizer, RandomProjectionTokenizer, load_tokenizer
 
 __all__ = [

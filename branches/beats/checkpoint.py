@@ -19,9 +19,9 @@ import fsspec  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
+from branches.beats.backbone import BEATs
 from branches.beats.config import TINY, BEATsConfig
 from branches.beats.lora import add_lora
-from branches.beats.model import BEATs
 from scoring.atomic import atomic
 from scoring.errors import InputError
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from branches.beats.backbone import BEATs
 from branches.beats.config import LoRAConfig
 from branches.beats.encoder import EncoderLayer
-from branches.beats.model import BEATs
 from scoring.errors import InputError
 
 _IN_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from branches.beats.backbone import BEATs
 from branches.beats.checkpoint import build_beats, load_state, naming, read_content
-from branches.beats.model import BEATs
 from branches.frontend import N_MELS, PATCH_SIZE, fbank
 from scoring.errors import InputError
 

@@ -10,9 +10,9 @@ A generator is trained once per data set, and its samples are a folder that all 
 """
 
 from branches.generator.conditions import conditions_of, rare_conditions
-from branches.generator.generated import GeneratedSet, read_set, write_set
+from branches.generator.generated_set import GeneratedSet, read_set, write_set
+from branches.generator.learning import Generator, train_generator
 from branches.generator.sampling import generate
-from branches.generator.training import Generator, train_generator
 from branches.spec import GeneratorSpec
 
 __all__ = [

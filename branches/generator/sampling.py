@@ -11,13 +11,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from branches.dataset import class_labels
-from branches.generator.check import VERDICTS, Judgement, SampleCheck
-from branches.generator.clips import RealClips, band_statistics
+from branches.data.dataset import class_labels
 from branches.generator.conditions import Condition, rare_conditions
 from branches.generator.flow import sample
-from branches.generator.generated import SCHEMA, GeneratedSet
-from branches.generator.training import Generator
+from branches.generator.generated_set import SCHEMA, GeneratedSet
+from branches.generator.judge import VERDICTS, Judgement, SampleCheck
+from branches.generator.learning import Generator
+from branches.generator.real_clips import RealClips, band_statistics
 from scoring.errors import InputError
 
 

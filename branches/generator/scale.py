@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from branches.frontend import N_MELS
-from branches.generator.clips import RealClips, WindowStatistics
 from branches.generator.conditions import Condition, Vocabulary
+from branches.generator.real_clips import RealClips, WindowStatistics
 
 
 class BandScale:

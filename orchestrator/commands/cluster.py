@@ -31,8 +31,8 @@ def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: A
     Example: tutti submit s2 --address http://127.0.0.1:8265 --data /shared/dcase2026 --out /shared/runs/a
     """
     from cluster.jobs import Jobs
-    from orchestrator.shipping import run_command, shipped
-    from orchestrator.spec import load_systems
+    from orchestrator.submit import run_command, shipped
+    from orchestrator.system import load_systems
 
     load_systems(systems, options["backbone"])  # a mistake is told here, not minutes later there
     jobs = Jobs(address)
@@ -80,7 +80,7 @@ def sync(out: Path, tracking_uri: str | None) -> None:
     \b
     Example: tutti sync runs/a --tracking-uri http://mlflow:5000
     """
-    from orchestrator.outbox import send_waiting
+    from orchestrator.tracking.sync import send_waiting
 
     waiting = send_waiting(out, tracking_uri)
     if waiting:

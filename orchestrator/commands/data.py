@@ -28,7 +28,7 @@ def synth(folder: Path, size: str, seed: int) -> None:
     \b
     Example: tutti data synth /tmp/generated --seed 1
     """
-    from branches.synthetic import DEFAULT, DEMO, write_dataset
+    from branches.data.synthetic import DEFAULT, DEMO, write_dataset
 
     clips = write_dataset(folder, DEMO if size == "demo" else DEFAULT, seed)
     click.echo(f"{clips} clips in {folder}")
@@ -45,8 +45,8 @@ def check(folder: Path, as_json: bool) -> None:
     \b
     Example: tutti data check /data/dcase2026
     """
-    from branches.dataset import counts, read_index
-    from branches.inspection import inspect
+    from branches.data.dataset import counts, read_index
+    from branches.data.inspection import inspect
 
     index = read_index(folder)
     click.echo(f"reading {index.num_rows} clips", err=True)  # some thousand take minutes

@@ -96,6 +96,6 @@ def ui(out: Path, port: int) -> None:
     \b
     Example: tutti ui --out runs/a
     """
-    from orchestrator.ui import serve
+    from orchestrator.tracking.ui import serve
 
     sys.exit(serve(out, port, click.echo))

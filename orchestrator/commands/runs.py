@@ -54,7 +54,7 @@ def demo(out: Path, as_json: bool, **options: Any) -> None:
     """
     data = out / "data"
     if not data.exists():
-        from branches.synthetic import DEMO, write_dataset
+        from branches.data.synthetic import DEMO, write_dataset
 
         logging.getLogger(__name__).info("generating a data set in %s", data)
         unfinished = _emptied(out / "data.tmp")
@@ -71,19 +71,19 @@ def _emptied(folder: Path) -> Path:
 def _run(
     systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from orchestrator.pipeline import run
-    from orchestrator.place import Place
-    from orchestrator.result import summary
-    from orchestrator.spec import load_systems
-    from orchestrator.storage import StorageAway
-    from orchestrator.training import BranchesFailed, RunInterrupted
+    from orchestrator.fuse.result import summary
+    from orchestrator.ledger.storage import StorageAway
+    from orchestrator.run import run
+    from orchestrator.run_options import RunOptions
+    from orchestrator.system import load_systems
+    from orchestrator.training.missing import BranchesFailed, RunInterrupted
 
     specs = load_systems(systems, backbone)
     # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run(specs, Place(data, out, **options))
+        results = run(specs, RunOptions(data, out, **options))
     except StorageAway as error:
         raise InputError(str(error)) from error
     except BranchesFailed as error:
@@ -117,8 +117,8 @@ def plan(
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
     """
-    from orchestrator.overview import overview
-    from orchestrator.spec import load_systems
+    from orchestrator.cost import overview
+    from orchestrator.system import load_systems
 
     result = overview(load_systems(systems, backbone), data, out)
     if as_json:

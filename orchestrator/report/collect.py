@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.fusing import FUSED, RESULT
-from orchestrator.ledger import BRANCHES, SYSTEMS, Record, read_record
+from orchestrator.fuse.result import FUSED, RESULT
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS, Record, read_record
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.decisions import Thresholds, thresholds
 from scoring.errors import InputError

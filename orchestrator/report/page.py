@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from orchestrator.report import fusions, separation, training
+from orchestrator.report import branches, fusions, separation
 from orchestrator.report.collect import Run, System, collect
 from orchestrator.report.drawing import style
 from scoring.atomic import atomic
@@ -42,11 +42,11 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
             run=run,
             rows=_table(run),
             figures={system.name: _figures(system) for system in run.systems},
-            heat_map=training.heat_map(run) if len(run.tables) <= _MATRIX_UP_TO else None,
-            curves=training.learning_curves(run),
-            settings=training.settings(run),
-            costs=training.costs(run),
-            cost_figure=training.cost_figure(run),
+            heat_map=branches.heat_map(run) if len(run.tables) <= _MATRIX_UP_TO else None,
+            curves=branches.learning_curves(run),
+            settings=branches.settings(run),
+            costs=branches.costs(run),
+            cost_figure=branches.cost_figure(run),
         )
     path = out / REPORT
     with atomic(path) as temporary:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from branches.dataset import index_of
+from branches.data.dataset import index_of
 from orchestrator.submission.archive import read_package
 from orchestrator.submission.files import (
     AUTHORS_FORM,
@@ -21,8 +21,8 @@ from orchestrator.submission.files import (
     csv_name,
 )
 from orchestrator.submission.findings import Findings, some
+from orchestrator.submission.score_files import Pairs, check_clips, check_decisions, check_scores, read_pairs
 from orchestrator.submission.stated import Results, check_against_scores, read_meta
-from orchestrator.submission.tables import Pairs, check_clips, check_decisions, check_scores, read_pairs
 from scoring.errors import InputError
 from scoring.metrics import CELLS, official_metrics
 

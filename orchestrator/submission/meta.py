@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from branches.spec import AugmentationSpec, BranchSpec, FileSpec
-from orchestrator.overview import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
+from orchestrator.cost import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
 from orchestrator.preflight import BUILT_IN
-from orchestrator.spec import ConfigurationSpec, SystemSpec
 from orchestrator.submission.schema import AuthorsFile, SystemNames
+from orchestrator.system import ConfigurationSpec, SystemSpec
 from scoring.metrics import CELLS
 
 _CHANNELS = {

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from branches.spec import BranchSpec
-from orchestrator.generation import StageReport
 from orchestrator.plan import Branch
-from orchestrator.worker import Job
+from orchestrator.training.generated import StageReport
+from orchestrator.training.job import Job
 from scoring.detectors import MahalanobisSpec
 from tests.tables import make_table
 
@@ -41,7 +41,7 @@ def sleeping(count: int) -> list[Branch]:
 
 def launched(folder: Path, count: int, work: Sleeper, gpus: float = 0.0) -> tuple[float, list[tuple[float, float]]]:
     """Seconds that `launch` takes in all, and the span of each branch's work."""
-    from orchestrator.launch import launch  # which a branch's process, that loads this module, has no need of
+    from orchestrator.training.launch import launch  # which a branch's process, that loads this module, has no need of
 
     folder.mkdir()
     job = Job(folder, folder, folder, folder, "", make_table().select([]), 1, gpus, None, 60.0, [], ())

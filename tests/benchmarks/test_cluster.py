@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from branches.dataset import Dataset
-from branches.synthetic import SyntheticSize, write_dataset
+from branches.data.dataset import Dataset
+from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import session
-from orchestrator.ledger import BRANCHES, SYSTEMS, TABLES, checksums, write_record
-from orchestrator.outbox import Outbox
-from orchestrator.overview import overview
+from orchestrator.cost import overview
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, checksums, write_record
 from orchestrator.plan import detector_id, make_plan
-from orchestrator.spec import SystemSpec
-from orchestrator.tracking import open_tracker
-from orchestrator.training import unfinished
-from orchestrator.worker import branch_record
+from orchestrator.system import SystemSpec
+from orchestrator.tracking.sync import Outbox
+from orchestrator.tracking.tracker import open_tracker
+from orchestrator.training.missing import unfinished
+from orchestrator.training.worker import branch_record
 from scoring.table import write_table
 from tests.benchmarks.sleeping import Sleeper, launched
 from tests.tables import make_table

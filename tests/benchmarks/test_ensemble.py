@@ -15,15 +15,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from branches.audio import in_memory
 from branches.beats import BEATsConfig, save_beats
 from branches.beats.checkpoint import random_beats
+from branches.data.audio import in_memory
+from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
 from branches.frozen import FrozenBackbone, View
 from branches.model import features_of, load_branch
-from branches.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
-from orchestrator.ensemble.ensemble import Ensemble
-from orchestrator.ensemble.export import export_system
-from orchestrator.ensemble.manifest import branch_file
+from orchestrator.model.ensemble import Ensemble
+from orchestrator.model.export import export_system
+from orchestrator.model.manifest import branch_file
 from tests.commands import tutti
 
 pytestmark = pytest.mark.benchmark

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from branches.audio import open_cache
-from branches.dataset import read_index
+from branches.data.audio import open_cache
+from branches.data.dataset import read_index
+from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import View, embed_views
-from branches.synthetic import SyntheticSize, write_dataset
 
 pytestmark = pytest.mark.benchmark
 

@@ -24,12 +24,12 @@ from threadpoolctl import threadpool_limits
 
 import fusion.tpe
 from fusion.hierarchy import configurations_of, parts_of, tables_of
+from fusion.joined import Joined
 from fusion.labelled import LabelledScores
 from fusion.search import fuse
 from fusion.simplex import to_weights
-from fusion.tables import Joined
 from fusion.tasks import Problem, Task, search_weights
-from orchestrator.sources import TableFiles, from_index
+from orchestrator.fuse.inputs import TableFiles, from_index
 from scoring.calibration import calibrate
 from scoring.metrics import official_metrics
 from scoring.table import conform, with_scores

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from branches import frozen
-from branches.audio import open_cache
 from branches.beats import load_beats
-from branches.dataset import read_index
+from branches.data.audio import open_cache
+from branches.data.dataset import read_index
+from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import View, embed_views, frozen_embeddings, view_of
 from branches.model import BranchModel, embed
 from branches.spec import BranchSpec
-from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
 
 

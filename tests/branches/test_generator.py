@@ -10,18 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branches.audio import AudioCache, open_cache
-from branches.dataset import class_labels, index_of, read_index
+from branches.data.audio import AudioCache, open_cache
+from branches.data.dataset import class_labels, index_of, read_index
+from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.generator import GeneratorSpec, generate, read_set, train_generator, write_set
-from branches.generator.check import Neighbours, SampleCheck, held_out
-from branches.generator.clips import RealClips, WindowStatistics, band_statistics, real_clips, window_statistics
 from branches.generator.conditions import Condition, Vocabulary, conditions_of, rare_conditions
 from branches.generator.flow import flow_loss, sample
+from branches.generator.judge import Neighbours, SampleCheck, held_out
+from branches.generator.learning import balanced
 from branches.generator.network import VelocityNetwork
+from branches.generator.real_clips import RealClips, WindowStatistics, band_statistics, real_clips, window_statistics
 from branches.generator.sampling import choose_references
 from branches.generator.scale import BandScale
-from branches.generator.training import balanced
-from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
 
 SPEC = GeneratorSpec(

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from branches.audio import open_cache
 from branches.beats import load_beats
-from branches.dataset import read_index
+from branches.data.audio import open_cache
+from branches.data.dataset import read_index
+from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel, embed, load_branch, save_branch
 from branches.spec import BranchSpec
-from branches.synthetic import SyntheticSize, write_dataset
 from scoring.errors import InputError
 
 

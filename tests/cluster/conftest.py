@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 
-from branches.synthetic import SyntheticSize, write_dataset
-from orchestrator.ledger import BRANCHES
+from branches.data.synthetic import SyntheticSize, write_dataset
+from orchestrator.ledger.folders import BRANCHES
 from scoring.table import read_table
 from tests.commands import TUTTI, tutti
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.ledger import RECORD
-from orchestrator.outbox import Outbox
-from orchestrator.tracking import open_tracker
+from orchestrator.ledger.folders import RECORD
+from orchestrator.tracking.sync import Outbox
+from orchestrator.tracking.tracker import open_tracker
 from tests.cluster.conftest import branches_of, step_of, wait_for, workers_of
 from tests.commands import tutti
 

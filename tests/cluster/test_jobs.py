@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.shipping import run_command, shipped
+from orchestrator.submit import run_command, shipped
 from scoring.errors import InputError
 from tests.cluster.conftest import SYSTEM, Trial, wait_for
 from tests.cluster.test_faults import free_port

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger import BRANCHES, RECORD
-from orchestrator.storage import DRIVER
+from orchestrator.ledger.folders import BRANCHES, RECORD
+from orchestrator.ledger.storage import DRIVER
 from tests.cluster.conftest import Trial, wait_for
 from tests.cluster.test_faults import finish, free_port
 

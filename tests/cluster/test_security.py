@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from branches.beats.checkpoint import load_beats
-from orchestrator.spec import load_system
+from orchestrator.system import load_system
 from scoring.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -60,7 +60,7 @@ python - "$folder/data" <<'DATA'
 import sys
 from pathlib import Path
 
-from branches.synthetic import SyntheticSize, write_dataset
+from branches.data.synthetic import SyntheticSize, write_dataset
 
 write_dataset(Path(sys.argv[1]), SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
 DATA

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from fusion.joined import Joined
 from fusion.labelled import LabelledScores
-from fusion.tables import Joined
 from tests.tables import make_table
 
 MACHINES = ("fan", "pump", "valve")

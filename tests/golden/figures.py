@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
-from branches.synthetic import SyntheticSize, write_dataset
 from fusion.search import FUSION_VERSION
 from scoring.detectors import SCORING_VERSION, DetectorSpec
 from scoring.table import read_table

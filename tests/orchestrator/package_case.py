@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from branches.dataset import index_of
-from orchestrator.spec import load_system
+from branches.data.dataset import index_of
 from orchestrator.submission.package import make_package
+from orchestrator.system import load_system
 from scoring.metrics import official_metrics
 from scoring.table import SCHEMA, conform, write_table
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from branches.synthetic import SyntheticSize, write_dataset
+from branches.data.synthetic import SyntheticSize, write_dataset
 from orchestrator.cli import main
 from scoring.calibration import transductive_normalisation
 from scoring.metrics import official_metrics
@@ -88,7 +88,7 @@ def test_plan_without_the_checkpoint_says_so(data):
 
 
 def test_synth_and_check(tmp_path, monkeypatch):
-    monkeypatch.setattr("branches.synthetic.DEMO", SyntheticSize(3, 2, 1, 1.0))
+    monkeypatch.setattr("branches.data.synthetic.DEMO", SyntheticSize(3, 2, 1, 1.0))
     made = tutti_here("data", "synth", tmp_path / "data", "--seed", 3)
     assert made.exit_code == 0, made.stderr
     checked = tutti_here("data", "check", tmp_path / "data", "--json")

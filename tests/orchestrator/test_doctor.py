@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 import torch
 
-from branches.synthetic import SyntheticSize, write_dataset
+from branches.data.synthetic import SyntheticSize, write_dataset
 from tests.commands import TUTTI, tutti_here
 
 NOWHERE = ("--address", "127.0.0.1:1")  # spares the start of a Ray, and is a problem of its own

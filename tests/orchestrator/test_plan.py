@@ -3,12 +3,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from branches.dataset import Dataset
+from branches.data.dataset import Dataset
 from branches.spec import BackboneSpec, BranchSpec
 from orchestrator import plan as planning
 from orchestrator.plan import detector_id, identity, make_plan
 from orchestrator.preflight import check_models, resolve_file, with_resolved_files
-from orchestrator.spec import SystemSpec, load_system
+from orchestrator.system import SystemSpec, load_system
 from scoring.detectors import KnnSpec, MahalanobisSpec
 from scoring.errors import InputError
 

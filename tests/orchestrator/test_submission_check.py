@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from orchestrator.submission.archive import MAX_BYTES
 from orchestrator.submission.check import check_package
 from orchestrator.submission.findings import Findings
+from orchestrator.submission.score_files import Pairs, check_decisions
 from orchestrator.submission.stated import read_meta
-from orchestrator.submission.tables import Pairs, check_decisions
 from scoring.errors import InputError
 from scoring.metrics import harmonic_mean
 from tests.commands import tutti_here

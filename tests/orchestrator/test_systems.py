@@ -2,16 +2,16 @@
 
 import pytest
 
-from branches.audio import open_cache
-from branches.channels import with_cancellation
-from branches.dataset import read_index
+from branches.data.audio import open_cache
+from branches.data.channels import with_cancellation
+from branches.data.dataset import read_index
+from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import embed_views, view_of
 from branches.spec import AugmentationSpec
-from branches.synthetic import SyntheticSize, write_dataset
-from branches.train import train
-from branches.training_set import training_clips
+from branches.training.finetuning import train
+from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
-from orchestrator.spec import SYSTEMS, load_systems
+from orchestrator.system import SYSTEMS, load_systems
 
 NAMES = sorted(path.stem for path in SYSTEMS.glob("s*.yaml"))
 

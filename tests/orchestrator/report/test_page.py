@@ -11,12 +11,11 @@ import pyarrow as pa
 import pytest
 
 from fusion.search import fuse
-from orchestrator.fusing import described_table
-from orchestrator.ledger import Record, write_record
+from orchestrator.fuse.result import describe, described_table
+from orchestrator.ledger.folders import Record, write_record
 from orchestrator.report import write_report
+from orchestrator.report.branches import costs, settings
 from orchestrator.report.collect import collect
-from orchestrator.report.training import costs, settings
-from orchestrator.result import describe
 from scoring.errors import InputError
 from scoring.table import conform, write_table
 from tests.tables import make_table

@@ -1,0 +1,1 @@
+"""Clips: where they are, what they are, how they sound."""

@@ -1,0 +1,204 @@
+"""Audio: read and check recordings, and keep them decoded in a memory-mapped cache.
+
+Every branch of a machine reads the same cache, so a clip is decoded once and the kernel shares its pages.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+import torchaudio
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
+from branches.spec import Channel
+from scoring.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def read_clip(path: Path) -> NDArray[np.float32]:
+    """The recording at 16 kHz: (samples, channels) float32, full scale = 1.
+
+    Raises
+    ------
+    InputError
+        Naming the file: unreadable, truncated, empty, shorter than one patch, or with a value that is not
+        a finite number.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode(content, str(path))
+
+
+def decode(content: bytes, name: str) -> NDArray[np.float32]:
+    """A recording's file, as bytes, at 16 kHz: (samples, channels) float32; errors as of `read_clip`."""
+    _check_not_truncated(content, name)
+    try:
+        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{name}: not a readable recording ({error.error_string}); replace or remove it") from None
+    if not len(samples):
+        raise InputError(f"{name}: the recording is empty; replace or remove it")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{name}: a sample is not a finite number; replace or remove it")
+    if rate != SAMPLE_RATE:
+        samples = torchaudio.functional.resample(torch.from_numpy(samples.T.copy()), rate, SAMPLE_RATE).T.numpy()
+    if len(samples) < MIN_SAMPLES:
+        raise InputError(
+            f"{name}: {len(samples) / SAMPLE_RATE:.3f} s is shorter than one patch "
+            f"({MIN_SAMPLES / SAMPLE_RATE:.3f} s); remove it"
+        )
+    return samples
+
+
+def _check_not_truncated(content: bytes, name: str) -> None:
+    """Libsndfile reads what is left of a cut file without a word, so compare the header with the size."""
+    if len(content) < 12 or content[:4] != b"RIFF":
+        return
+    (promised,) = struct.unpack("<I", content[4:8])
+    streamed = promised in (0, 0xFFFFFFFF)  # written to a pipe, where the length was not known
+    if not streamed and promised + 8 > len(content) + 1:  # some writers leave out the last padding byte
+        raise InputError(f"{name}: truncated: {len(content)} of {promised + 8} bytes; copy it again")
+
+
+@dataclass(frozen=True)
+class AudioCache:
+    """Decoded clips, in the order of the clip index.
+
+    samples: (total,) int16 or float32, memory-mapped; a clip's samples and channels are interleaved
+    start, channels: (clips,) where a clip begins in `samples` and its number of channels; `start` has one more
+    cancelled: (total per channel,) the clips after far-microphone cancellation (`branches.data.channels`), or None
+    """
+
+    samples: NDArray[np.int16] | NDArray[np.float32]
+    start: NDArray[np.int64]
+    channels: NDArray[np.int64]
+    cancelled: NDArray[np.int16] | NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Samples of each clip per channel: (clips,)."""
+        return np.diff(self.start) // self.channels
+
+    def waveform(self, clip: int, channel: Channel, first: int = 0, count: int | None = None) -> NDArray[np.float32]:
+        """`count` samples of a clip from sample `first`: (count,) float32, full scale = 1.
+
+        `near` is the first channel and `far` the last; a mono clip has one channel for all. For `cancel` the
+        cache must have been through `branches.data.channels.with_cancellation`.
+        """
+        if channel == "cancel":
+            return self._cancelled(clip, first, count)
+        n = int(self.channels[clip])
+        begin = int(self.start[clip]) + first * n
+        end = int(self.start[clip + 1]) if count is None else begin + count * n
+        block = self.samples[begin:end].reshape(-1, n)
+        chosen = block.mean(axis=1) if channel == "mean" else block[:, 0 if channel == "near" else -1]
+        return self._scaled(chosen)
+
+    def _cancelled(self, clip: int, first: int, count: int | None) -> NDArray[np.float32]:
+        assert self.cancelled is not None, "call with_cancellation first"
+        begin = int(self._cancelled_start[clip]) + first
+        end = int(self._cancelled_start[clip + 1]) if count is None else begin + count
+        return self._scaled(self.cancelled[begin:end])
+
+    @cached_property
+    def _cancelled_start(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def _scaled(self, samples: NDArray[np.floating] | NDArray[np.int16]) -> NDArray[np.float32]:
+        full_scale = 32768 if self.samples.dtype == np.int16 else 1
+        return (samples / np.float32(full_scale)).astype(np.float32)
+
+
+def in_memory(clips: Sequence[NDArray[np.float32]]) -> AudioCache:
+    """A cache of a few recordings (samples, channels) at 16 kHz, as `open_cache` would decode them."""
+    samples = np.concatenate([clip.reshape(-1) for clip in clips])
+    scaled = samples * np.float32(32768)
+    exact = np.array_equal(scaled, np.rint(scaled).clip(-32768, 32767))
+    start = np.concatenate([[0], np.cumsum([clip.size for clip in clips])])
+    channels = np.array([clip.shape[1] for clip in clips])
+    return AudioCache(scaled.astype(np.int16) if exact else samples, start, channels)
+
+
+def open_cache(root: Path, index: pa.Table, folder: Path) -> AudioCache:
+    """The cache in `folder`, decoded now if it is not there; other processes wait for the one that decodes.
+
+    Raises
+    ------
+    InputError
+        Naming the first recording that cannot be used; nothing is left behind then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_name(f"{folder.name}.tmp")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                _decode(root, index["path"].to_pylist(), unfinished)
+                _move(unfinished, folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    layout = np.load(folder / "layout.npz")
+    cache = AudioCache(np.load(folder / "samples.npy", mmap_mode="r"), layout["start"], layout["channels"])
+    if len(cache) != index.num_rows:
+        raise InputError(f"{folder}: the audio cache is of another data set; delete the folder and run again")
+    return cache
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    try:
+        os.replace(unfinished, folder)
+    except OSError:
+        if not folder.exists():  # else another node, whose lock does not hold here, was first
+            raise
+
+
+def _decode(root: Path, paths: list[str], folder: Path) -> None:
+    infos = [_info(root / path) for path in paths]
+    resampled = [path for path, info in zip(paths, infos, strict=True) if info.samplerate != SAMPLE_RATE]
+    if resampled:
+        log.warning(
+            "%d of %d clips are not at %d Hz and are resampled, e.g. %s",
+            len(resampled), len(paths), SAMPLE_RATE, resampled[0],
+        )  # fmt: skip
+    exact = not resampled and all(info.subtype == "PCM_16" for info in infos)
+    frames = np.array([-(-info.frames * SAMPLE_RATE // info.samplerate) for info in infos])
+    channels = np.array([info.channels for info in infos])
+    start = np.concatenate([[0], np.cumsum(frames * channels)])
+    samples = np.lib.format.open_memmap(
+        folder / "samples.npy", "w+", np.int16 if exact else np.float32, (int(start[-1]),)
+    )
+    for i, path in enumerate(paths):
+        clip = read_clip(root / path).reshape(-1)
+        if len(clip) != start[i + 1] - start[i]:
+            raise InputError(f"{root / path}: the header promises another length than the file has; copy it again")
+        samples[start[i] : start[i + 1]] = np.rint(clip * 32768) if exact else clip
+    samples.flush()
+    np.savez(folder / "layout.npz", start=start, channels=channels)
+
+
+def _info(path: Path) -> soundfile._SoundFileInfo:
+    try:
+        return soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise InputError(f"{path}: not a readable recording ({error}); replace or remove it") from None

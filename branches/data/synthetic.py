@@ -1,0 +1,219 @@
+"""A generated data set in the layout of DCASE Task 2 (2026): machines, rooms, domains and faults.
+
+    tutti data synth DIR
+
+Each clip is a machine's source signal (`branches.data.synthetic_machines`) heard by a near and a far microphone in
+the same room, together with ambient noise from elsewhere in it. A clip depends on its own name and the seed
+alone, so machines can be generated in any order or one at a time.
+"""
+
+import csv
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+
+from branches.data.synthetic_machines import MACHINES, RATE, Condition, Machine, Operation, Signal, slow
+from scoring.errors import InputError
+
+log = logging.getLogger(__name__)
+
+LEVEL = 0.05  # a source of unit RMS arrives at about −26 dBFS
+TAIL = 1536  # samples of a room response; the same number is rendered ahead of the clip and cut off
+CELLS = [  # split, domain, condition, in the order of the files
+    ("train", "source", "normal"),
+    ("train", "target", "normal"),
+    ("test", "source", "normal"),
+    ("test", "source", "anomaly"),
+    ("test", "target", "normal"),
+    ("test", "target", "anomaly"),
+]
+
+
+@dataclass(frozen=True)
+class SyntheticSize:
+    """Clips per machine and their length."""
+
+    train_source: int
+    """Normal training clips of the source domain."""
+    train_target: int
+    """Normal training clips of the target domain."""
+    test_per_cell: int
+    """Test clips for each domain × condition (four cells)."""
+    seconds: float
+    """Length of every clip, at least 1 s."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no data set (`InputError`)."""
+        for field in fields(self)[:3]:
+            if getattr(self, field.name) < 1:
+                raise InputError(f"{field.name} is {getattr(self, field.name)}; give at least 1 clip")
+        if not 1 <= self.seconds < float("inf"):
+            raise InputError(f"seconds is {self.seconds}; give at least 1")
+
+    def clips(self, split: str, domain: str) -> int:
+        """Clips in one cell of the data set."""
+        if split == "test":
+            return self.test_per_cell
+        return self.train_source if domain == "source" else self.train_target
+
+
+DEFAULT = SyntheticSize(train_source=990, train_target=10, test_per_cell=50, seconds=10.0)  # the challenge's
+DEMO = SyntheticSize(train_source=90, train_target=10, test_per_cell=25, seconds=4.0)
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """Identity of one clip; everything in its file follows from this and the seed."""
+
+    machine: str
+    split: str
+    domain: str
+    condition: str
+    number: int
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """The clip's own generator, independent of all other clips'."""
+        return _rng(seed, self.machine, self.split, self.domain, self.condition, str(self.number))
+
+    def operating(self) -> Condition:
+        """Operating condition; the domain's conditions take turns."""
+        machine = MACHINES[self.machine]
+        conditions = machine.source if self.domain == "source" else machine.target
+        return conditions[self.number % len(conditions)]
+
+    def file_name(self) -> str:
+        """Name in the challenge's form, e.g. `section_00_source_train_normal_0007_spd_1.wav`."""
+        shown = "_".join(f"{key}_{value}" for key, value in self.attributes().items()) or "noAttribute"
+        return f"section_00_{self.domain}_{self.split}_{self.condition}_{self.number:04d}_{shown}.wav"
+
+    def attributes(self) -> Condition:
+        """What the file name tells of the operating condition."""
+        return self.operating() if MACHINES[self.machine].attributes else {}
+
+
+def write_dataset(root: Path, size: SyntheticSize = DEMO, seed: int = 0, machines: Sequence[str] | None = None) -> int:
+    """Write a generated data set and return the number of clips written.
+
+    Files are `<root>/<machine>/{train,test}/section_00_….wav` (16 kHz, PCM 16, channel 0 near, channel 1
+    far) and `<root>/<machine>/attributes_00.csv`. The same seed, size and machine give the same samples
+    whatever else is generated. `machines` is a selection of `MACHINES`; None means all.
+
+    Raises `InputError` when `root` is not a new or empty folder, a machine is unknown or the seed is
+    negative.
+    """
+    names = list(dict.fromkeys(MACHINES if machines is None else machines))
+    _check(root, seed, names)
+    return sum(_write_machine(root, name, size, seed) for name in names)
+
+
+def render(clip: SyntheticClip, seconds: float, seed: int = 0) -> NDArray[np.float32]:
+    """Samples of one clip in [−1, 1], shape (samples, 2): near and far microphone."""
+    rng = clip.rng(seed)
+    machine = MACHINES[clip.machine]
+    fault, severity = None, 0.0
+    if clip.condition == "anomaly":
+        # The power makes faint faults common: no detector finds all, and the strong ones are plain to hear.
+        fault, severity = str(rng.choice(machine.faults)), float(rng.uniform(0.05, 1) ** 1.5)
+    samples = round(seconds * RATE) + TAIL
+    op = Operation(rng, samples, clip.operating(), fault, severity)
+    responses = _room(_room_name(clip, machine), samples, seed)
+    heard = _at_microphones(op, machine.source_signal(op), _ambient(op, machine), responses)
+    # The microphone gain is fixed up to ±1.5 dB, so loudness tells something, as in the field.
+    gain = LEVEL * 10 ** (rng.uniform(-1.5, 1.5) / 20)
+    heard *= min(gain, 0.98 / np.abs(heard).max())
+    return heard
+
+
+def _check(root: Path, seed: int, names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in MACHINES]
+    if unknown or not names:
+        given = ", ".join(unknown) or "(none given)"
+        raise InputError(f"unknown machine {given}; choose from {', '.join(MACHINES)}")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root} already exists and is not an empty folder; remove it or name another")
+
+
+def _write_machine(root: Path, name: str, size: SyntheticSize, seed: int) -> int:
+    clips = list(_clips(name, size))
+    for split in ("train", "test"):
+        (root / name / split).mkdir(parents=True)
+    for clip in clips:
+        path = root / name / clip.split / clip.file_name()
+        soundfile.write(path, render(clip, size.seconds, seed), RATE, subtype="PCM_16")
+    _write_attributes(root / name / "attributes_00.csv", clips)
+    log.info("%s: %d clips of %g s", name, len(clips), size.seconds)
+    return len(clips)
+
+
+def _clips(name: str, size: SyntheticSize) -> Iterator[SyntheticClip]:
+    for split, domain, condition in CELLS:
+        for number in range(size.clips(split, domain)):
+            yield SyntheticClip(name, split, domain, condition, number)
+
+
+def _write_attributes(path: Path, clips: Sequence[SyntheticClip]) -> None:
+    width = max(len(clip.attributes()) for clip in clips)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file_name", *(f"d{i}{part}" for i in range(1, width + 1) for part in "pv")])
+        for clip in clips:
+            pairs = [text for pair in clip.attributes().items() for text in pair]
+            writer.writerow([f"{clip.machine}/{clip.split}/{clip.file_name()}", *pairs])
+
+
+def _rng(seed: int, *identity: str) -> np.random.Generator:
+    # crc32 rather than hash(): the latter changes with every Python process.
+    words = [zlib.crc32(part.encode()) for part in identity]
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=words))
+
+
+def _room_name(clip: SyntheticClip, machine: Machine) -> str:
+    return f"{clip.machine} {clip.domain if machine.other_room else 'source'}"
+
+
+@cache
+def _room(name: str, samples: int, seed: int) -> NDArray[np.complex64]:
+    """Transfer functions (2 sources, 2 microphones, bins): the machine and the ambient noise to near and far.
+
+    A response is a direct path and a tail of Gaussian noise that decays by 60 dB in the reverberation time
+    (Polack's model). The far microphone is 2 m further away: weaker and later direct sound, the same tail.
+    """
+    rng = _rng(seed, "room", name)
+    time = np.arange(TAIL) / RATE
+    decay = np.exp(-6.9 * time / rng.uniform(0.15, 0.35))
+    responses = rng.normal(size=(2, 2, TAIL)) * decay / np.sqrt((decay**2).sum())
+    responses *= np.array([[[0.25], [0.25]], [[1.0], [2.0]]])
+    responses[0, 0, 0] += 1.0
+    responses[0, 1, round(2 / 343 * RATE)] += 0.4
+    return np.asarray(rfft(responses.astype(np.float32), next_fast_len(samples, real=True)))
+
+
+def _ambient(op: Operation, machine: Machine) -> Signal:
+    """Noise from the rest of the hall: pink, its level drifting, differently loud in every clip."""
+    length = next_fast_len(op.samples, real=True)
+    hz = rfftfreq(length, 1 / RATE)
+    white = rfft(op.rng.standard_normal(length, dtype=np.float32))
+    pink = irfft(white / np.sqrt(np.maximum(hz, 40) / 250, dtype=np.float32), length)[: op.samples]
+    level = machine.ambient * np.exp(0.25 * op.rng.normal() + 0.2 * slow(op, 2))
+    return np.asarray(level * pink)
+
+
+def _at_microphones(
+    op: Operation, source: Signal, ambient: Signal, responses: NDArray[np.complex64]
+) -> NDArray[np.float32]:
+    length = next_fast_len(op.samples, real=True)
+    spectra = rfft(np.stack([source, ambient]).astype(np.float32), length)
+    # Only the first TAIL samples see the wrap-around of the circular convolution, and those are cut off.
+    heard = irfft((spectra[:, None] * responses).sum(0), length)[:, TAIL : op.samples]
+    heard += 0.01 * op.rng.standard_normal(heard.shape, np.float32)  # microphone noise, not shared by the two
+    return np.ascontiguousarray(heard.T)

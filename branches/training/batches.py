@@ -1,0 +1,122 @@
+"""Batches of training clips: which clips a step takes, cut and augmented as waveforms.
+
+Everything a batch draws comes from the seed and the number of its step, so batches may be made ahead, on another
+thread, and after a restart they are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import next_fast_len
+
+from branches.data.audio import AudioCache
+from branches.frontend import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.spec import AugmentationSpec, BranchSpec, Channel
+from branches.training.augment import add_noise, at_other_speed
+from branches.training.training_set import TrainingClips
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Waveforms of recorded clips, features (frames, 128) of generated ones, and the labels (B,) of both in turn."""
+
+    waveforms: list[NDArray[np.float32]]
+    labels: NDArray[np.int64]
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+def batches(spec: BranchSpec, clips: TrainingClips, first_step: int) -> Iterator[Batch]:
+    """The batch of each micro-step (`accumulation` to a step) from `first_step` on, the next one made meanwhile."""
+    training = spec.training
+    numbers = range(first_step * training.accumulation, training.steps * training.accumulation)
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        pending = [ahead.submit(make_batch, spec, clips, number) for number in numbers[:1]]
+        for number in numbers:
+            batch = pending.pop().result()
+            if number + 1 < numbers.stop:
+                pending.append(ahead.submit(make_batch, spec, clips, number + 1))
+            yield batch
+
+
+def make_batch(spec: BranchSpec, clips: TrainingClips, number: int) -> Batch:
+    """The batch of one micro-step; what a clip draws does not depend on the clips beside it."""
+    rng = np.random.default_rng([spec.seed, 2, number])
+    if spec.classes.balance:
+        chosen = rng.choice(len(clips.labels), spec.training.batch_size, p=sampling(clips.labels, spec.classes.balance))
+    else:
+        chosen = batch_rows(len(clips.labels), spec.training.batch_size, number, spec.seed)
+    recorded = chosen[chosen < len(clips.rows)]
+    generated = chosen[chosen >= len(clips.rows)]
+    rngs = iter(rng.spawn(len(chosen)))
+    return Batch(
+        [_waveform(spec, clips, int(i), next(rngs)) for i in recorded],
+        clips.labels[np.concatenate([recorded, generated])],
+        [_generated(spec, clips, int(i), next(rngs)) for i in generated],
+    )
+
+
+def batch_rows(n_clips: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Positions (batch_size,) of the clips of a step: the endless row of shuffled passes, cut into batches."""
+    first = step * batch_size
+    passes = range(first // n_clips, (first + batch_size - 1) // n_clips + 1)
+    order = np.concatenate([np.random.default_rng([seed, 1, p]).permutation(n_clips) for p in passes])
+    offset = first - passes[0] * n_clips
+    return order[offset : offset + batch_size]
+
+
+def sampling(labels: NDArray[np.int64], balance: float) -> NDArray[np.float64]:
+    """Probability (n,) of each clip: a class of m clips is heard in proportion to m^(1 − balance)."""
+    counts = np.bincount(labels)
+    weights = counts[labels].astype(float) ** -balance
+    return weights / weights.sum()
+
+
+def _waveform(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    augmentation = spec.augmentation
+    wanted = round(spec.training.crop_seconds * SAMPLE_RATE)
+    speed = 1.0
+    if augmentation.speed and not clips.speed_is_class[position]:
+        speed = rng.uniform(1 - augmentation.speed, 1 + augmentation.speed)
+    played = next_fast_len(round(wanted * speed)) if speed != 1 else wanted
+    waveform = _crop(clips.audio, int(clips.rows[position]), spec.channel, played, rng)
+    samples = round(wanted * len(waveform) / played)
+    if samples != len(waveform) and samples >= MIN_SAMPLES:
+        waveform = at_other_speed(waveform, samples)
+    waveform = _with_noise(waveform, clips, position, augmentation, rng)
+    if augmentation.gain_db:
+        waveform = waveform * np.float32(10 ** (rng.uniform(-1, 1) * augmentation.gain_db / 20))
+    return waveform
+
+
+def _with_noise(
+    waveform: NDArray[np.float32],
+    clips: TrainingClips,
+    position: int,
+    augmentation: AugmentationSpec,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    spec = augmentation.noise
+    if spec is None or clips.noise is None or rng.random() >= spec.probability:
+        return waveform
+    noise = clips.noise.draw(clips.machines[position], len(waveform), rng)
+    return waveform if noise is None else add_noise(waveform, noise, float(rng.choice(spec.snr_db)))
+
+
+def _crop(audio: AudioCache, clip: int, channel: Channel, wanted: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    length = int(audio.lengths[clip])
+    if length <= wanted:
+        return audio.waveform(clip, channel)
+    return audio.waveform(clip, channel, int(rng.integers(length - wanted + 1)), wanted)
+
+
+def _generated(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    assert clips.generated is not None
+    features = clips.generated[position - len(clips.rows)]
+    wanted = n_frames(round(spec.training.crop_seconds * SAMPLE_RATE)) // PATCH_SIZE * PATCH_SIZE
+    first = int(rng.integers(max(0, len(features) - wanted) + 1))
+    return features[first : first + wanted].astype(np.float32)

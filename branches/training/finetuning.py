@@ -1,0 +1,155 @@
+"""Fine-tuning of a branch: what is trained, and the loss of a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from branches.frontend import PATCH_SIZE, n_frames
+from branches.model import BranchModel, features_of
+from branches.spec import BranchSpec
+from branches.training.augment import mix, mixing, spec_augment
+from branches.training.batches import Batch, batches
+from branches.training.loop import Progress, Report, resume, run
+from branches.training.masked_prediction import MaskedPrediction
+from branches.training.objectives import Objective, build_objective
+from branches.training.training_set import TrainingClips
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    spec: BranchSpec,
+    clips: TrainingClips,
+    checkpoint: Path | None = None,
+    report: Report = lambda step, loss: None,
+    checkpoint_seconds: float = 60.0,
+    device: str = "cpu",
+) -> BranchModel:
+    """Fine-tune a branch; the same spec and clips give the same weights on a CPU.
+
+    Parameters
+    ----------
+    spec: the branch, of any strategy but `frozen`
+    clips: normal training clips with their classes; with a single class nothing can be learnt, and the
+        network is returned as initialised
+    checkpoint: file to resume from, if it exists, and to save to every `checkpoint_seconds`
+    report: see `branches.training.loop.Report`
+    device: `cpu` or `cuda`
+
+    Sets the seed of torch's global generators.
+
+    Raises
+    ------
+    InputError
+        If the training diverges, see `branches.training.loop.run`.
+    """
+    parts: list[_Parts] = []
+
+    def start() -> Progress:
+        parts[:] = [_Parts(spec, clips.n_classes, device)]
+        return parts[0].progress(spec, clips.signature)
+
+    if clips.n_classes < 2:
+        log.warning("the training clips are all of one class: the embedding stays as initialised")
+        start()
+        return parts[0].model
+    progress = resume(start, checkpoint)
+    run(progress, spec.training, _loss_of(spec, parts[0], clips, progress.step), checkpoint, report, checkpoint_seconds)
+    return parts[0].model
+
+
+class _Parts:
+    """All that is trained together."""
+
+    def __init__(self, spec: BranchSpec, n_classes: int, device: str) -> None:
+        torch.manual_seed(spec.seed)
+        self.device = torch.device(device)
+        self.model = BranchModel(spec, encode_in_bfloat16=device == "cuda").to(device)
+        dim = spec.embedding_dim * self.model.pooling.bands
+        self.objective = build_objective(spec.objective, dim, n_classes).to(device)
+        self.masked: MaskedPrediction | None = None
+        if spec.masked_prediction is not None:
+            self.masked = MaskedPrediction(spec.masked_prediction, self.model.width).to(device)
+
+    def progress(self, spec: BranchSpec, signature: str) -> Progress:
+        modules: dict[str, nn.Module] = {"model": self.model, "objective": self.objective}
+        if self.masked is not None:
+            modules["masked"] = self.masked
+        in_backbone = {id(p) for p in self.model.backbone.parameters()}
+        heads = [p for module in modules.values() for p in module.parameters() if id(p) not in in_backbone]
+        groups = [{"params": group.parameters, "factor": group.factor} for group in self.model.groups]
+        training = spec.training
+        optimizer = torch.optim.AdamW(
+            [*groups, {"params": heads, "factor": 1.0}], lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        return Progress(modules, optimizer, signature)
+
+
+def _loss_of(spec: BranchSpec, parts: _Parts, clips: TrainingClips, first_step: int) -> Callable[[int], Tensor]:
+    """The loss of each batch, to be asked for in turn from that of `first_step` on."""
+    ahead = batches(spec, clips, first_step)
+
+    def loss(number: int) -> Tensor:
+        torch.manual_seed(int(np.random.default_rng([spec.seed, number]).integers(2**63)))
+        parts.model.train()
+        return _loss(spec, parts, next(ahead))
+
+    return loss
+
+
+def _loss(spec: BranchSpec, parts: _Parts, batch: Batch) -> Tensor:
+    """Mean loss of a batch: mixed, masked, encoded, classified."""
+    model, masked, augmentation = parts.model, parts.masked, spec.augmentation
+    features, padding = _features(batch, parts.device)
+    labels = torch.from_numpy(batch.labels).to(parts.device)
+    partner, share = (t.to(parts.device) for t in mixing(len(labels), augmentation.mixup))
+    if augmentation.mixup is not None:
+        features = mix(features, partner, share)
+        if padding is not None:
+            padding = padding | (padding[partner] & (share < 1)[:, None])
+    hidden = masked.labels(features) if masked else []
+    if masked:
+        features, where = masked.mask(features)
+    patches, patch_padding = model.encode(spec_augment(features, augmentation), padding)
+    embeddings = model.pool(patches, patch_padding).flatten(1)
+    if augmentation.mixup is None:
+        parts.objective.adapt(embeddings.detach(), labels, labels)
+        loss = parts.objective(embeddings, labels).mean()
+    else:
+        loss = _mixed_loss(parts.objective, embeddings, labels, labels[partner], share)
+    if masked:
+        loss = loss + masked(patches, hidden, where if patch_padding is None else where & ~patch_padding)
+    return loss
+
+
+def _mixed_loss(objective: Objective, embeddings: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """Mean loss of clips (B,) with two labels, by their shares; a share of 1 is a clip by itself."""
+    partners = torch.where(share < 1, partners, labels)
+    larger = share >= 0.5
+    objective.adapt(embeddings.detach(), torch.where(larger, labels, partners), torch.where(larger, partners, labels))
+    return (share * objective(embeddings, labels) + (1 - share) * objective(embeddings, partners)).mean()
+
+
+def _features(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Log-mels (B, F, 128) of recorded and generated clips, and padded frames (B, F) or None.
+
+    Beside generated clips, recorded ones lose the frames that fill no patch, so that crops are of one length.
+    """
+    if not batch.features:
+        return features_of(batch.waveforms, device)
+    clips: list[Tensor] = [torch.from_numpy(features).to(device) for features in batch.features]
+    if batch.waveforms:
+        recorded, _ = features_of(batch.waveforms, device)
+        kept = [n_frames(len(waveform)) // PATCH_SIZE * PATCH_SIZE for waveform in batch.waveforms]
+        clips = [*(clip[:n] for clip, n in zip(recorded, kept, strict=True)), *clips]
+    features = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    lengths = [len(clip) for clip in clips]
+    if len(set(lengths)) == 1:
+        return features, None
+    return features, torch.arange(features.shape[1], device=device) >= torch.tensor(lengths, device=device)[:, None]

@@ -1,0 +1,164 @@
+"""Commands on packaged ensembles: export, score, enrol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.commands.display import print_table
+from orchestrator.commands.options import json_option
+from scoring.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.model.ensemble import Ensemble
+
+_path = click.Path(path_type=Path)
+_TABLES, _PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
+
+
+@click.command()
+@click.argument("folder", type=_path, metavar="RUN_DIR")
+@click.argument("system", required=False)
+@click.option("--out", required=True, type=_path, help="Folder of the model; must not exist.")
+def export(folder: Path, system: str | None, out: Path) -> None:
+    """Package a fused system of a finished run as an MLflow model: weights, banks, calibration, thresholds, code.
+
+    \b
+    Example: tutti export runs/a s2 --out model
+    """
+    from orchestrator.model.export import export_system
+
+    click.echo(export_system(folder, system, out))
+
+
+@click.command()
+@click.argument("model", type=_path)
+@click.argument("clips", nargs=-1, required=True, type=_path, metavar="CLIP...")
+@click.option("--machine", help="Default: as the challenge's folders say, MACHINE/test/CLIP.")
+@click.option("--section", type=click.IntRange(min=0), help="Default: as the clip's name says (section_02_…), else 0.")
+@click.option("--out", type=_path, help="Write the scores there, too; .csv or .parquet.")
+@click.option("--window", type=click.FloatRange(min=0, min_open=True), help="Seconds; score one long recording so.")
+@click.option("--hop", type=click.FloatRange(min=0, min_open=True), help="Seconds between windows; default: half.")
+@click.option("--plot", type=_path, help="Draw the score over time; .png, .svg or .pdf.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@json_option
+def score(
+    model: Path,
+    clips: tuple[Path, ...],
+    machine: str | None,
+    section: int | None,
+    out: Path | None,
+    window: float | None,
+    hop: float | None,
+    plot: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score recordings with a packaged ensemble; a folder stands for the recordings in it.
+
+    \b
+    Example: tutti score model clip.wav --machine fan
+             tutti score model night.wav --machine fan --window 10 --plot night.svg
+    """
+    if window is None and (hop or plot):
+        raise InputError("--hop and --plot belong to --window, which scores a long recording over time")
+    _check_target(out, _TABLES)
+    _check_target(plot, _PICTURES)
+    ensemble = _open(model, device)
+    if window is None:
+        from orchestrator.model.recordings import score_clips
+
+        table = score_clips(ensemble, clips, machine, section)
+    else:
+        table = _over_time(ensemble, clips, machine, section, window, hop, plot)
+    if out is not None:
+        _write(table, out)
+    if as_json:
+        click.echo(json.dumps({"scores": table.to_pylist()}))
+    else:
+        _print(table)
+
+
+def _check_target(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Refuse before minutes of work a file that could not be written after them."""
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise InputError(f"{path}: give a file that ends in {', '.join(suffixes[:-1])} or {suffixes[-1]}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def _open(model: Path, device: str) -> Ensemble:
+    from orchestrator.model.ensemble import Ensemble
+    from orchestrator.model.manifest import warn_of_other_version
+
+    warn_of_other_version(model)
+    return Ensemble(model, device)
+
+
+def _over_time(
+    ensemble: Ensemble,
+    clips: tuple[Path, ...],
+    machine: str | None,
+    section: int | None,
+    window: float,
+    hop: float | None,
+    plot: Path | None,
+) -> pa.Table:
+    from orchestrator.model.recordings import section_of
+    from orchestrator.model.streaming import plot_over_time, score_over_time
+
+    if len(clips) != 1 or machine is None:
+        raise InputError("--window scores one recording of one machine; give one CLIP and --machine")
+    section = section_of(clips[0]) if section is None else section
+    table = score_over_time(ensemble, machine, clips[0], window, hop or window / 2, section)
+    if plot is not None:
+        plot_over_time(table, f"{machine}: {clips[0].name}", plot)
+    return table
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        flat = table.drop_columns("contributions") if "contributions" in table.column_names else table
+        pyarrow.csv.write_csv(flat, path)
+
+
+def _print(table: pa.Table) -> None:
+    shown = [name for name in table.column_names if name != "contributions"]
+    print_table(tuple(shown), [tuple(row.values()) for row in table.select(shown).to_pylist()])
+    if table.num_rows == 1 and "contributions" in table.column_names:
+        (parts,) = table["contributions"].to_pylist()
+        ordered = sorted((part["contribution"], part["branch"]) for part in parts)
+        print_table(("branch", "contribution"), [(branch, value) for value, branch in reversed(ordered)])
+
+
+@click.command()
+@click.argument("model", type=_path)
+@click.argument("clips", nargs=-1, required=True, type=_path, metavar="CLIP...")
+@click.option("--machine", required=True, help="Name of the new machine.")
+@click.option("--section", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", required=True, type=_path, help="Folder of the new model; must not exist.")
+def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path) -> None:
+    """Add a machine to a packaged ensemble from normal recordings of it; nothing is trained.
+
+    \b
+    Example: tutti enrol model normal/*.wav --machine press --out model2
+    """
+    from orchestrator.model.enrolment import enrol as add
+    from orchestrator.model.manifest import warn_of_other_version
+    from orchestrator.model.recordings import recordings
+
+    warn_of_other_version(model)
+    threshold = add(model, machine, recordings(clips), out, section)
+    click.echo(f"{out}: {machine} section {section} is known now; scores above {threshold:.3f} are anomalies")

@@ -1,0 +1,112 @@
+"""Commands on score tables: metrics, fuse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands.display import cell, print_table
+from orchestrator.commands.options import backbone_option, json_option
+from scoring.errors import InputError
+
+
+@click.command()
+@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE...")
+@json_option
+def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
+    """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
+
+    Precision, recall and F1 are of decisions at the thresholds from the table's training rows, where it has any.
+
+    \b
+    Example: tutti metrics runs/a/systems/s2/fused.parquet
+    """
+    found = {str(path): _metrics_of(path) for path in tables}
+    if as_json:
+        click.echo(json.dumps({"tables": found} if len(found) > 1 else next(iter(found.values()))))
+        return
+    values = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "hmean"}
+    for name, m in found.items():
+        ci, decisions = m["ci"], m["decisions"]
+        extra = {"precision": "precision", "recall": "recall", "f1": "F1"} if decisions else {}
+        rows = [
+            (
+                machine,
+                *(_with_interval(of[key], ci["machines"][machine][key]) for key in values),
+                *(decisions[machine][key] for key in extra),
+            )
+            for machine, of in m["machines"].items()
+        ]
+        rows.append(("Omega", "", "", "", _with_interval(m["omega"], ci["omega"]), *("" for _ in extra)))
+        print_table((name, *values.values(), *extra.values()), rows)
+        if m["transductive"]:
+            click.echo(f"{name}: statistics of test clips have reached these scores", err=True)
+
+
+def _metrics_of(path: Path) -> dict[str, Any]:
+    from scoring.bootstrap import bootstrap_intervals
+    from scoring.decisions import decision_metrics, thresholds
+    from scoring.metrics import official_metrics
+    from scoring.table import is_transductive, read_table
+
+    table = read_table(path)
+    metrics = official_metrics(table).as_dict()
+    try:
+        decided = {name: asdict(d) for name, d in decision_metrics(table, thresholds(table)).items()}
+    except InputError as error:
+        click.echo(f"{path}: no decisions: {error}", err=True)
+        decided = {}
+    intervals = bootstrap_intervals(table).as_dict()
+    return {**metrics, "ci": intervals, "decisions": decided, "transductive": is_transductive(table)}
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    return cell(value) if interval is None else f"{value:.2f} ({interval[0]:.1f}–{interval[1]:.1f})"
+
+
+@click.command()
+@click.argument("system", required=False)
+@click.option(
+    "--tables", type=click.Path(path_type=Path), help="Folder with index.csv, or a run's; SYSTEM for the latter."
+)
+@click.option("--tracking-uri", help="MLflow store to take the tables of finished branches from.")
+@click.option("--experiment", help="Its experiment, by name.")
+@click.option("--run", help="Id of one `tutti run` in it: take only its branches.")
+@backbone_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for fused.parquet and result.json.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Apply the weights of this result.json; reads no label."
+)
+@click.option(
+    "--transductive-normalisation",
+    "transductive",
+    is_flag=True,
+    help="Normalise by the test clips, for tables without training clips; against the challenge's rules.",
+)
+@click.option("--address", help="Ray cluster, or `local` to start one; default: one core of this process.")
+@json_option
+def fuse(as_json: bool, **options: Any) -> None:
+    """Fuse score tables; they may have been made elsewhere. Running it again continues.
+
+    Without SYSTEM the tree is read from index.csv: the columns table (file name without .parquet), family
+    (sub-system), config (configuration) and seed.
+
+    \b
+    Example: tutti fuse --tables scores/dev --out fused
+             tutti fuse --weights fused/result.json --tables scores/eval --out fused_eval
+    """
+    from orchestrator.fuse.request import Request, fuse_tables
+    from orchestrator.fuse.result import summary
+
+    result = fuse_tables(Request(**options))
+    if as_json:
+        click.echo(json.dumps(result))
+    elif "delivered" in result:
+        heading, rows = summary(result)
+        click.echo(heading)
+        print_table(("Omega, %", "in-sample", "LOMO"), rows)
+    click.echo(f"{options['out'] / 'fused.parquet'}", err=as_json)

@@ -1,0 +1,83 @@
+"""What `tutti plan` shows: the branches, what is done, and a rough cost of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from branches.data.dataset import Dataset
+from branches.spec import BranchSpec
+from orchestrator.ledger.folders import is_finished, refuse_older
+from orchestrator.plan import Branch, detector_id, make_plan
+from orchestrator.preflight import BUILT_IN, with_resolved_files
+from orchestrator.system import SystemSpec
+from scoring.errors import InputError
+
+# Floating-point operations per parameter and patch: a forward pass has 2, gradients of the activations cost 2 more,
+# and those of the weights another 2. Of `partial` the dearest case is assumed.
+FLOP_PER_PARAMETER = {"frozen": 0, "head": 2, "partial": 6, "lora": 4, "full": 6}
+PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
+PARAMETERS = {"tiny": 86_000}
+BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint
+ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
+CLIP_SECONDS = 10.0
+
+
+def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dict[str, Any]:
+    """Branches with state and cost, as printed by `tutti plan --json`. Writes nothing.
+
+    A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
+    `done` is None where no output folder was named.
+    """
+    dataset = Dataset.read(data)
+    if out is not None:
+        refuse_older(out)
+    notes: list[str] = []
+    plan = make_plan([_resolved(system, notes) for system in systems], dataset)
+    branches = [_describe(branch, dataset.index.num_rows, out) for branch in plan.branches]
+    to_train = [branch for branch in branches if not branch["done"]]
+    return {
+        "branches": branches,
+        "to_train": len(to_train),
+        "gpu_hours": sum(branch["pflop"] for branch in to_train) * 1000 / ASSUMED_TFLOPS / 3600,
+        "assumed_tflops": ASSUMED_TFLOPS,
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
+    try:
+        return with_resolved_files(system)
+    except InputError as error:
+        notes.append(f"{error}; until then branch ids are provisional and nothing is known to be done")
+        return system
+
+
+def _describe(branch: Branch, clips: int, out: Path | None) -> dict[str, Any]:
+    detectors = [detector_id(d) for d in branch.detectors]
+    return {
+        "branch_id": branch.branch_id,
+        "config_id": branch.config_id,
+        "name": branch.name,
+        "systems": list(branch.systems),
+        "seed": branch.spec.seed,
+        "detectors": detectors,
+        "done": None if out is None else is_finished(out, branch.branch_id, branch.tables),
+        "clip_passes": _clip_passes(branch.spec),
+        "pflop": petaflop(branch.spec, clips),
+    }
+
+
+def _clip_passes(spec: BranchSpec) -> int:
+    """How often training hears a clip."""
+    training = spec.training
+    return 0 if spec.strategy.name == "frozen" else training.steps * training.batch_size * training.accumulation
+
+
+def petaflop(spec: BranchSpec, clips: int) -> float:
+    """Rough count of the 10^15 floating-point operations that a branch's training and embedding take."""
+    parameters = PARAMETERS[spec.backbone.path] if spec.backbone.path in BUILT_IN else BASE_PARAMETERS
+    trained = FLOP_PER_PARAMETER[spec.strategy.name] * _clip_passes(spec) * spec.training.crop_seconds
+    embedded = 2 * clips * CLIP_SECONDS
+    return parameters * PATCHES_PER_SECOND * (trained + embedded) / 1e15

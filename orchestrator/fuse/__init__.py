@@ -1,0 +1,1 @@
+"""Fusion of a run's systems, or of tables made elsewhere."""

@@ -1,0 +1,199 @@
+"""A fusion into its folder: score tables → weights, `fused.parquet` and `result.json`, unless that is done already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fusion.hierarchy import Tree, by_subsystem, tables_of
+from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
+from orchestrator.ledger.folders import Record, checksums, write_record
+from orchestrator.plan import Plan, digest, table_names
+from orchestrator.system import SystemSpec
+from scoring.atomic import atomic
+from scoring.metrics import Metrics, has_labels, official_metrics
+from scoring.table import file_sha256, write_table
+
+FUSED = "fused.parquet"
+RESULT = "result.json"
+
+log = logging.getLogger(__name__)
+
+
+def fused_system(
+    system: SystemSpec,
+    dataset: str,
+    plan: Plan,
+    tables: Mapping[str, pa.Table],
+    folder: Path,
+    runner: Runner,
+) -> dict[str, Any]:
+    """Fuse a system into `folder`, with a record for MLflow; what is there already, from the same tables, is kept.
+
+    Returns the result that stands in `result.json`.
+    """
+    tree = plan.trees[system.name]
+    own = {name: tables[name] for name in tables_of(tree)}
+    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own, dataset)}
+    known = finished_result(folder, tags["fusion_id"])
+    if known is not None:
+        return known
+    log.info("%s: fusing %d score tables", system.name, len(own))
+    metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
+    about = {
+        "system": system.name,
+        "description": system.description,
+        "dataset": dataset,
+        "branches": [_branch(name, table, plan) for name, table in own.items()],
+        "missing": [b.name for b in plan.branches if system.name in b.systems and not own.keys() & {*table_names(b)}],
+        "spec": system.model_dump(),
+    }
+    result, fusion = fuse_into(folder, tags["fusion_id"], own, tree, metadata, about, runner)
+    record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
+    write_record(folder, record)
+    return result
+
+
+def fuse_into(
+    folder: Path,
+    fusion_id: str,
+    tables: Mapping[str, pa.Table],
+    tree: Tree,
+    metadata: Mapping[str, str],
+    about: Mapping[str, Any],
+    runner: Runner,
+) -> tuple[dict[str, Any], Fusion]:
+    """Fuse tables and write `fused.parquet` and `result.json` into `folder`.
+
+    Searches that are finished lie in a folder of their own until the result is there, so that an interrupted fusion
+    with the same `fusion_id` continues.
+    """
+    searches = folder / f"searches-{fusion_id}"
+    fusion = fuse(tables, tree, metadata, runner=runner, folder=searches)
+    folder.mkdir(parents=True, exist_ok=True)
+    checksum = write_table(fusion.table, folder / FUSED)
+    result = {**about, **describe(fusion, tree), "fusion_id": fusion_id, "sha256": checksum}
+    write_json(folder / RESULT, result)
+    shutil.rmtree(searches, ignore_errors=True)
+    return json.loads(json.dumps(result)), fusion
+
+
+def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str) -> str:
+    """Hash of all that the fusion depends on: scores, and the data set for names and labels of the clips."""
+    scores = {
+        name: hashlib.sha256(table["calibrated"].to_numpy().tobytes()).hexdigest() for name, table in tables.items()
+    }
+    return digest([tree, scores, dataset, FUSION_VERSION])
+
+
+def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
+    """The result that stands in `folder`, if it is this fusion's and its fused table is intact."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        intact = result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return result if intact else None
+
+
+def _branch(name: str, table: pa.Table, plan: Plan) -> dict[str, Any]:
+    branch_id, _, detector = name.partition("/")
+    names = {branch.branch_id: branch.name for branch in plan.branches}
+    return described_table(name, names[branch_id], detector, table)
+
+
+def described_table(name: str, branch: str, detector: str, table: pa.Table) -> dict[str, Any]:
+    """What a result says of one of the tables that are fused."""
+    return {"table": name, "branch": branch, "detector": detector, **_metrics(table)}
+
+
+def _metrics(table: pa.Table) -> dict[str, Any]:
+    return official_metrics(table).as_dict() if has_labels(table) else {"omega": None, "machines": {}}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file through a temporary name."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
+
+
+def describe(fusion: Fusion, tree: Tree) -> dict[str, Any]:
+    """A fusion as JSON; Omega in per cent, None where nothing is known. `docs/fusion.md` explains the fields."""
+    v = fusion.validation
+    return {
+        "transductive": fusion.transductive,
+        "delivered": {
+            "method": fusion.method,
+            "strength": fusion.strength,
+            "scale": fusion.scale,
+            "why": fusion.why,
+            "weights": fusion.configuration_weights,
+            "table_weights": fusion.weights,
+            "in_sample": _omega(v.in_sample if v else None),
+            "lomo": _omega(v.lomo if v else None),
+            "clips": v.clips if v else None,
+            "ci": v.interval if v else None,
+            "gains": {name: asdict(comparison) for name, comparison in v.gains.items()} if v else {},
+        },
+        "methods": {name: _choice(choice) for name, choice in v.methods.items()} if v else {},
+        "machines": {"in_sample": _machines(v.in_sample if v else None), "lomo": _machines(v.lomo if v else None)},
+        "complementarity": _complementarity(v) if v else None,
+        "pruned": asdict(v.pruned) if v else None,
+        "development_diagnosis": _diagnosis(v, tree) if v else None,
+    }
+
+
+def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, float | None]]]:
+    """A line on what is delivered, and rows of name, in-sample and LOMO Omega: what a command prints."""
+    delivered = result["delivered"]
+    name = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
+    mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
+    rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
+    rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
+    return f"{mark}{name} delivered ({delivered['why']})", rows
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "strength": choice.strength,
+        "in_sample": choice.in_sample.omega,
+        "lomo": _omega(choice.lomo),
+        "clips": choice.clips,
+        "gain": choice.gain,
+        "gain_error": choice.gain_error,
+    }
+
+
+def _complementarity(v: Validation) -> dict[str, Any]:
+    return {
+        "configurations": v.names,
+        "correlation": v.correlation.tolist(),
+        "winners": {machine: {"configuration": name, "hmean": hmean} for machine, (name, hmean) in v.winners.items()},
+        "marginal": v.marginal,
+        "marginal_uniform": v.marginal_uniform,
+    }
+
+
+def _diagnosis(v: Validation, tree: Tree) -> dict[str, Any]:
+    return {
+        "note": "chosen and measured on the same labels; of no use on other machines",
+        "in_sample_optimum": v.diagnosis.optimum,
+        "per_machine": v.diagnosis.per_machine,
+        "per_machine_weights": {m: by_subsystem(tree, w) for m, w in v.diagnosis.machine_weights.items()},
+    }
+
+
+def _omega(metrics: Metrics | None) -> float | None:
+    return metrics.omega if metrics else None
+
+
+def _machines(metrics: Metrics | None) -> dict[str, Any] | None:
+    return {name: asdict(values) for name, values in metrics.machines.items()} if metrics else None

@@ -1,0 +1,80 @@
+"""A machine that the ensemble has never heard, from a handful of its normal recordings; nothing is trained."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from branches.data.audio import read_clip
+from orchestrator.model.ensemble import Ensemble
+from orchestrator.model.manifest import CLIPS, bank_file, package_of, write_manifest
+from orchestrator.model.reference import Reference
+from scoring.banks import MIN_CLIPS, attributes_as_text
+from scoring.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FEW = 20  # of so many clips each is a twentieth of what the threshold rests on
+
+
+def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, section: int = 0) -> float:
+    """Write to `out` a copy of a model that also knows `machine`; the threshold on the scores of that machine.
+
+    The recordings become banks and calibration, as one domain without attributes. What the model knows of other
+    machines stays as it is.
+
+    Raises
+    ------
+    InputError
+        If the model knows the machine and section already, there are too few recordings or one cannot be used,
+        two have the same name, they do not vary, or `out` exists.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; give another --out, or remove it")
+    ensemble = Ensemble(model)
+    if section in ensemble.machines.get(machine, []):
+        raise InputError(f"the model knows machine {machine} section {section} already; give another name")
+    if len(recordings) < MIN_CLIPS:
+        raise InputError(f"{len(recordings)} recordings; at least {MIN_CLIPS} are needed, and {FEW} for a threshold")
+    names = [path.name for path in recordings]
+    if len(set(names)) < len(names):
+        raise InputError("two recordings have the same file name; rename one")
+    embeddings = ensemble.embed([read_clip(path) for path in recordings])
+    clips = _rows(machine, section, names, ensemble.clips.schema)
+    known = ensemble.manifest
+    domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
+    try:
+        threshold = Reference(known.members, known.scale, domain, attributes, embeddings).threshold
+    except InputError as error:
+        raise InputError(
+            f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
+        ) from None
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        shutil.copytree(model, unfinished)
+        folder = package_of(unfinished)
+        for name, added in embeddings.items():
+            path = folder / bank_file(name)
+            np.save(path, np.concatenate([np.load(path), added]))
+        pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
+        enrolled = {**known.enrolled, f"{machine} section {section}": len(names)}
+        write_manifest(folder, known.model_copy(update={"enrolled": enrolled}))
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if len(names) < FEW:
+        log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
+    return threshold
+
+
+def _rows(machine: str, section: int, names: Sequence[str], schema: pa.Schema) -> pa.Table:
+    same = {"machine": machine, "section": section, "split": "train", "domain": "source", "attributes": []}
+    return pa.Table.from_pylist([{**same, "clip": name} for name in names], schema)

@@ -1,0 +1,147 @@
+"""A packaged ensemble at work: recordings of a machine → scores and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from branches.data.audio import AudioCache, in_memory
+from branches.data.channels import cancelled_in_memory
+from branches.frozen import FrozenBackbone, view_of
+from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
+from branches.spec import Channel
+from orchestrator.model.manifest import CLIPS, Manifest, bank_file, branch_file, package_of, read_manifest
+from orchestrator.model.reference import Reference, Scores
+from scoring.banks import attributes_as_text
+from scoring.errors import InputError
+
+BATCH = 16
+
+Embeddings = dict[str, NDArray[np.float32]]
+
+
+class Ensemble:
+    """A fused system that scores recordings.
+
+    Parameters
+    ----------
+    folder: a packaged ensemble, or an MLflow model that holds one
+    device: `cpu` or `cuda`
+
+    Raises
+    ------
+    InputError
+        If there is no intact package, or `device` is not there.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("torch finds no GPU here; leave out --device cuda")
+        self.folder = package_of(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        self.clips: pa.Table = pq.read_table(self.folder / CLIPS)
+        self._device = torch.device(device)
+        self._networks = _networks(self.manifest, self.folder, device)
+        self._references: dict[tuple[str, int], Reference] = {}
+
+    @cached_property
+    def machines(self) -> dict[str, list[int]]:
+        """Sections of every machine that the ensemble knows."""
+        known: dict[str, list[int]] = {}
+        pairs = zip(self.clips["machine"].to_pylist(), self.clips["section"].to_pylist(), strict=True)
+        for machine, section in sorted(set(pairs)):
+            known.setdefault(machine, []).append(section)
+        return known
+
+    def score(self, machine: str, recordings: Sequence[NDArray[np.float32]], section: int = 0) -> Scores:
+        """Scores of recordings (samples, channels) at 16 kHz of one machine; each is judged by itself.
+
+        Raises
+        ------
+        InputError
+            If the machine or section is not known, or an embedding is not finite.
+        """
+        reference = self.reference(machine, section)
+        return reference.score(self.embed(recordings))
+
+    def reference(self, machine: str, section: int = 0) -> Reference:
+        """What is known of a machine and section; fitted when it is first asked for."""
+        if section not in self.machines.get(machine, []):
+            known = ", ".join(f"{m} section {s}" for m, sections in self.machines.items() for s in sections)
+            raise InputError(f"the model does not know machine {machine} section {section}; it knows {known}")
+        if (machine, section) not in self._references:
+            own = np.flatnonzero(
+                (self.clips["machine"].to_numpy() == machine) & (self.clips["section"].to_numpy() == section)
+            )
+            banks = {name: np.load(self.folder / bank_file(name), mmap_mode="r") for name in self.manifest.branches}
+            self._references[machine, section] = Reference(
+                self.manifest.members,
+                self.manifest.scale,
+                self.clips["domain"].to_numpy()[own],
+                attributes_as_text(self.clips)[own],
+                {name: np.asarray(bank[own]) for name, bank in banks.items()},
+            )
+        return self._references[machine, section]
+
+    def embed(self, recordings: Sequence[NDArray[np.float32]]) -> Embeddings:
+        """Embeddings (recordings, …) of every branch, by branch_id, of recordings (samples, channels) at 16 kHz."""
+        audio = in_memory(recordings)
+        found: Embeddings = {}
+        for channel, networks in self._networks.items():
+            heard = cancelled_in_memory(audio) if channel == "cancel" else audio
+            for rows in batches_of_like_length(audio.lengths, BATCH):
+                for name, part in self._embed_batch(heard, channel, rows, networks).items():
+                    embeddings = found.setdefault(name, np.empty((len(audio), *part.shape[1:]), np.float32))
+                    embeddings[rows] = part
+        for name, embeddings in found.items():
+            if not np.isfinite(embeddings).all():
+                raise InputError(f"branch {name} gives an embedding that is not finite: the level is absurd")
+        return found
+
+    @torch.inference_mode()
+    def _embed_batch(
+        self, audio: AudioCache, channel: Channel, rows: NDArray[np.int64], networks: Sequence[_Network]
+    ) -> Embeddings:
+        """One batch of recordings of like length, whose log-mels are computed once for all branches of a channel."""
+        features, padding = features_of([audio.waveform(i, channel) for i in rows], self._device)
+        found: Embeddings = {}
+        for network in networks:
+            found |= {name: output.cpu().numpy() for name, output in network(features, padding).items()}
+        return found
+
+
+class _Network:
+    """One pass through a network, which gives the embeddings of one branch, or of all frozen ones of a backbone."""
+
+    def __init__(self, names: Sequence[str], network: BranchModel | FrozenBackbone) -> None:
+        self._names, self._network = names, network
+
+    def __call__(self, features: Tensor, padding: Tensor | None) -> Mapping[str, Tensor]:
+        outputs = self._network(features, padding)
+        return dict(zip(self._names, outputs if isinstance(outputs, list) else [outputs], strict=True))
+
+
+def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, list[_Network]]:
+    """The networks of all branches, by the channel they hear."""
+    found: dict[Channel, list[_Network]] = {}
+    frozen: dict[tuple[Channel, str], list[str]] = {}
+    for name, spec in manifest.branches.items():
+        if spec.is_frozen:
+            frozen.setdefault((spec.channel, spec.backbone.path), []).append(name)
+        else:
+            model = load_branch(folder / branch_file(name)).to(device)
+            found.setdefault(spec.channel, []).append(_Network([name], model))
+    for (channel, path), names in frozen.items():
+        views = [view_of(manifest.branches[name]) for name in names]
+        place = path if path == "tiny" else str(folder / path)
+        located = [v.model_copy(update={"backbone": v.backbone.model_copy(update={"path": place})}) for v in views if v]
+        found.setdefault(channel, []).append(_Network(names, FrozenBackbone(located, device)))
+    return found

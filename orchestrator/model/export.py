@@ -1,0 +1,211 @@
+"""From a run's folder to a packaged ensemble, as an MLflow model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from branches.beats import load_beats, save_beats
+from branches.beats.checkpoint import local_file, read_content
+from branches.data.dataset import index_of
+from branches.model import relocate_branch
+from branches.spec import BackboneSpec, BranchSpec
+from orchestrator.fuse.result import RESULT
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
+from orchestrator.model.manifest import (
+    CLIPS,
+    Manifest,
+    Member,
+    backbone_file,
+    bank_file,
+    branch_file,
+    write_manifest,
+)
+from orchestrator.model.shipped import ENTRY, copy_code
+from orchestrator.training.worker import EMBEDDINGS, WEIGHTS
+from scoring.errors import InputError
+from scoring.table import file_sha256, metadata_of, read_table
+
+log = logging.getLogger(__name__)
+
+# What the shipped code imports; the rest of tutti's packages is for training and fusing.
+REQUIRED = (
+    *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic"),
+    *("filelock", "fsspec", "pandas", "mlflow"),
+)
+
+
+def export_system(run: Path, system: str | None, out: Path) -> Path:
+    """Package a fused system of a run as an MLflow model in `out`; tables without weight are left out.
+
+    system: may be None if the run has one
+
+    Raises
+    ------
+    InputError
+        If there is no such system, a file of a branch is lost or damaged, a backbone cannot be found or `out` exists.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; give another --out, or remove it")
+    result = _result(run, system)
+    weights = {name: w for name, w in result["delivered"]["table_weights"].items() if w > 0}
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        folder = unfinished / "ensemble"
+        _write_package(run, result, weights, folder)
+        _save_model(folder, unfinished / "model")
+        os.replace(unfinished / "model", out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    left_out = len(result["delivered"]["table_weights"]) - len(weights)
+    log.info("%d score tables packed, %d without weight left out", len(weights), left_out)
+    return out
+
+
+def _result(run: Path, system: str | None) -> dict[str, Any]:
+    names = sorted(path.parent.name for path in (run / SYSTEMS).glob(f"*/{RESULT}"))
+    if not names:
+        raise InputError(f"{run}: no fused system in it; `tutti run` makes one")
+    if system is None and len(names) == 1:
+        system = names[0]
+    if system not in names:
+        wanted = "more than one system" if system is None else f"no result of system {system!r}"
+        raise InputError(f"{run}: {wanted}; there are {', '.join(names)}")
+    try:
+        result: dict[str, Any] = json.loads((run / SYSTEMS / system / RESULT).read_text())
+        result["delivered"]["table_weights"], result["delivered"]["scale"], result["dataset"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{run / SYSTEMS / system / RESULT}: not a result of `tutti run`; run it again") from None
+    return result
+
+
+def _write_package(run: Path, result: Mapping[str, Any], weights: Mapping[str, float], folder: Path) -> None:
+    for part in ("backbones", "branches", "banks"):
+        (folder / part).mkdir(parents=True)
+    names = {branch["table"]: branch["branch"] for branch in result["branches"]}
+    members: list[Member] = []
+    branches: dict[str, BranchSpec] = {}
+    clips: pa.Table | None = None
+    for name, weight in weights.items():
+        branch_id, _, detector = name.partition("/")
+        table = _read(run, branch_id, detector)
+        metadata = metadata_of(table)
+        members.append(
+            Member(
+                branch_id=branch_id,
+                name=f"{names[name]} {detector}",
+                detector=json.loads(metadata["detector"]),
+                weight=weight,
+            )
+        )
+        clips = _normals(table) if clips is None else clips
+        if branch_id not in branches:
+            spec = BranchSpec.model_validate_json(metadata["spec"])
+            branches[branch_id] = _pack_branch(run / BRANCHES / branch_id, branch_id, spec, table, folder)
+    pq.write_table(clips, folder / CLIPS)
+    manifest = Manifest(
+        system=result["system"],
+        description=result["description"],
+        dataset=result["dataset"],
+        version=version("tutti-asd"),
+        scale=result["delivered"]["scale"],
+        members=tuple(members),
+        branches=branches,
+        files={},
+    )
+    write_manifest(folder, manifest)
+
+
+def _read(run: Path, branch_id: str, detector: str) -> pa.Table:
+    """A member's score table; every file of its branch must be as the ledger says."""
+    folder = run / BRANCHES / branch_id
+    record = read_record(folder)
+    if record is None:
+        raise InputError(f"{folder}: the branch is not there or its record is damaged; `tutti run` makes it again")
+    damaged = [file for file in record.files if not is_intact(folder, record, file)]
+    if damaged:
+        raise InputError(f"{folder / damaged[0]}: lost or damaged; `tutti run` makes it again")
+    return read_table(folder / TABLES / f"{detector}.parquet")
+
+
+def _normals(table: pa.Table) -> pa.Table:
+    """The training clips of a score table, with the attributes that their names tell."""
+    train = table.filter(pc.equal(table["split"], "train"))
+    columns = zip(train["machine"].to_pylist(), train["clip"].to_pylist(), strict=True)
+    index = index_of(f"{machine}/train/{clip}" for machine, clip in columns)
+    return index.select(["machine", "section", "clip", "split", "domain", "attributes"])
+
+
+def _pack_branch(source: Path, branch_id: str, spec: BranchSpec, table: pa.Table, folder: Path) -> BranchSpec:
+    """Pack the bank and the weights of a branch; its spec, with its backbone's place in the package."""
+    train = table["split"].to_numpy() == "train"
+    embeddings = np.load(source / EMBEDDINGS, mmap_mode="r")
+    if len(embeddings) != len(train):
+        raise InputError(f"{source / EMBEDDINGS}: {len(embeddings)} embeddings of {len(train)} clips; train it again")
+    np.save(folder / bank_file(branch_id), embeddings[train])
+    place = _pack_backbone(spec.backbone, folder)
+    packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": place, "sha256": None})})
+    if not spec.is_frozen:
+        relative = place if place == "tiny" else f"../{place}"
+        relocate_branch(source / WEIGHTS, folder / branch_file(branch_id), packed, relative)
+    return packed
+
+
+def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
+    """Store a backbone once; its place within the package."""
+    if spec.path == "tiny":
+        return spec.path
+    try:
+        file = local_file(spec.path, spec.sha256)
+    except InputError as error:
+        raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
+    place = backbone_file(file_sha256(file))
+    if not (folder / place).exists():
+        if "base" in read_content(file):  # refers to a further file, which does not come along
+            save_beats(load_beats(file), folder / place)
+        else:
+            shutil.copyfile(file, folder / place)
+    return place
+
+
+def _save_model(folder: Path, out: Path) -> None:
+    """Wrap a package as an MLflow model whose code is a file, not a pickle, and comes along."""
+    import orchestrator.tracking.tracker  # noqa: F401, I001 - sets what MLflow reads when it is imported
+    import mlflow
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*An input example was not provided")  # a recording would be a large one
+        mlflow.pyfunc.save_model(
+            out,
+            python_model=str(ENTRY),
+            artifacts={"ensemble": str(folder)},
+            code_paths=[str(package) for package in copy_code(folder.with_name("code"))],
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
+            signature=_signature(),
+        )
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = [ColSpec("string", "machine"), ColSpec("binary", "audio"), ColSpec("long", "section", required=False)]
+    outputs = [
+        *(ColSpec("double", name) for name in ("score", "calibrated", "threshold")),
+        ColSpec("boolean", "anomaly"),
+        ColSpec("string", "contributions"),
+    ]
+    return ModelSignature(Schema(inputs), Schema(outputs))

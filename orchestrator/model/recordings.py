@@ -1,0 +1,93 @@
+"""Recordings in files → a table of scores."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from branches.data.audio import read_clip
+from orchestrator.model.ensemble import BATCH, Ensemble
+from scoring.errors import InputError
+
+SUFFIXES = (".wav", ".flac")
+_SECTION = re.compile(r"(?:section|(?:normal_|anomaly_)?id)_(\d+)_")
+
+
+def recordings(paths: Iterable[Path]) -> list[Path]:
+    """The files among these paths, and the recordings in folders among them.
+
+    Raises
+    ------
+    InputError
+        If a path does not exist, or a folder has no recording in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside or not path.exists():
+            raise InputError(f"{path}: {'no .wav or .flac in it' if path.exists() else 'no such file'}")
+        found += inside
+    return found
+
+
+def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, section: int | None = None) -> pa.Table:
+    """Scores of recordings: machine, section, clip, score, calibrated, threshold, anomaly, and branches' contributions.
+
+    machine: None takes it from the path, as in the challenge's layout `<machine>/test/<clip>`
+    section: None takes it from the clip's name, see `section_of`
+
+    Raises
+    ------
+    InputError
+        If a recording cannot be used, or its machine and section are not known.
+    """
+    by_place: dict[tuple[str, int], list[Path]] = {}
+    for path in recordings(paths):
+        place = machine or _machine_of(path), section_of(path) if section is None else section
+        by_place.setdefault(place, []).append(path)
+    for place in by_place:
+        ensemble.reference(*place)  # an unknown machine is told before minutes of work
+    rows = [row for place, own in by_place.items() for row in _rows(ensemble, *place, own)]
+    return pa.Table.from_pylist(rows)
+
+
+def _machine_of(path: Path) -> str:
+    parts = Path(os.path.abspath(path)).parts
+    if len(parts) < 3 or parts[-2] not in ("train", "test"):
+        raise InputError(f"{path}: not in a folder <machine>/test; give --machine")
+    return parts[-3]
+
+
+def section_of(path: Path) -> int:
+    """The section that a name of the challenge tells (`section_02_…`, `id_02_…`); 0 for any other name."""
+    found = _SECTION.match(path.name)
+    return int(found[1]) if found else 0
+
+
+def _rows(ensemble: Ensemble, machine: str, section: int, paths: Sequence[Path]) -> list[dict[str, object]]:
+    names = [member.name for member in ensemble.manifest.members]
+    rows: list[dict[str, object]] = []
+    for first in range(0, len(paths), BATCH):
+        some = paths[first : first + BATCH]
+        found = ensemble.score(machine, [read_clip(path) for path in some], section)
+        for i, path in enumerate(some):
+            rows.append(
+                {
+                    "machine": machine,
+                    "section": section,
+                    "clip": path.name,
+                    "score": float(found.score[i]),
+                    "calibrated": float(found.calibrated[i]),
+                    "threshold": found.threshold,
+                    "anomaly": bool(found.anomaly[i]),
+                    "contributions": [
+                        {"branch": branch, "contribution": part}
+                        for branch, part in zip(names, found.contributions[:, i].tolist(), strict=True)
+                    ],
+                }
+            )
+    return rows

@@ -1,0 +1,122 @@
+"""One run: train what is missing, score, fuse, deliver. Running it again continues.
+
+out/branches/, systems/         the ledger: score tables, weights and results, see orchestrator/ledger/folders.py
+out/failures/, given_up/        why branches are not finished, until they are tried again
+out/memory.json                 what branches needed, for those that follow
+out/mlflow.db, mlartifacts/     the default MLflow store, which shows what is in the ledger
+out/submission/<name>/          the challenge's CSV files
+out/report.html                 what a person looks at
+out/cache/, checkpoints/        decoded audio, frozen embeddings, and resumable checkpoints of unfinished branches
+out/generated/<id>/             generated clips of rare conditions, and how they were judged
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from branches.data.dataset import Dataset
+from cluster.session import Cluster, check_address
+from fusion.hierarchy import tables_of
+from fusion.search import Runner
+from orchestrator.fuse.result import FUSED, fused_system
+from orchestrator.ledger.folders import GIVEN_UP, SYSTEMS, Status, only_driver, read_finished, refuse_older
+from orchestrator.ledger.lease import stored_run
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan import Plan, make_plan, table_names, without
+from orchestrator.preflight import with_resolved_files
+from orchestrator.report import REPORT, write_report
+from orchestrator.run_options import RunOptions
+from orchestrator.submission import write_submission
+from orchestrator.system import SystemSpec
+from orchestrator.tracking.sync import Outbox
+from orchestrator.tracking.tracker import experiment_name, open_tracker
+from orchestrator.training.missing import BranchesFailed, RunInterrupted, train_missing, unfinished
+from scoring.errors import InputError
+from scoring.table import read_table
+
+log = logging.getLogger(__name__)
+
+
+def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[str, Any]]:
+    """Bring every system to its deliverables; returns each system's result, as saved in `result.json`.
+
+    Raises
+    ------
+    InputError
+        If the data, a checkpoint or a request cannot be used, or another run writes to the same folder.
+    BranchesFailed
+        If branches failed; all others are finished then, and running again tries only these. With
+        `fuse_incomplete` the systems are delivered from the others before this is raised.
+    """
+    check_address(options.address)  # before minutes go into decoding
+    dataset = Dataset.read(options.data)
+    systems = [with_resolved_files(system) for system in systems]
+    plan = make_plan(systems, dataset)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / ".lock").touch()
+    except OSError as error:
+        raise InputError(f"{options.out}: cannot write there ({error.strerror}); give another --out") from None
+    with ExitStack() as stack:
+        stack.enter_context(only_driver(options.out))
+        if options.storage:
+            stack.enter_context(stored_run(Storage(options.storage, options.out), options.out))
+        refuse_older(options.out)
+        experiment = experiment_name(options.data, dataset.fingerprint, options.out)
+        outbox = Outbox(open_tracker(options.tracking_uri, options.out, experiment), options.out)
+        status: Status = "FAILED"
+        files: list[Path] = []
+        try:
+            with outbox, Cluster(options.address) as cluster:
+                results = _bring(systems, plan, dataset, options, cluster)
+            checks = sorted((options.out / "generated").glob("*/check.json"))
+            status, files = "FINISHED", [options.out / REPORT, *checks]
+        except (RunInterrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            waiting = outbox.close(status, files)
+            if waiting:
+                log.warning("%d results wait for MLflow; `tutti sync` or the next run sends them", waiting)
+    return results
+
+
+def _runner(cluster: Cluster) -> Runner:
+    """Runs fusion searches on the cluster, which is connected to when there is something to search."""
+
+    def run(*work: Any) -> Any:
+        cluster.connect()
+        from fusion.on_ray import run_on_ray  # imports ray, and that only after the session has set it up
+
+        return run_on_ray(*work)
+
+    return run
+
+
+def _bring(
+    systems: Sequence[SystemSpec], plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster
+) -> dict[str, dict[str, Any]]:
+    """Train what is missing, fuse and write the deliverables."""
+    failure = train_missing(plan, dataset, options, cluster)
+    if failure is not None and (not options.fuse_incomplete or isinstance(failure, RunInterrupted)):
+        raise failure
+    plan = without(plan, {name for branch in unfinished(plan.branches, options.out) for name in table_names(branch)})
+    results = {}
+    for system in [system for system in systems if plan.trees[system.name]]:
+        folder = options.out / SYSTEMS / system.name
+        tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
+        results[system.name] = fused_system(system, dataset.fingerprint, plan, tables, folder, _runner(cluster))
+        write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
+    if results:
+        write_report(options.out, dataset.fingerprint)
+    if failure is not None:
+        raise failure
+    if empty := [system.name for system in systems if not plan.trees[system.name]]:
+        raise BranchesFailed(
+            f"nothing to fuse in {', '.join(empty)}: every branch was given up, see {options.out / GIVEN_UP}"
+        )
+    return results

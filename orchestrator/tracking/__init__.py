@@ -1,0 +1,1 @@
+"""MLflow: the ledger's records as runs, now or later."""

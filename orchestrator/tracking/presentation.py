@@ -1,0 +1,238 @@
+"""What MLflow shows of the ledger's records: figures under names that its UI groups, a description, a page.
+
+A slash in a metric's name makes a section in the UI, so what people compare stands alone and comes first: `omega`,
+which every run has, and `loss`. Beside them `hmean/<machine>`, `auc_source/<machine>`, … and `cost/…`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from orchestrator.fuse.result import RESULT, summary
+from orchestrator.ledger.folders import SYSTEMS, TABLES, Record, records
+
+# Of what is shown. With another number everything is sent anew, once.
+FORM = 2
+SUMMARY = "summary.html"
+CELLS = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean"}
+_COST = ("seconds", "cpus", "gpus", "memory_gib", "gpu_memory_gib")
+_ENDED = {"FAILED": "Failed", "KILLED": "Given up"}
+_ROWS = 30  # of a table in a description, which MLflow cuts at 8000 characters
+_TEXT = 7500
+_DECIMALS = 3  # of a metric, which the UI would cut at the width of its column; the tables have all
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the description and of the page; the last column is drawn as bars on the page."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one MLflow run shows.
+
+    text: paragraphs in Markdown
+    """
+
+    name: str
+    tags: dict[str, str]
+    text: list[str]
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+
+    @property
+    def note(self) -> str:
+        """The run's description in Markdown."""
+        return "\n\n".join([*self.text, *map(_markdown, self.tables)])[:_TEXT]
+
+    @property
+    def page(self) -> str:
+        """The same as a page with bars, complete however many rows there are."""
+        return _template().render(shown=self, cell=_cell, bar=_bar)
+
+
+def shown(folder: Path, record: Record) -> Shown:
+    """What MLflow shows of the record in a folder of the ledger, or of the run that has the ledger in `folder`."""
+    role = record.identity["role"]
+    if role == "branch":
+        return _branch(folder, record)
+    return _system(folder, record) if role == "fusion" else _run(folder, record)
+
+
+def detectors(record: Record) -> list[str]:
+    """A branch's detectors; the one whose Omega counts as the branch's, the first that scored it, comes first."""
+    files = [Path(file).stem for file in record.files if file.startswith(f"{TABLES}/")]
+    measured = [name.removesuffix(".omega") for name in record.metrics if name.endswith(".omega")]
+    return sorted(files, key=lambda name: measured.index(name) if name in measured else len(measured))
+
+
+def _branch(folder: Path, record: Record) -> Shown:
+    known = detectors(record)
+    figures = {name: _figures(record, name, known) for name in known}
+    measured = {name: found for name, found in figures.items() if "omega" in found}
+    metrics: dict[str, float] = {}
+    for i, (name, found) in enumerate(figures.items()):
+        metrics |= found if i == 0 else {f"{name}/{key}": value for key, value in found.items()}
+    metrics |= {f"cost/{name}": round(record.metrics[name], _DECIMALS) for name in _COST if name in record.metrics}
+    omegas = ", ".join(f"{found['omega']:.2f} % with {name}" for name, found in measured.items())
+    text = [f"**Omega {omegas}.**"] if omegas else []
+    if record.status in _ENDED:
+        text = [
+            f"**{_ENDED[record.status]}:** {_plain(record.tags.get('failure', ''))}",
+            "The artifact `reason.txt` has the whole of it.",
+        ]
+    took = (
+        f" Took {record.metrics['seconds']:.0f} s on {_place(record.metrics)}." if "seconds" in record.metrics else ""
+    )
+    text.append(f"Branch of {record.tags.get('system', '')}: {_recipe(record)}.{took}")
+    return Shown(
+        record.name,
+        {"configuration": record.name.rpartition("/")[0], "detector": ", ".join(known)},
+        text,
+        {key: value for key, value in record.params.items() if value != "null"},
+        metrics,
+        [_machines(f"By machine, {name}, %", found) for name, found in measured.items()],
+    )
+
+
+def _figures(record: Record, detector: str, known: Sequence[str]) -> dict[str, float]:
+    """A detector's figures by shown name: `omega`, `hmean/fan`; names in the record begin with the detector's."""
+    own = {}
+    for name, value in record.metrics.items():
+        owners = [other for other in known if name.startswith(f"{other}.")]
+        if owners and max(owners, key=len) == detector:
+            own[name.removeprefix(f"{detector}.")] = round(value, _DECIMALS)
+    return _grouped(own)
+
+
+def _grouped(figures: Mapping[str, float]) -> dict[str, float]:
+    """`fan.hmean`, `omega` → `omega`, `hmean/fan`; what matters most comes first."""
+    named = {}
+    for name, value in figures.items():
+        machine, _, cell = name.rpartition(".")
+        named[f"{cell}/{machine}" if machine else cell] = value
+    order = ["omega", "hmean", *CELLS]
+    return dict(sorted(named.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
+
+
+def _recipe(record: Record) -> str:
+    names = ("objective.name", "strategy.name", "pooling.name", "channel", "backbone.path")
+    parts = [record.params[name] for name in names if record.params.get(name, "null") != "null"]
+    return ", ".join([*parts, f"seed {record.params.get('seed', '–')}"])
+
+
+def _place(metrics: Mapping[str, float]) -> str:
+    held = [f"{metrics[name]:g} {name[:-1].upper()}" for name in ("cpus", "gpus") if metrics.get(name)]
+    return " and ".join(held) or "an unknown machine"
+
+
+def _machines(title: str, figures: Mapping[str, float]) -> Table:
+    names = sorted({name.partition("/")[2] for name in figures if "/" in name})
+    rows = [(name, *(figures.get(f"{cell}/{name}") for cell in CELLS)) for name in names]
+    return Table(title, ("machine", *CELLS.values()), rows)
+
+
+def _system(folder: Path, record: Record) -> Shown:
+    result = json.loads((folder / RESULT).read_text())
+    delivered, measured = result["delivered"], result["machines"]
+    heading, methods = summary(result)
+    held_out = measured["lomo"] is not None
+    figures = _grouped(_flat(measured["lomo"] if held_out else measured["in_sample"]))
+    weights = {f"{s}/{c}": w for s, cs in delivered["weights"].items() for c, w in cs.items()}
+    omega = {"omega": omega_of(result), "omega_in_sample": delivered["in_sample"]}
+    lomo = {f"methods/{name}": values["lomo"] for name, values in result["methods"].items()}
+    text = [_plain(result["description"]), f"**{_omega_line(result)}**", f"{_plain(heading)}."]
+    if result["missing"]:
+        text.append(f"Fused without {', '.join(result['missing'])}: these branches failed or were stopped.")
+    tables = [Table("Weights", ("configuration", "weight"), list(weights.items()))]
+    if figures:
+        title = "By machine, on machines left out, %" if held_out else "By machine, in-sample, %"
+        tables.insert(0, _machines(title, figures))
+    if result["methods"]:
+        tables.append(Table("Ways to choose the weights, Omega, %", ("method", "in-sample", "LOMO"), methods))
+    metrics = {**omega, **figures, **lomo, **{f"weights/{name}": weight for name, weight in weights.items()}}
+    known = {name: round(value, _DECIMALS) for name, value in metrics.items() if value is not None}
+    return Shown(record.identity["system"], {}, [t for t in text if t], {}, known, tables)
+
+
+def _flat(machines: Mapping[str, Mapping[str, float | None]] | None) -> dict[str, float]:
+    return {f"{m}.{cell}": v for m, cells in (machines or {}).items() for cell, v in cells.items() if v is not None}
+
+
+def omega_of(result: Mapping[str, Any]) -> float | None:
+    """The Omega to compare a system by: on machines left out; in-sample where weights could not be chosen by labels."""
+    delivered = result["delivered"]
+    found: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
+    return found
+
+
+def _omega_line(result: Mapping[str, Any]) -> str:
+    delivered = result["delivered"]
+    if delivered["in_sample"] is None:
+        return "No labels to measure it by"
+    if delivered["lomo"] is None:
+        return f"Omega {delivered['in_sample']:.2f} %, with weights that no label has chosen"
+    low, high = delivered["ci"] or (None, None)
+    interval = "" if low is None else f" (95 % interval {low:.1f} to {high:.1f})"
+    return f"Omega {delivered['lomo']:.2f} % on machines left out{interval}; {delivered['in_sample']:.2f} % in-sample"
+
+
+def _run(folder: Path, record: Record) -> Shown:
+    results = [json.loads(path.read_text()) for path in sorted((folder / SYSTEMS).glob(f"*/{RESULT}"))]
+    known = [found for _, found in records(folder) if found.identity["role"] == "branch"]
+    ended = {status: [found for found in known if found.status == status] for status in ("FINISHED", *_ENDED)}
+    counts = [f"{len(ended['FINISHED'])} branches finished, {len(ended['FAILED'])} failed"]
+    counts += [f"{len(ended['KILLED'])} given up"] if ended["KILLED"] else []
+    text = [f"{', '.join(counts)}."]
+    for status, name in _ENDED.items():
+        text += [f"{name}: {found.name}: {_plain(found.tags['failure'])}" for found in ended[status][:_ROWS]]
+    if (folder / "report.html").exists():
+        text.append("`report.html` among the artifacts has figures and intervals.")
+    rows = [(r["system"], len(r["branches"]), r["delivered"]["in_sample"], r["delivered"]["lomo"]) for r in results]
+    omegas = [omega for result in results if (omega := omega_of(result)) is not None]
+    tables = [Table("Systems, Omega, %", ("system", "score tables", "in-sample", "LOMO"), rows)] if rows else []
+    return Shown(record.name, {}, text, {}, {"omega": round(max(omegas), _DECIMALS)} if omegas else {}, tables)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is, in one paragraph."""
+    return re.sub(r"([*<>|`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _markdown(table: Table) -> str:
+    lines = [f"| {' | '.join(table.header)} |", "|---" + "|--:" * (len(table.header) - 1) + "|"]
+    lines += [f"| {' | '.join(_plain(_cell(value)) for value in row)} |" for row in table.rows[:_ROWS]]
+    rest = len(table.rows) - _ROWS
+    return "\n".join([f"#### {table.title}", "", *lines, *([f"\n{rest} more in {SUMMARY}"] if rest > 0 else [])])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return str(value) if not isinstance(value, float) else f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
+
+
+def _bar(value: Any, column: Iterable[Any]) -> float:
+    """Width of a bar, 0 to 100, beside the largest of its column."""
+    largest = max((v for v in column if v is not None), default=0.0)
+    return 100 * value / largest if value and largest > 0 else 0.0
+
+
+@cache
+def _template() -> Template:
+    loader = PackageLoader("orchestrator", "templates/mlflow")
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=loader, **options).get_template(SUMMARY)  # type: ignore[arg-type]

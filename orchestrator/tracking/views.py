@@ -1,0 +1,77 @@
+"""Saved views of an experiment in MLflow's UI: the menu "Views" offers them, and a link opens one.
+
+A view is a tag of the experiment, `mlflow.sharedViewState.<key>`, as MLflow's own "Save view" writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from orchestrator.tracking.presentation import Shown
+
+TREE, BRANCHES, FUSIONS = "tutti-tree", "tutti-branches", "tutti-systems"
+_TAG = "mlflow.sharedViewState."
+_MACHINES = 24  # columns for as many at most
+_SETTINGS = 16
+_ALWAYS = ("attributes.`Run Name`", "runDateAndNestInfo")  # columns that MLflow shows, as it calls them
+_WIDTH = 105  # of a column, in pixels
+_NAME_WIDTH = 300
+_CHARTS = "^omega|^loss|^hmean/"  # of some hundred that there may be; the field above the charts shows it
+
+
+def experiment_tags(created: int, branches: Sequence[Shown]) -> dict[str, str]:
+    """Tags by which MLflow offers views of an experiment with the columns that matter.
+
+    created: when the experiment was, in ms
+    branches: decide on machines and on the settings that differ
+    """
+    machines = sorted(
+        {name.removeprefix("hmean/") for b in branches for name in b.metrics if name.startswith("hmean/")}
+    )
+    hmean = [f"metrics.`hmean/{machine}`" for machine in machines[:_MACHINES]]
+    omega = "metrics.`omega`"
+    settings = [f"params.`{key}`" for key in differing(branches)[:_SETTINGS]]
+    views = {
+        TREE: _view("1 Tree: run, systems, branches", created, [omega, *hmean]),
+        BRANCHES: _view(
+            "2 Branches, best first",
+            created,
+            [omega, *hmean, *settings, "tags.`detector`", "tags.`system`"],
+            "tags.role = 'branch'",
+            omega,
+        ),
+        FUSIONS: _view(
+            "3 Systems, best first",
+            created,
+            [omega, "metrics.`omega_in_sample`", "tags.`method`", *hmean],
+            "tags.role = 'fusion'",
+            omega,
+        ),
+    }
+    return {f"{_TAG}{key}": view for key, view in views.items()}
+
+
+def differing(branches: Sequence[Shown]) -> list[str]:
+    """Settings that are not the same for all branches."""
+    keys = sorted({key for branch in branches for key in branch.params})
+    return [key for key in keys if len({branch.params.get(key) for branch in branches}) > 1]
+
+
+def link(server: str, experiment_id: str, view: str) -> str:
+    """Address of a view. Without the workflow's type the UI opens on its page for language models."""
+    query = f"workflowType=machine_learning&viewStateShareKey={view}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def _view(name: str, created: int, columns: list[str], search: str = "", order: str = "attributes.start_time") -> str:
+    state = {
+        "searchFilter": search,
+        "orderByKey": order,
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "columnOrder": [*_ALWAYS, *columns],
+        "chartsSearchFilter": _CHARTS,
+        "columnWidths": {_ALWAYS[0]: _NAME_WIDTH, **dict.fromkeys(columns, _WIDTH)},
+    }
+    return json.dumps({"name": name, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})

@@ -1,0 +1,1 @@
+"""Training of the branches that are missing, on Ray Tune."""

@@ -1,0 +1,171 @@
+"""Training of the branches of a plan that are not finished, and what to say of those that did not make it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from branches.data.dataset import Dataset
+from cluster.capacity import gpus_of_a_branch, require
+from cluster.session import Cluster
+from orchestrator.ledger.folders import (
+    BRANCHES,
+    FAILURES,
+    GIVEN_UP,
+    add_systems,
+    is_finished,
+    read_record,
+    record_reason,
+    tidy,
+)
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan import Branch, Plan, versions
+from orchestrator.preflight import check_machines, check_models, check_noise, notes_on
+from orchestrator.run_options import RunOptions
+from orchestrator.training.generated import on_sets, pull_sets
+from orchestrator.training.job import Job
+from orchestrator.training.worker import branch_record
+
+if TYPE_CHECKING:
+    from orchestrator.training.launch import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class BranchesFailed(RuntimeError):
+    """Some branches could not be trained; the others are finished and recorded."""
+
+
+class RunInterrupted(BranchesFailed):
+    """The run was stopped from outside; what it had finished is kept."""
+
+
+def unfinished(branches: Sequence[Branch], out: Path) -> list[Branch]:
+    """The branches whose score tables are not all in the ledger, intact."""
+    return [b for b in branches if not is_finished(out, b.branch_id, b.tables)]
+
+
+def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster) -> BranchesFailed | None:
+    """Train and score the branches that are not finished; what to say of those that failed.
+
+    With `stop_hopeless`, branches that were given up are not tried again, and their absence is no failure.
+    """
+    if options.storage:
+        _exchange(Storage(options.storage, options.out), plan.branches, options.out)
+    for branch in plan.branches:
+        add_systems(options.out, branch.branch_id, branch.systems)
+    missing = unfinished(plan.branches, options.out)
+    log.info("%d branches, %d of them finished", len(plan.branches), len(plan.branches) - len(missing))
+    if options.stop_hopeless:
+        missing = [b for b in missing if read_record(options.out / GIVEN_UP / b.branch_id) is None]
+    tidy(options.out, [branch.branch_id for branch in missing])
+    if not missing:
+        return None
+    mark = dataset.fingerprint
+    outcome = _train(missing, plan, dataset, options, cluster)
+    for branch in missing:
+        if reason := outcome.given_up.get(branch.branch_id):
+            log.info("%s: %s", branch.name, reason)
+            record_reason(options.out, GIVEN_UP, branch.branch_id, branch_record(branch, mark), reason)
+    left = [b for b in unfinished(missing, options.out) if b.branch_id not in outcome.given_up]
+    return _failure(left, outcome.failures, options.out, mark)
+
+
+def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
+    """Fetch the finished branches that are stored, and store those that are only here."""
+    stored = storage.branches()
+    for branch in branches:
+        if branch.branch_id in stored:
+            storage.pull_branch(branch.branch_id)
+        elif read_record(out / BRANCHES / branch.branch_id) is not None:
+            storage.push_branch(branch.branch_id)
+
+
+def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster) -> Outcome:
+    check_models(missing)
+    check_noise(dataset.noise, missing)
+    check_machines(dataset.index, missing)
+    index, mark = dataset.index, dataset.fingerprint
+    out = options.out.resolve()
+    storage = Storage(options.storage, out) if options.storage else None
+    job = Job(
+        data=options.data.resolve(),
+        out=out,
+        cache=out / "cache" / mark[:16],
+        checkpoints=out / "checkpoints",
+        fingerprint=mark,
+        noise=dataset.noise,
+        threads=options.cpus_per_branch,
+        gpus=0.0,  # until the cluster has been asked
+        memory=options.memory_per_branch,
+        checkpoint_seconds=options.checkpoint_seconds,
+        versions=versions(),
+        specs=tuple(branch.spec for branch in plan.branches),
+        stop_hopeless=options.stop_hopeless,
+        storage=storage.uri if storage else None,
+        training=dataset.training_fingerprint(),
+    )
+    _tidy_checkpoints(job.checkpoints)
+    _prepare(job, index, missing)
+    if storage is not None:
+        storage.push(job.cache.relative_to(out).as_posix())
+    cluster.connect()
+    job = replace(job, gpus=gpus_of_a_branch(options.gpus_per_branch))
+    require(job.resources)
+    from orchestrator.training.launch import launch  # imports ray, and that only after the session has set it up
+
+    outcome = launch(missing, job, index)
+    if storage is not None:
+        for branch in missing:
+            storage.pull_branch(branch.branch_id)
+        pull_sets(missing, job, storage)
+    for line in on_sets(missing, job):
+        log.info(line)
+    _tidy_checkpoints(job.checkpoints)
+    return outcome
+
+
+def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
+    """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
+    from branches.data.audio import open_cache  # loads torch, which a finished run does not need
+    from branches.data.channels import with_cancellation
+
+    audio = open_cache(job.data, index, job.decoded)
+    if any(branch.spec.channel == "cancel" for branch in branches):
+        with_cancellation(audio, job.derived)
+    if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
+        open_cache(job.data, job.noise, job.decoded_noise)
+    for old in {path for path in job.cache.iterdir() if path.is_dir()} - {job.decoded, job.decoded_noise, job.derived}:
+        shutil.rmtree(old)
+    for note in notes_on(index, audio, branches):
+        log.warning(note)
+
+
+def _tidy_checkpoints(folder: Path) -> None:
+    """Remove half-written checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for half in folder.glob("*.tmp"):
+        half.unlink()
+
+
+def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
+    """What to say of the branches that are not finished, with a record of each one's failure."""
+    if not left:
+        return None
+    if not failures:
+        return RunInterrupted(f"interrupted with {len(left)} branches unfinished; run again to continue")
+    lines = []
+    for branch in left:
+        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
+        path = record_reason(out, FAILURES, branch.branch_id, branch_record(branch, mark), reason)
+        lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")
+    return BranchesFailed(
+        f"{len(left)} {'branch' if len(left) == 1 else 'branches'} failed, the others are kept; run again to retry, "
+        "or add --fuse-incomplete to fuse the others\n" + "\n".join(lines)
+    )

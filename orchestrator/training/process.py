@@ -1,0 +1,180 @@
+"""A process of its own for each branch, forked from a server that has already imported what branches need.
+
+Ray's workers live on from branch to branch, so that a branch starts at once; what it leaves behind in memory, on the
+CPU and on the GPU, goes with its process. The server itself never touches a GPU.
+
+A worker imports nothing but this module, so that it is there at once; what a branch needs is imported in its process,
+which should not have to import Tune.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+from cluster.capacity import GIB
+
+WATCH_SECONDS = 0.2
+# Ray too, since a child runs its parent's main module anew.
+_IMPORTED_ONCE = [
+    "orchestrator.training.worker",
+    "branches.frozen",
+    "branches.training.finetuning",
+    "branches.generator",
+    "ray",
+]
+_context = multiprocessing.get_context("forkserver")
+
+
+class ProcessDied(RuntimeError):
+    """A branch's process ended without a word."""
+
+
+class ProcessKilled(ProcessDied):
+    """It was killed from outside, as the kernel does for want of memory."""
+
+
+class WorkFailed(RuntimeError):
+    """What was raised in a branch's process, as text: the error itself may need imports, or not survive the way."""
+
+
+def packed(value: Any) -> bytes:
+    """A value for a branch's process, which a worker can pass on without the imports that the value needs."""
+    return bytes(ForkingPickler.dumps(value))
+
+
+def trial(config: dict[str, Any], branches: dict[str, bytes], shared: bytes) -> None:
+    """Tune's trainable; see `orchestrator.training.launch.launch`."""
+    from ray import tune
+
+    outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, report=_report)
+    tune.report({**outcome, "memory_gib": peak} if "omega" in outcome else outcome)
+
+
+def _outcome(branch: bytes, shared: bytes, report: Callable[..., None]) -> dict[str, Any]:
+    """In the branch's process: its Omega, or why it was given up or would fail at every try."""
+    from orchestrator.training.worker import Hopeless
+    from scoring.errors import InputError
+
+    work, job, index = ForkingPickler.loads(shared)
+    try:
+        return {"omega": work(ForkingPickler.loads(branch), job, index, report)}
+    except InputError as error:
+        return {"failure": str(error)}
+    except Hopeless as reason:
+        return {"given_up": str(reason)}
+
+
+def _report(stage: str, step: int, steps: int, loss: float) -> None:
+    from ray import tune
+
+    tune.report({"stage": stage, "step": step, "steps": steps, "loss": loss})
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[..., Any]) -> tuple[Any, float]:
+    """Call `work(*arguments, report)` in a new process, which ends if this one does.
+
+    Parameters
+    ----------
+    work: a function of a module; it and its arguments are pickled
+    report: called here with what the process calls its `report` with
+
+    Returns
+    -------
+    result: what `work` returned
+    peak: see `peak_memory`
+
+    Raises
+    ------
+    ProcessDied
+        If the process ended before `work` did.
+    WorkFailed
+        If `work` raised something; its last line says what.
+    """
+    _context.set_forkserver_preload(_IMPORTED_ONCE)
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_child, args=(sender, work, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        while True:
+            kind, *values = receiver.recv()
+            if kind == "report":
+                report(*values)
+            elif kind == "raised":
+                raise WorkFailed(*values)
+            else:
+                return values[0], values[1]
+    except EOFError:
+        process.join()
+        raise _death(process.exitcode) from None
+    finally:
+        receiver.close()
+        process.kill()
+        process.join()
+
+
+def _death(exit_code: int | None) -> ProcessDied:
+    if exit_code == -signal.SIGKILL:
+        return ProcessKilled("its process was killed, most likely for want of memory (see --memory-per-branch)")
+    if exit_code is not None and exit_code < 0:
+        return ProcessDied(f"its process died of {signal.Signals(-exit_code).name}")
+    return ProcessDied(f"its process ended with exit code {exit_code}")
+
+
+def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_watch_memory, daemon=True).start()
+    try:
+        result = work(*arguments, lambda *values: sender.send(("report", *values)))
+    except Exception as error:
+        sender.send(("raised", "".join(traceback.format_exception(error)).strip()))
+    else:
+        sender.send(("done", result, peak_memory()))
+
+
+def _end_with_parent() -> None:
+    """A worker that is killed takes its branch along: it would train beside the one that takes its place."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_peaks: list[float] = []
+
+
+def _watch_memory() -> None:
+    while True:
+        _peaks[:] = [max([*_peaks, memory()])]
+        time.sleep(WATCH_SECONDS)
+
+
+def peak_memory() -> float:
+    """The most memory of its own that this process has been seen with, GiB.
+
+    Mapped files, such as the decoded clips, are in it only where the system does not tell them apart: they are shared
+    by all branches of a node, and leave memory when others need it.
+    """
+    return max([*_peaks, memory()])
+
+
+def memory() -> float:
+    """Memory of its own that this process has now, GiB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
+    kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(kib) * 1024 / GIB

@@ -1,0 +1,222 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from branches.data.audio import open_cache
+from branches.data.dataset import read_index
+from branches.data.synthetic import SyntheticSize, write_dataset
+from branches.model import BranchModel
+from branches.pooling import POOLINGS
+from branches.spec import BranchSpec, MixupSpec, SubclusterAdaCosSpec
+from branches.training.augment import mixing
+from branches.training.finetuning import _mixed_loss, train
+from branches.training.loop import learning_rate
+from branches.training.objectives import OBJECTIVES, build_objective
+from branches.training.training_set import training_clips
+from scoring.errors import InputError
+
+SPEC = BranchSpec.model_validate(
+    {
+        "embedding_dim": 8,
+        "objective": {"name": "arcface", "scale": 16, "margin": 0.2},
+        "augmentation": {"time_mask": 10, "frequency_mask": 16},
+        "training": {"steps": 12, "batch_size": 8, "crop_seconds": 0.6, "learning_rate": 2e-3, "warmup_steps": 3},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    write_dataset(root / "data", SyntheticSize(10, 2, 1, 1.0), machines=["rotor", "valve", "gearbox"])
+    index = read_index(root / "data")
+    return training_clips(open_cache(root / "data", index, root / "cache"), index, SPEC)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def changed(spec, **training):
+    return spec.model_copy(update={"training": spec.training.model_copy(update=training)})
+
+
+def with_settings(**settings):
+    """`SPEC` with some settings as in YAML."""
+    return BranchSpec.model_validate({**SPEC.model_dump(), **settings})
+
+
+@pytest.mark.parametrize("objective", [spec().name for spec in OBJECTIVES])
+def test_training_learns_the_classes(clips, objective):
+    losses = []
+    train(changed(with_settings(objective=objective), steps=60), clips, report=lambda step, loss: losses.append(loss))
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_the_scale_stays_bounded_with_mixup(clips):
+    """Two labels of a clip must not drive each other's scale: it would grow at every step."""
+    torch.manual_seed(0)
+    objective = build_objective(SubclusterAdaCosSpec(clusters=4), 16, 12)
+    points = torch.nn.Parameter(torch.randn(48, 16))
+    optimizer = torch.optim.Adam([points, *objective.parameters()], 0.05)
+    labels, scales = torch.arange(48) % 12, []
+    for _ in range(300):
+        partner, share = mixing(48, MixupSpec(probability=0.5))
+        optimizer.zero_grad()
+        _mixed_loss(objective, points, labels, labels[partner], share).backward()
+        optimizer.step()
+        scales.append(objective.scale.item())
+    assert max(scales) < 30
+
+
+def test_same_seed_same_weights_other_seed_others(clips):
+    first = weights(train(SPEC, clips))
+    assert torch.equal(first, weights(train(SPEC, clips)))
+    assert not torch.equal(first, weights(train(SPEC.model_copy(update={"seed": 1}), clips)))
+
+
+def test_partial_training_leaves_the_rest_alone(clips):
+    spec = with_settings(strategy={"name": "partial", "layers": 1})
+    before, after = BranchModel(spec).backbone, train(spec, clips).backbone
+    moved = {
+        n for (n, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if not torch.equal(a, b)
+    }
+    assert moved
+    assert all(name.startswith("encoder.layers.1.") for name in moved)
+
+
+class Stopped(Exception):
+    pass
+
+
+EVERYTHING = {
+    "objective": {"name": "subcluster_adacos", "clusters": 2},
+    "masked_prediction": {},
+    "classes": {"balance": 0.5},
+    "augmentation": {"time_mask": 10, "speed": 0.1, "gain_db": 3, "noise": {}, "mixup": {}},
+    "training": {**SPEC.training.model_dump(), "accumulation": 2, "average": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop_at"),
+    [
+        ({}, 1),
+        ({}, 11),
+        (EVERYTHING, 5),
+        ({**EVERYTHING, "strategy": {"name": "lora", "rank": 2}}, 5),
+        ({**EVERYTHING, "strategy": "head"}, 5),
+        ({"strategy": {"name": "full", "layer_decay": 0.7}}, 5),
+    ],
+    ids=str,
+)
+def test_a_resumed_training_ends_bit_for_bit_the_same(clips, tmp_path, settings, stop_at):
+    spec = with_settings(**settings)
+    checkpoint = tmp_path / "branch.pt"
+
+    def stop(step, loss):
+        if step == stop_at:
+            raise Stopped
+
+    curve, whole = [], []
+    with pytest.raises(Stopped):
+        train(spec, clips, checkpoint, stop, checkpoint_seconds=0)
+    assert stop_at == 1 or torch.load(checkpoint, weights_only=True)["step"] == stop_at - 1
+    resumed = train(spec, clips, checkpoint, lambda *point: curve.append(point), checkpoint_seconds=0)
+    assert torch.equal(weights(resumed), weights(train(spec, clips, report=lambda *point: whole.append(point))))
+    assert curve == whole
+
+
+def test_a_checkpoint_leaves_out_what_is_not_trained(clips, tmp_path):
+    sizes = {}
+    for strategy in ("full", "head"):
+        spec = changed(with_settings(strategy=strategy), steps=1)
+        train(spec, clips, tmp_path / "branch.pt", checkpoint_seconds=0)
+        sizes[strategy] = (tmp_path / "branch.pt").stat().st_size
+    assert sizes["head"] < 0.3 * sizes["full"]
+
+
+def test_the_average_is_of_the_weights_on_the_way(clips):
+    last, averaged = (weights(train(changed(SPEC, average=a), clips)) for a in (0.0, 0.9))
+    start = weights(_initial(SPEC))
+    assert torch.norm(averaged - start) < torch.norm(last - start)
+    assert not torch.equal(averaged, last)
+
+
+def test_lower_layers_learn_more_slowly(clips):
+    spec = with_settings(strategy={"name": "full", "layer_decay": 0.01})
+    before, after = _initial(spec).backbone, train(spec, clips).backbone
+    moved = [
+        torch.cat([(a - b).abs().flatten() for a, b in zip(x.parameters(), y.parameters(), strict=True)]).mean()
+        for x, y in zip(before.layers, after.layers, strict=True)
+    ]
+    assert moved[0] < 0.1 * moved[1]
+
+
+def test_generated_clips_take_part(clips):
+    generated = np.random.default_rng(0).normal(size=(6, 70, 128)).astype(np.float16)
+    labels = np.concatenate([clips.labels, np.zeros(6, np.int64)])
+    more = dataclasses.replace(clips, generated=generated, labels=labels)
+    assert not torch.equal(weights(train(SPEC, more)), weights(train(SPEC, clips)))
+    only = dataclasses.replace(more, rows=clips.rows[:0], labels=np.arange(6) % 2)
+    train(SPEC, only)
+
+
+def _initial(spec):
+    torch.manual_seed(spec.seed)
+    return BranchModel(spec)
+
+
+def test_a_checkpoint_of_other_classes_means_a_fresh_start(clips, tmp_path, caplog):
+    checkpoint = tmp_path / "branch.pt"
+    train(SPEC, clips, checkpoint, checkpoint_seconds=0)
+    renamed = dataclasses.replace(clips, labels=(clips.labels + 1) % clips.n_classes)
+    assert torch.equal(weights(train(SPEC, renamed, checkpoint)), weights(train(SPEC, renamed)))
+    assert "other clips or classes" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_means_a_fresh_start(clips, tmp_path, damage, caplog):
+    checkpoint = tmp_path / "branch.pt"
+    train(SPEC, clips, checkpoint, checkpoint_seconds=0)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000] if damage is None else damage)
+    assert torch.equal(weights(train(SPEC, clips, checkpoint)), weights(train(SPEC, clips)))
+    assert "training starts anew" in caplog.text
+
+
+def test_a_single_class_leaves_the_network_as_initialised(clips, caplog):
+    one = dataclasses.replace(clips, labels=np.zeros_like(clips.labels), n_classes=1)
+    trained = train(SPEC, one)
+    assert torch.equal(weights(trained), weights(_initial(SPEC)))
+    assert "all of one class" in caplog.text
+
+
+def test_a_diverging_training_says_so_and_leaves_no_checkpoint(clips, tmp_path):
+    checkpoint = tmp_path / "branch.pt"
+    with pytest.raises(InputError, match=r"the loss is nan at step .* training diverged"):
+        train(changed(SPEC, learning_rate=1e30), clips, checkpoint, checkpoint_seconds=0)
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda s: s().name)
+@pytest.mark.parametrize("pooling", POOLINGS, ids=lambda s: s().name)
+def test_only_the_encoder_computes_in_bfloat16(objective, pooling):
+    model = BranchModel(with_settings(pooling=pooling().model_dump()), encode_in_bfloat16=True)
+    head = build_objective(objective(), 8 * model.pooling.bands, 3)
+    seen = []
+    model.backbone.layers[0].fc1.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    model.pooling.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    loss = head(model(torch.randn(4, 64, 128), None).flatten(1), torch.tensor([0, 1, 2, 0])).mean()
+    loss.backward()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert loss.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in (*model.parameters(), *head.parameters()) if p.grad is not None)
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    rates = [learning_rate(SPEC.training, step) for step in range(SPEC.training.steps + 1)]
+    assert rates[:3] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)

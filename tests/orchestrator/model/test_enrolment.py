@@ -1,0 +1,107 @@
+"""A new machine from a few of its normal clips, without training."""
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from branches.data.audio import read_clip
+from branches.data.synthetic import SyntheticClip, render
+from orchestrator.model.enrolment import enrol
+from orchestrator.model.ensemble import Ensemble
+from tests.commands import tutti_here
+from tests.orchestrator.model.cases import manifest_of
+
+pytestmark = pytest.mark.slow
+
+
+def valve(number, condition="normal"):
+    """A clip of a machine that the run has never heard: (samples, 2)."""
+    return render(SyntheticClip("valve", "test", "source", condition, number), 1.0)
+
+
+@pytest.fixture(scope="module")
+def normals(tmp_path_factory):
+    """A folder with six normal recordings of a valve."""
+    folder = tmp_path_factory.mktemp("normals")
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", valve(i), 16_000, subtype="PCM_16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def enrolled(model, normals, tmp_path_factory):
+    """The model that knows the valve, too."""
+    out = tmp_path_factory.mktemp("enrolled") / "model"
+    done = tutti_here("enrol", model, normals, "--machine", "valve", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "valve section 0 is known now; scores above" in done.output
+    return out
+
+
+def test_a_handful_of_clips_is_enough_to_score(enrolled, normals):
+    ensemble = Ensemble(enrolled)
+    assert ensemble.machines == {"pump": [0], "rotor": [0], "valve": [0]}
+    assert manifest_of(enrolled)["enrolled"] == {"valve section 0": 6}
+    found = ensemble.score("valve", [valve(i, "anomaly") for i in range(6, 9)] + [valve(9)])
+    assert np.isfinite([found.score, found.calibrated]).all()
+    assert found.contributions.sum(axis=0) == pytest.approx(found.score)
+    other_machine = ensemble.score("valve", [render(SyntheticClip("rotor", "test", "source", "normal", 0), 1.0)])
+    assert other_machine.score[0] > found.score[3]
+    assert other_machine.anomaly[0]
+
+
+def test_machines_that_were_known_score_as_before_bit_for_bit(run, ensemble, enrolled):
+    for machine in ("rotor", "pump"):
+        clips = [read_clip(path) for path in run.clips(machine)]
+        before, after = ensemble.score(machine, clips), Ensemble(enrolled).score(machine, clips)
+        for name in ("score", "calibrated", "members", "contributions"):
+            assert np.array_equal(getattr(before, name), getattr(after, name)), name
+        assert before.threshold == after.threshold
+
+
+def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, ensemble, tmp_path):
+    """Training hears all machines, scoring none but the clip's own: so a machine of one domain loses nothing."""
+    threshold = enrol(model, "twin", run.clips("pump", "train"), tmp_path / "out")
+    clips = [read_clip(path) for path in run.clips("pump")]
+    pump, twin = ensemble.score("pump", clips), Ensemble(tmp_path / "out").score("twin", clips)
+    assert twin.score == pytest.approx(pump.score, abs=1e-5)
+    assert twin.calibrated == pytest.approx(pump.calibrated, abs=1e-5)
+    assert threshold == twin.threshold == pytest.approx(pump.threshold, abs=1e-5)
+
+
+def test_a_section_of_a_known_machine_and_a_model_that_was_enrolled_before(enrolled, normals, tmp_path, caplog):
+    enrol(enrolled, "rotor", sorted(normals.iterdir()), tmp_path / "third", section=3)
+    assert Ensemble(tmp_path / "third").machines == {"pump": [0], "rotor": [0, 3], "valve": [0]}
+    assert manifest_of(tmp_path / "third")["enrolled"] == {"valve section 0": 6, "rotor section 3": 6}
+    assert "6 recordings tell little of how scores vary" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("clips", "machine", "message"),
+    [
+        ("012345", "rotor", "the model knows machine rotor section 0 already"),
+        ("01", "valve", "2 recordings; at least 3 are needed"),
+        ("0120", "valve", "two recordings have the same file name"),
+        ("01x", "valve", "x.wav: not a readable recording"),
+        ("cde", "valve", "valve cannot be judged by these recordings"),
+    ],
+)
+def test_what_cannot_be_enrolled_is_named_and_leaves_nothing(model, normals, tmp_path, clips, machine, message):
+    folder = shutil.copytree(normals, tmp_path / "clips")
+    (folder / "x.wav").write_bytes(b"RIFF, or so")
+    for name in "cde":
+        shutil.copy(folder / "0.wav", folder / f"{name}.wav")
+    paths = [folder / f"{name}.wav" for name in clips]
+    refused = tutti_here("enrol", model, *paths, "--machine", machine, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert message in refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+
+
+def test_an_output_that_exists_is_refused(model, enrolled, normals):
+    refused = tutti_here("enrol", model, normals, "--machine", "gear", "--out", enrolled)
+    assert refused.exit_code == 2
+    assert f"{enrolled}: exists already" in refused.output
+    assert "gear" not in Ensemble(enrolled).machines

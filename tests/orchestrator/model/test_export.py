@@ -1,0 +1,207 @@
+"""What a packaged ensemble consists of, and that it needs nothing else."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from orchestrator.model.export import REQUIRED, export_system
+from orchestrator.model.manifest import CLIPS, MANIFEST, package_of, read_manifest
+from scoring.errors import InputError
+from tests.commands import tutti_here
+from tests.orchestrator.model.cases import manifest_of
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def copied(model, tmp_path):
+    """A copy of the model, to be damaged."""
+    return shutil.copytree(model, tmp_path / "copy")
+
+
+def by_name(model):
+    """Branch identifiers by the names of their members."""
+    return {member["name"].rpartition("/")[0]: member["branch_id"] for member in manifest_of(model)["members"]}
+
+
+def test_a_shared_backbone_is_stored_once(model):
+    package, names = package_of(model), by_name(model)
+    places = {name: manifest_of(model)["branches"][id]["backbone"]["path"] for name, id in names.items()}
+    (stored,) = (package / "backbones").iterdir()
+    assert places.pop("frozen/built_in") == "tiny"
+    assert set(places.values()) == {f"backbones/{stored.name}"}
+    trained = {path.stem for path in (package / "branches").iterdir()}
+    assert trained == {names["trained/full"], names["trained/lora"]}
+    assert {path.stem for path in (package / "banks").iterdir()} == set(names.values())
+
+
+def test_a_lora_branch_is_its_adapters(model):
+    package, names = package_of(model), by_name(model)
+    lora, full = (package / "branches" / f"{names[name]}.pt" for name in ("trained/lora", "trained/full"))
+    changed = torch.load(lora, weights_only=True)["model"]
+    assert changed
+    assert all("lora" in name for name in changed)
+    assert len(torch.load(full, weights_only=True)["model"]) > len(changed)
+    assert lora.stat().st_size < full.stat().st_size / 10
+
+
+def test_nothing_in_it_is_a_pickled_object(model):
+    described = yaml.safe_load((model / "MLmodel").read_text())["flavors"]["python_function"]
+    assert "python_model" not in described
+    assert (model / Path(described["model_code_path"]).name).read_text().startswith('"""The MLflow model')
+    files = [path for path in model.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {"", ".py", ".json", ".yaml", ".txt", ".pt", ".npy", ".parquet"}
+    for path in files:
+        if path.suffix == ".pt":
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".npy":
+            np.load(path, allow_pickle=False)
+        else:
+            assert path.read_bytes()[:1] != b"\x80", path
+
+
+def test_the_code_in_it_needs_what_it_asks_for(model):
+    """All that it asks for is imported, all that is imported is asked for, and nothing that trains comes along."""
+    code = list((model / "code").rglob("*.py"))
+    trees = [ast.parse(path.read_text()) for path in [*code, model / "mlflow_model.py"]]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    foreign = {name.partition(".")[0] for name in imported} - {p.name for p in (model / "code").iterdir()}
+    foreign -= sys.stdlib_module_names
+    assert {{"sklearn": "scikit-learn"}.get(name, name) for name in foreign} == set(REQUIRED)
+    names = {path.relative_to(model / "code").as_posix() for path in code}
+    assert {"orchestrator/model/ensemble.py", "branches/beats/lora.py", "scoring/neighbours.py"} <= names
+    assert not names & {"orchestrator/run.py", "orchestrator/model/export.py", "branches/training/finetuning.py"}
+    assert (model / "requirements.txt").read_text().splitlines()[0].startswith("torch==")
+
+
+ALONE = """
+import json, sys
+
+def refuse(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(tuple(forbidden)):
+        raise PermissionError(arguments[0])
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "hyperopt", "rich", "cluster", "matplotlib"):
+            raise ModuleNotFoundError(name)
+
+model, forbidden, clips = json.loads(sys.argv[1])
+content = {machine: [open(path, "rb").read() for path in paths] for machine, paths in clips.items()}
+sys.addaudithook(refuse)
+sys.meta_path.insert(0, NotInstalled())
+import mlflow.pyfunc, pandas
+loaded = mlflow.pyfunc.load_model(model)
+rows = [{"machine": machine, "audio": audio} for machine, some in content.items() for audio in some]
+print(json.dumps(loaded.predict(pandas.DataFrame(rows)).to_dict("records")))
+"""
+
+
+def test_it_works_alone(run, copied, tmp_path):
+    """Moved, in another folder, without tutti's own code, the run and its checkpoint, and with few packages."""
+    clips = {machine: [str(path) for path in run.clips(machine)] for machine in ("rotor", "pump")}
+    code = [str(ROOT / name) for name in ("orchestrator", "branches", "fusion", "scoring", "cluster")]
+    argument = json.dumps([str(copied), [str(run.folder), *code], clips])
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", ALONE, argument]
+    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert asked.returncode == 0, asked.stderr
+    rows = json.loads(asked.stdout.splitlines()[-1])
+    expected = [score for machine in clips for score in run.fused(machine)["score"].to_pylist()]
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert all(row["anomaly"] == (row["score"] > row["threshold"]) for row in rows)
+    assert sum(json.loads(rows[0]["contributions"]).values()) == pytest.approx(rows[0]["score"])
+
+
+@pytest.mark.parametrize("part", ["backbones/*.pt", "branches/*.pt", "banks/*.npy", CLIPS])
+def test_a_damaged_or_missing_file_is_named(copied, part):
+    victim = sorted(package_of(copied).glob(part))[0]
+    content = victim.read_bytes()
+    middle = len(content) // 2
+    victim.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    refused = tutti_here("score", copied, victim, "--machine", "rotor")
+    assert refused.exit_code == 2
+    assert f"{victim}: damaged, its checksum is not that of the manifest; export the system again" in refused.output
+    victim.unlink()
+    with pytest.raises(InputError, match=f"{victim}: missing or unreadable"):
+        read_manifest(package_of(copied))
+
+
+def test_no_manifest_and_a_broken_one(copied, tmp_path):
+    with pytest.raises(InputError, match="no packaged ensemble; `tutti export` makes one"):
+        read_manifest(tmp_path)
+    (package_of(copied) / MANIFEST).write_text("{}")
+    with pytest.raises(InputError, match="damaged, or of another version of tutti"):
+        read_manifest(package_of(copied))
+
+
+def test_another_version_of_tutti_is_told(run, copied, caplog):
+    manifest = package_of(copied) / MANIFEST
+    manifest.write_text(json.dumps({**manifest_of(copied), "version": "9.9.9"}))
+    scored = tutti_here("score", copied, run.clips("rotor")[0])
+    assert scored.exit_code == 0, scored.output
+    assert "made by tutti 9.9.9, and this is tutti" in caplog.text
+    manifest.write_text(json.dumps({**manifest_of(copied), "unheard_of": 1}))
+    caplog.clear()
+    assert tutti_here("score", copied, run.clips("rotor")[0]).exit_code == 2
+    assert "made by tutti 9.9.9, and this is tutti" in caplog.text
+
+
+def test_a_run_that_was_moved_gives_the_same_package(run, model, tmp_path):
+    moved = shutil.copytree(run.out, tmp_path / "moved")
+    assert export_system(moved, None, tmp_path / "folder" / "again") == tmp_path / "folder" / "again"
+    assert manifest_of(tmp_path / "folder" / "again") == manifest_of(model)
+
+
+def test_what_has_no_weight_is_left_out(run, tmp_path):
+    moved = shutil.copytree(run.out, tmp_path / "moved")
+    path = moved / "systems" / "mixed" / "result.json"
+    result = json.loads(path.read_text())
+    lora = next(b["table"] for b in result["branches"] if b["branch"].startswith("trained/lora"))
+    result["delivered"]["table_weights"][lora] = 0.0
+    path.write_text(json.dumps(result))
+    small = export_system(moved, "mixed", tmp_path / "small")
+    assert len(manifest_of(small)["members"]) == 5
+    assert lora.partition("/")[0] not in json.dumps(manifest_of(small))
+
+
+def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, model, tmp_path):
+    moved, out = shutil.copytree(run.out, tmp_path / "moved"), tmp_path / "out"
+    for arguments, message in [
+        ((moved, "other", "--out", out), "no result of system 'other'; there are mixed"),
+        ((tmp_path, "--out", out), "no fused system in it; `tutti run` makes one"),
+        ((moved, "--out", model), "exists already; give another --out"),
+    ]:
+        refused = tutti_here("export", *arguments)
+        assert refused.exit_code == 2
+        assert message in refused.output
+    weights = sorted(moved.glob("branches/*/branch.pt"))[0]
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused = tutti_here("export", moved, "mixed", "--out", out)
+    assert f"{weights}: lost or damaged; `tutti run` makes it again" in refused.output
+    shutil.rmtree(weights.parent)
+    assert f"{weights.parent}: the branch is not there" in tutti_here("export", moved, "--out", out).output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+
+
+def test_a_backbone_that_is_gone_is_named(run, tmp_path):
+    elsewhere = run.backbone.rename(run.folder / "elsewhere.pt")
+    try:
+        refused = tutti_here("export", run.out, "--out", tmp_path / "out")
+    finally:
+        elsewhere.rename(run.backbone)
+    assert refused.exit_code == 2
+    assert f"a branch's backbone must lie where the run had it: {run.backbone}: no such file" in refused.output
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+"""Whatever the members are: a packaged ensemble computes what scoring and fusion compute of whole tables."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fusion.joined import apply_weights
+from fusion.scales import CALIBRATED, RANK
+from orchestrator.model.manifest import Member
+from orchestrator.model.reference import Reference
+from scoring.banks import attributes_as_text, score_table
+from scoring.calibration import METHODS
+from scoring.decisions import thresholds
+from scoring.errors import InputError
+
+DETECTORS = [
+    {"name": "mahalanobis"},
+    {"name": "mahalanobis", "means": "attributes"},
+    {"name": "knn"},
+    {"name": "knn", "k": 2, "density": "ratio", "softness": 0.5},
+    {"name": "band_knn"},
+    {"name": "kmeans", "clusters": 3},
+    {"name": "gmm", "components": 2},
+]
+MEMBER = st.tuples(
+    st.sampled_from(DETECTORS), st.sampled_from(sorted(METHODS)), st.sampled_from(["a", "b"]), st.floats(0.1, 3)
+)
+few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def members_of(drawn):
+    return [
+        Member(branch_id=branch, name=f"{i}", detector={**detector, "calibration": calibration}, weight=weight)
+        for i, (detector, calibration, branch, weight) in enumerate(drawn)
+    ]
+
+
+def clips_of(source, target, test):
+    """Rows of one machine: training clips of two domains, and test clips whose domain is hidden."""
+    domain = ["source"] * source + ["target"] * target + [None] * test
+    rows = source + target + test
+    return pa.table(
+        {
+            "machine": ["fan"] * rows,
+            "section": [0] * rows,
+            "clip": [f"{i:03d}" for i in range(rows)],
+            "split": ["train"] * (source + target) + ["test"] * test,
+            "domain": pa.array(domain, pa.string()),
+            "condition": pa.array([None] * rows, pa.string()),
+            "attributes": pa.array([[("v", str(i % 2))] for i in range(rows)], pa.map_(pa.string(), pa.string())),
+        }
+    )
+
+
+def made(drawn, scale, source, target, test, seed):
+    """Members, clips, their embeddings by branch, and the reference of the training clips."""
+    members, clips = members_of(drawn), clips_of(source, target, test)
+    rng = np.random.default_rng(seed)
+    embeddings = {name: rng.normal(size=(clips.num_rows, 8, 2)).astype(np.float32) for name in "ab"}
+    train = source + target
+    known = {name: X[:train] for name, X in embeddings.items()}
+    domain, attributes = clips["domain"].to_numpy()[:train], attributes_as_text(clips)[:train]
+    return members, clips, embeddings, Reference(members, scale, domain, attributes, known)
+
+
+@few
+@given(
+    st.lists(MEMBER, min_size=1, max_size=4),
+    st.sampled_from([CALIBRATED, RANK]),
+    st.integers(6, 20),
+    st.integers(0, 5),
+    st.integers(1, 6),
+    st.integers(0, 99),
+)
+def test_it_is_the_fused_table_of_score_tables(drawn, scale, source, target, test, seed):
+    members, clips, embeddings, reference = made(drawn, scale, source, target, test, seed)
+    tables = {m.name: score_table(clips, embeddings[m.branch_id], m.detector, {}) for m in members}
+    fused = apply_weights(tables, {m.name: m.weight for m in members}, scale=scale)
+    is_test = fused["split"].to_numpy() == "test"
+    found = reference.score({name: X[source + target :] for name, X in embeddings.items()})
+    assert found.score == pytest.approx(fused["score"].to_numpy()[is_test])
+    assert found.calibrated == pytest.approx(fused["calibrated"].to_numpy()[is_test])
+    assert reference.train_scores == pytest.approx(fused["score"].to_numpy()[~is_test])
+    assert found.threshold == pytest.approx(thresholds(fused)["fan", 0])
+    assert found.contributions.sum(axis=0) == pytest.approx(found.score)
+
+
+@few
+@given(st.lists(MEMBER, min_size=1, max_size=3), st.sampled_from([CALIBRATED, RANK]), st.integers(2, 6))
+def test_a_score_does_not_depend_on_the_clips_beside_it(drawn, scale, test):
+    *_, embeddings, reference = made(drawn, scale, 8, 2, test, 0)
+    others = {name: X[10:] for name, X in embeddings.items()}
+    together = reference.score(others).score
+    alone = [reference.score({name: X[i : i + 1] for name, X in others.items()}).score[0] for i in range(test)]
+    assert together == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))
+def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector):
+    """Such clips are of one domain and have no attributes."""
+    members = members_of([(detector, "location_scale", "a", 1.0)])
+    X = np.random.default_rng(1).normal(size=(7, 8, 2)).astype(np.float32)
+
+    def of_the_first(n):
+        return Reference(members, CALIBRATED, np.full(n, "source", object), np.full(n, "[]", object), {"a": X[:n]})
+
+    assert np.isfinite(of_the_first(3).score({"a": X[3:]}).score).all()
+    with pytest.raises(InputError, match="2 training clips; scoring needs at least 3"):
+        of_the_first(2)

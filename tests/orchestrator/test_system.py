@@ -1,0 +1,122 @@
+import pytest
+
+from orchestrator.system import SYSTEMS, load_system, load_systems
+from scoring.errors import InputError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SYSTEMS.glob("*.yaml")])
+def test_built_in_systems_are_valid(name):
+    system = load_system(name)
+    assert system.name == name
+    assert system.description
+
+
+def test_the_report_has_one_branch_in_system_1_and_ten_in_system_2():
+    count = {
+        name: sum(len(c.seeds) for cs in load_system(name).subsystems.values() for c in cs.values())
+        for name in ("s1", "s2")
+    }
+    assert count == {"s1": 1, "s2": 10}
+
+
+def test_shared_settings_reach_every_configuration_that_does_not_replace_them(write):
+    system = load_system(
+        write(
+            """
+name: mine
+branch: {channel: far, objective: {name: softmax}}
+subsystems:
+  one:
+    plain:
+    other: {branch: {objective: {name: arcface, margin: 0.1}}, seeds: [3, 4]}
+"""
+        )
+    )
+    plain, other = system.subsystems["one"].values()
+    assert (plain.branch.channel, plain.branch.objective.name, plain.seeds) == ("far", "softmax", (0,))
+    assert (other.branch.channel, other.branch.objective.margin, other.seeds) == ("far", 0.1, (3, 4))
+
+
+def test_a_given_backbone_replaces_every_other():
+    system = load_system("s2", backbone="tiny")
+    assert {c.branch.backbone.path for cs in system.subsystems.values() for c in cs.values()} == {"tiny"}
+    assert {c.branch.backbone.sha256 for cs in system.subsystems.values() for c in cs.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nsubsytems: {}", "subsystems: Field required"),
+        ("name: x\nfoo: 1\nsubsystems: {a: {b: }}", "foo: unknown key; allowed: branch, description, name, subsystems"),
+        (
+            "name: x\nsubsystems: {a: {b: {branch: {objective: {name: arcface, marg: 1}}}}}",
+            "subsystems.a.b.branch.objective.arcface.marg: unknown key; allowed: margin, name, scale",
+        ),
+        (
+            "name: x\nbranch: {training: {stps: 1}}\nsubsystems: {a: {b: }}",
+            "branch.training.stps: unknown key; allowed: accumulation",
+        ),
+        ("name: x\nsubsystems: {a: {b: {branch: {objective: {name: arc}}}}}", "'softmax', 'arcface'"),
+        ("name: x\nsubsystems: {a: {b: {branch: {channel: up}}}}", "'near', 'far', 'mean' or 'cancel'"),
+        (
+            "name: x\nsubsystems: {a: {b: {detector: {name: knn, k: 0}}}}",
+            "detector.knn.k: .* greater than or equal to 1",
+        ),
+        ("name: x\nsubsystems: {a: {b: {seeds: [1, 1]}}}", "seeds must be distinct"),
+        ("name: x\nsubsystems: {}", "subsystems"),
+        ("name: x\nsubsystems: {a: {}}", "subsystems.a"),
+        ("name: x\nsubsystems: {a: {b: {seeds: ['1']}}}", "seeds.0: Input should be a valid integer"),
+        ("name: x\nsubsystems: {a: {b: {seeds: [99999999999]}}}", "seeds.0: Input should be less than"),
+        ("name: x\nbranch: {objective: {name: arcface, scale: .inf}}\nsubsystems: {a: {b: }}", "finite number"),
+        ("name: a b\nsubsystems: {a: {b: }}", "name"),
+        ("name: x\nsubsystems: 3", "subsystems"),
+        ("name: x\nsubsystems: {a: 3}", "subsystems.a"),
+        ("name: x\nbranch: 3\nsubsystems: {a: {b: }}", "branch"),
+        ("name: x\nsubsystems: {a: {m=0.5: }}", "m=0.5"),
+        ("- a list", "a system file is a mapping"),
+        ("name: x\nsubsystems: {a: {b: , b: }}", "b stands twice"),
+        ("name: x\nname: y\nsubsystems: {a: {b: }}", "name stands twice"),
+        ("name: x\nbranch: {seed: 1}\nsubsystems: {a: {b: }}", "branch.seed: .* lists its `seeds`"),
+        ("name: x\nsubsystems: {a: {b: {branch: {seed: 1}}}}", "b.branch.seed: .* lists its `seeds`"),
+        ("name: x\nbranch: [1]\nsubsystems: {a: {b: }}", "branch"),
+        ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen}}}}", "the pooling attentive_statistics must be"),
+        ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen, pooling: mean}, seeds: [0, 1]}}}", "give one"),
+        ("{", "not YAML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_file(write, text, message):
+    with pytest.raises(InputError, match=message) as raised:
+        load_system(write(text))
+    assert "mine.yaml" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_systems_and_files(tmp_path):
+    with pytest.raises(InputError, match=r"unknown system 's99'; give a YAML file or one of demo, s1, s2"):
+        load_system("s99")
+    with pytest.raises(InputError, match="unknown system"):
+        load_system("../systems/s1")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_system(str(tmp_path / "none.yaml"))
+
+
+def test_two_systems_of_one_name_are_refused(write):
+    text = "name: demo\nsubsystems: {a: {b: }}"
+    with pytest.raises(InputError, match="the same name"):
+        load_systems(["demo", write(text)])
+    assert [s.name for s in load_systems(["demo", "demo"])] == ["demo"]
+
+
+def test_shared_settings_may_need_what_a_configuration_adds(write):
+    system = load_system(write("name: x\nbranch: {strategy: frozen}\nsubsystems: {a: {b: {branch: {pooling: mean}}}}"))
+    assert system.subsystems["a"]["b"].branch.is_frozen

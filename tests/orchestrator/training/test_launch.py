@@ -1,0 +1,58 @@
+"""Branches whose processes are killed again and again, on a real Ray: they are tried with more memory, to an end."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from branches.spec import BranchSpec
+from cluster.session import session
+from orchestrator.plan import Branch
+from orchestrator.training.job import Job
+from orchestrator.training.launch import launch
+from orchestrator.training.worker import Hopeless
+from scoring.detectors import MahalanobisSpec
+from scoring.errors import InputError
+from tests.tables import make_table
+
+RETRIES, SCALES = 1, (1, 2)  # for each try is of a new worker, which takes seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """Dies as often as the branch's seed says, unless it is to fail in another way."""
+
+    folder: Path
+
+    def __call__(self, branch, job, index, report):
+        with (self.folder / branch.branch_id).open("a") as file:
+            file.write("x")
+        if branch.name == "wrong":
+            raise InputError("it is wrong; mend it")
+        if branch.name == "lame":
+            raise Hopeless("it learns nothing")
+        if (self.folder / branch.branch_id).stat().st_size <= branch.spec.seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 50.0
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_how_branches_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.training.launch.RETRIES", RETRIES)
+    monkeypatch.setattr("orchestrator.training.launch.SCALES", SCALES)
+    deaths = {"well": 0, "unlucky": 1, "hungry": RETRIES + 1, "doomed": 1000, "wrong": 0, "lame": 0}
+    branches = [Branch(n, n, n, ("s",), BranchSpec(seed=d), (MahalanobisSpec(),)) for n, d in deaths.items()]
+    job = Job(tmp_path, tmp_path, tmp_path, tmp_path, "", make_table().select([]), 1, 0.0, None, 60.0, [], ())
+    (tmp_path / "tries").mkdir()
+    with session(num_cpus=2):
+        outcome = launch(branches, job, make_table().select([]), Work(tmp_path / "tries"))
+    tries = {path.name: path.stat().st_size for path in (tmp_path / "tries").iterdir()}
+    each = RETRIES + 1
+    assert tries == {"well": 1, "unlucky": 2, "hungry": each + 1, "doomed": each * len(SCALES), "wrong": 1, "lame": 1}
+    assert outcome.given_up == {"lame": "it learns nothing"}
+    assert set(outcome.failures) == {"doomed", "wrong"}
+    assert outcome.failures["wrong"] == "it is wrong; mend it"
+    assert "killed, most likely for want of memory" in outcome.failures["doomed"]

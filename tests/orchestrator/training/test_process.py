@@ -1,0 +1,116 @@
+"""Work in a process of its own: results, errors, reports, and deaths on either side."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.training.process import WATCH_SECONDS, ProcessDied, ProcessKilled, WorkFailed, in_own_process
+from scoring.errors import InputError
+from tests.cluster.conftest import wait_for
+
+
+def counting(numbers, report):
+    for number in numbers:
+        report(number, os.getpid())
+    return sum(numbers)
+
+
+def failing(report):
+    raise InputError("the thing is wrong; mend it")
+
+
+def odd(report):
+    error = ValueError("odd")
+    error.held = lambda: None  # cannot be pickled
+    raise error
+
+
+def dying(how, report):
+    os.kill(os.getpid(), how)
+
+
+def hungry(gib, report):
+    held = b"x" * int(gib * (1 << 30))
+    time.sleep(2 * WATCH_SECONDS)
+    return len(held)
+
+
+def mapping(path, report):
+    return int(np.load(path, mmap_mode="r").sum())
+
+
+def test_each_call_has_a_process_and_its_reports_come_in_order():
+    heard = []
+    result, peak = in_own_process(counting, [1, 2, 3], report=lambda *values: heard.append(values))
+    assert result == 6
+    assert [number for number, _ in heard] == [1, 2, 3]
+    other = []
+    in_own_process(counting, [1], report=lambda *values: other.append(values))
+    assert len({heard[0][1], other[0][1], os.getpid()}) == 3
+    assert 0.05 < peak < 3
+
+
+def test_memory_is_that_of_one_process():
+    _, large = in_own_process(hungry, 1.0, report=print)
+    _, small = in_own_process(hungry, 0.0, report=print)
+    assert 0.95 < large - small < 1.2
+
+
+def test_mapped_files_are_not_counted(tmp_path):
+    np.save(tmp_path / "clips.npy", np.ones(1 << 27, np.int8))
+    total, peak = in_own_process(mapping, tmp_path / "clips.npy", report=print)
+    _, without = in_own_process(hungry, 0.0, report=print)
+    assert total == 1 << 27
+    assert peak - without < 0.06
+
+
+@pytest.mark.parametrize(
+    ("work", "last"), [(failing, "InputError: the thing is wrong; mend it"), (odd, "ValueError: odd")]
+)
+def test_errors_come_back_as_text_with_their_traceback(work, last):
+    with pytest.raises(WorkFailed, match=f"in {work.__name__}") as raised:
+        in_own_process(work, report=print)
+    assert str(raised.value).splitlines()[-1].endswith(last)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [(signal.SIGKILL, "killed, most likely for want of memory"), (signal.SIGSEGV, "died of SIGSEGV")],
+)
+def test_a_death_is_told(how, told):
+    with pytest.raises(ProcessDied, match=told) as died:
+        in_own_process(dying, how, report=print)
+    assert isinstance(died.value, ProcessKilled) == (how == signal.SIGKILL)
+
+
+def waiting(place, report):
+    (place / "pid").write_text(str(os.getpid()))
+    time.sleep(100)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from orchestrator.training.process import in_own_process
+from tests.orchestrator.training.test_process import waiting
+if __name__ == "__main__":
+    in_own_process(waiting, Path(sys.argv[1]), report=print)
+"""
+
+
+def test_it_ends_with_its_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = Path("/proc") / (tmp_path / "pid").read_text()
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.exists() or "Z" in (child / "stat").read_text().rpartition(")")[2][:3], 10)
