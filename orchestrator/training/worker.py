@@ -108,8 +108,7 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
             if not (folder / WEIGHTS).exists():
                 known = None
             embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
-            np.save(folder / EMBEDDINGS, embeddings)
-            np.save(folder / CLIPS, index["digest"].to_numpy().astype(str))
+            _save_embeddings(folder, embeddings, index)
         omega, metrics = _write(branch, job, index, embeddings, folder)
         entry = branch_record(branch, job.fingerprint)
         before = known or entry
@@ -190,7 +189,16 @@ def _stored_embeddings(
     embeddings, digests = (np.load(file, allow_pickle=False) for file in files)
     position = {digest: i for i, digest in enumerate(digests.tolist())}
     rows = [position.get(digest, -1) for digest in index["digest"].to_pylist()]
-    return None if -1 in rows else embeddings[rows]
+    if -1 in rows:
+        return None
+    if rows != list(range(len(digests))):  # clips were removed: the files are to be of the same ones as the tables
+        _save_embeddings(folder, embeddings[rows], index)
+    return embeddings[rows]
+
+
+def _save_embeddings(folder: Path, embeddings: NDArray[np.float32], index: pa.Table) -> None:
+    np.save(folder / EMBEDDINGS, embeddings)
+    np.save(folder / CLIPS, index["digest"].to_numpy().astype(str))
 
 
 def _embed(

@@ -151,6 +151,16 @@ def test_a_clip_that_is_relabelled_trains_nothing(bench):
     assert not bench.bring()
 
 
+def test_clips_that_are_gone_leave_the_embeddings_too(bench):
+    before = bench.table()
+    next((bench.data / "pump" / "test").iterdir()).unlink()
+    assert not bench.bring()
+    assert bench.table().num_rows == before.num_rows - 1
+    assert (
+        len(np.load(bench.folder / "embeddings.npy")) == len(np.load(bench.folder / "clips.npy")) == before.num_rows - 1
+    )
+
+
 def test_another_training_clip_trains_another_branch(bench):
     next((bench.data / "pump" / "train").iterdir()).unlink()
     assert bench.bring()
