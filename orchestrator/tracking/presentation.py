@@ -1,4 +1,4 @@
-"""What MLflow shows of the ledger's records: figures under names that its UI groups, a description, a page.
+"""What MLflow shows of the ledger's records: figures under names that its UI groups, and a description.
 
 A slash in a metric's name makes a section in the UI, so what people compare stands alone and comes first: `omega`,
 which every run has, and `loss`. Beside them `hmean/<machine>`, `auc_source/<machine>`, … and `cost/…`.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from orchestrator.fuse.result import RESULT, summary
 from orchestrator.ledger.folders import SYSTEMS, TABLES, Record, records
 
 # Of what is shown. With another number everything is sent anew, once.
 FORM = 2
-SUMMARY = "summary.html"
 CELLS = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean"}
 _COST = ("seconds", "cpus", "gpus", "memory_gib", "gpu_memory_gib")
 _ENDED = {"FAILED": "Failed", "KILLED": "Given up"}
@@ -32,7 +28,7 @@ _DECIMALS = 3  # of a metric, which the UI would cut at the width of its column;
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the description and of the page; the last column is drawn as bars on the page."""
+    """A table of the description."""
 
     title: str
     header: tuple[str, ...]
@@ -57,11 +53,6 @@ class Shown:
     def note(self) -> str:
         """The run's description in Markdown."""
         return "\n\n".join([*self.text, *map(_markdown, self.tables)])[:_TEXT]
-
-    @property
-    def page(self) -> str:
-        """The same as a page with bars, complete however many rows there are."""
-        return _template().render(shown=self, cell=_cell, bar=_bar)
 
 
 def shown(folder: Path, record: Record) -> Shown:
@@ -216,23 +207,10 @@ def _markdown(table: Table) -> str:
     lines = [f"| {' | '.join(table.header)} |", "|---" + "|--:" * (len(table.header) - 1) + "|"]
     lines += [f"| {' | '.join(_plain(_cell(value)) for value in row)} |" for row in table.rows[:_ROWS]]
     rest = len(table.rows) - _ROWS
-    return "\n".join([f"#### {table.title}", "", *lines, *([f"\n{rest} more in {SUMMARY}"] if rest > 0 else [])])
+    return "\n".join([f"#### {table.title}", "", *lines, *([f"\nand {rest} more"] if rest > 0 else [])])
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
     return str(value) if not isinstance(value, float) else f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
-
-
-def _bar(value: Any, column: Iterable[Any]) -> float:
-    """Width of a bar, 0 to 100, beside the largest of its column."""
-    largest = max((v for v in column if v is not None), default=0.0)
-    return 100 * value / largest if value and largest > 0 else 0.0
-
-
-@cache
-def _template() -> Template:
-    loader = PackageLoader("orchestrator", "templates/mlflow")
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=loader, **options).get_template(SUMMARY)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from cluster.session import require_server
 from orchestrator.ledger.folders import TABLES, Record, Status, read_record
 from orchestrator.plan import digest
-from orchestrator.tracking.presentation import FORM, SUMMARY, Shown, shown
+from orchestrator.tracking.presentation import FORM, Shown, shown
 from orchestrator.tracking.views import experiment_tags
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -152,8 +152,6 @@ class Tracker:
         for path, sha256 in files.items():
             if known.get(checksum_tag(path)) != sha256:
                 client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
-        if look.tables:
-            client.log_text(run_id, look.page, SUMMARY)
         tags = {"failure": ""} if "failure" in known else {}  # of an earlier try
         tags |= {**record.identity, **record.tags, **look.tags, _NOTE: look.note}
         tags |= {checksum_tag(path): sha256 for path, sha256 in files.items()}
