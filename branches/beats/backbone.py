@@ -54,15 +54,6 @@ class BEATs(nn.Module):
         """The transformer layers, first to last."""
         return self.encoder.layers
 
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Recompute each layer in the backward pass instead of keeping its intermediate results."""
-        return self.encoder.gradient_checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        self.encoder.gradient_checkpointing = on
-
     def forward(self, waveforms: Tensor, valid_samples: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the BEATs authors' `extract_features` returns.
 

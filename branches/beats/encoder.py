@@ -7,7 +7,6 @@ Modules carry the names of the released checkpoints, so that a state dict is rea
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from branches.beats.attention import GatedAttention, relative_bias
 from branches.beats.config import BEATsConfig
@@ -89,7 +88,6 @@ class Encoder(nn.Module):
         super().__init__()
         dim = config.encoder_embed_dim
         self.config = config
-        self.gradient_checkpointing = False
         self.pos_conv = nn.ModuleList([PositionalConv(dim, config.conv_pos, config.conv_pos_groups)])
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(dim)
@@ -111,7 +109,7 @@ class Encoder(nn.Module):
         outputs = [x]
         for layer, skipped in zip(self.layers[:depth], self._skipped(depth), strict=True):
             if not skipped:
-                x = self._run(layer, x, bias, padding_bias)
+                x = layer(x, bias, padding_bias)
             outputs.append(x)
         if self.config.layer_norm_first and depth == len(self.layers):
             outputs[-1] = self.layer_norm(x)
@@ -127,13 +125,6 @@ class Encoder(nn.Module):
             return [False] * depth
         drawn: list[bool] = (torch.rand(depth) < p).tolist()
         return drawn
-
-    def _run(self, layer: nn.Module, x: Tensor, bias: Tensor, padding_bias: Tensor | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(layer, x, bias, padding_bias, use_reentrant=False)
-        else:
-            out = layer(x, bias, padding_bias)
-        return out
 
 
 def _padding_bias(patch_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
