@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from branches.beats.lora import merge_lora
 from branches.data.audio import AudioCache, in_memory
 from branches.data.channels import cancelled_in_memory
 from branches.frozen import FrozenBackbone, view_of
@@ -137,8 +138,9 @@ def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, li
         if spec.is_frozen:
             frozen.setdefault((spec.channel, spec.backbone.path), []).append(name)
         else:
-            model = load_branch(folder / branch_file(name)).to(device)
-            found.setdefault(spec.channel, []).append(_Network([name], model))
+            model = load_branch(folder / branch_file(name))
+            merge_lora(model.backbone)  # an adapter beside each projection costs time at every recording
+            found.setdefault(spec.channel, []).append(_Network([name], model.to(device)))
     for (channel, path), names in frozen.items():
         views = [view_of(manifest.branches[name]) for name in names]
         place = path if path == "tiny" else str(folder / path)

@@ -33,14 +33,18 @@ from orchestrator.model.manifest import (
     branch_file,
     write_manifest,
 )
-from orchestrator.model.shipped import ENTRY, copy_code
 from orchestrator.training.worker import EMBEDDINGS, WEIGHTS
 from scoring.errors import InputError
 from scoring.table import file_sha256, metadata_of, read_table
 
+# The model's entry, and the packages that it imports from, which come along as they are.
+ENTRY = Path(__file__).with_name("mlflow_model.py")
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("orchestrator", "branches", "fusion", "scoring")
+
 log = logging.getLogger(__name__)
 
-# What the shipped code imports; the rest of tutti's packages is for training and fusing.
+# What the entry imports; the rest of what tutti depends on is for training and fusing.
 REQUIRED = (
     *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic"),
     *("filelock", "fsspec", "pandas", "mlflow"),
@@ -192,7 +196,7 @@ def _save_model(folder: Path, out: Path) -> None:
             out,
             python_model=str(ENTRY),
             artifacts={"ensemble": str(folder)},
-            code_paths=[str(package) for package in copy_code(folder.with_name("code"))],
+            code_paths=[str(_ROOT / package) for package in _PACKAGES],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
             signature=_signature(),
         )
