@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.complementarity import Pruned, correlations, marginals, prune, winners
-from fusion.diagnosis import Diagnosis, diagnose
 from fusion.hierarchy import Tree, Weights, averaging, configurations_of
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
@@ -56,7 +55,6 @@ class Validation:
     winners: machine → its best configuration and that one's harmonic mean
     marginal, marginal_uniform: LOMO Omega lost without each configuration, in the delivered and in the uniform system
     pruned: the fewest tables that do nearly as well
-    diagnosis: upper bounds of the development set
     """
 
     in_sample: Metrics
@@ -71,7 +69,6 @@ class Validation:
     marginal: dict[str, float | None]
     marginal_uniform: dict[str, float | None]
     pruned: Pruned
-    diagnosis: Diagnosis
 
 
 class Evidence:
@@ -122,14 +119,7 @@ class Evidence:
                 {machine: weights @ self._averages for machine, weights in chosen.items()} if lomo else {},
                 tolerance,
             ),
-            diagnosis=self._diagnosis(),
         )
-
-    def _diagnosis(self) -> Diagnosis:
-        found = [weights for path in self._found[Task()].values() for weights in path.values()]
-        tables, pool = self._tables[CALIBRATED], self._pools[CALIBRATED]
-        starts = [weights @ self._averages for weights in found]
-        return diagnose(tables, pool, self._problem.parts, starts, self._problem.seed)
 
     def by_table(self, weights: Weights) -> dict[str, float]:
         """Weights of the tables from those of the configurations."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusion.hierarchy import Tree, by_subsystem, tables_of
+from fusion.hierarchy import Tree, tables_of
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
 from orchestrator.ledger.folders import Record, checksums, write_record
 from orchestrator.plan import Plan, digest, table_names
@@ -80,7 +80,7 @@ def fuse_into(
     fusion = fuse(tables, tree, metadata, runner=runner, folder=searches)
     folder.mkdir(parents=True, exist_ok=True)
     checksum = write_table(fusion.table, folder / FUSED)
-    result = {**about, **describe(fusion, tree), "fusion_id": fusion_id, "sha256": checksum}
+    result = {**about, **describe(fusion), "fusion_id": fusion_id, "sha256": checksum}
     write_json(folder / RESULT, result)
     shutil.rmtree(searches, ignore_errors=True)
     return json.loads(json.dumps(result)), fusion
@@ -125,7 +125,7 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1))
 
 
-def describe(fusion: Fusion, tree: Tree) -> dict[str, Any]:
+def describe(fusion: Fusion) -> dict[str, Any]:
     """A fusion as JSON; Omega in per cent, None where nothing is known. `docs/fusion.md` explains the fields."""
     v = fusion.validation
     return {
@@ -147,7 +147,6 @@ def describe(fusion: Fusion, tree: Tree) -> dict[str, Any]:
         "machines": {"in_sample": _machines(v.in_sample if v else None), "lomo": _machines(v.lomo if v else None)},
         "complementarity": _complementarity(v) if v else None,
         "pruned": asdict(v.pruned) if v else None,
-        "development_diagnosis": _diagnosis(v, tree) if v else None,
     }
 
 
@@ -179,15 +178,6 @@ def _complementarity(v: Validation) -> dict[str, Any]:
         "winners": {machine: {"configuration": name, "hmean": hmean} for machine, (name, hmean) in v.winners.items()},
         "marginal": v.marginal,
         "marginal_uniform": v.marginal_uniform,
-    }
-
-
-def _diagnosis(v: Validation, tree: Tree) -> dict[str, Any]:
-    return {
-        "note": "chosen and measured on the same labels; of no use on other machines",
-        "in_sample_optimum": v.diagnosis.optimum,
-        "per_machine": v.diagnosis.per_machine,
-        "per_machine_weights": {m: by_subsystem(tree, w) for m, w in v.diagnosis.machine_weights.items()},
     }
 
 

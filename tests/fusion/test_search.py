@@ -53,14 +53,12 @@ def test_every_method_has_its_figures(fused):
     v = fused.validation
     assert set(v.methods) == set(METHODS)
     for choice in v.methods.values():
-        assert choice.in_sample.omega <= v.diagnosis.optimum + 0.1
         assert 50 < choice.lomo.omega < 100
         assert 50 < choice.clips < 100
         assert sum(choice.weights.values()) == pytest.approx(1)
     assert v.methods["uniform"].lomo.omega == pytest.approx(v.methods["uniform"].in_sample.omega)
     assert v.methods["uniform"].clips == pytest.approx(v.methods["uniform"].in_sample.omega)
     assert v.interval[0] < v.lomo.omega < v.interval[1]
-    assert v.diagnosis.per_machine >= v.methods["greedy"].in_sample.omega - 1
     assert set(v.winners) == set(MACHINES)
     assert v.marginal_uniform["a/poor"] < v.marginal_uniform["a/good"]
     assert v.correlation.shape == (7, 7)

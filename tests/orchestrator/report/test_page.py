@@ -41,7 +41,7 @@ def add_system(out, name, tree=TREE, **tables):
         "missing": [],
         "branches": [described_table(t, NAMES[t.partition("/")[0]], "m", table) for t, table in made.items()],
     }
-    result = about | describe(fusion, tree) | {"sha256": checksum}
+    result = about | describe(fusion) | {"sha256": checksum}
     (folder / "result.json").write_text(json.dumps(result))
     return result
 
@@ -144,7 +144,7 @@ def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
     folder.mkdir(parents=True)
     write_table(fusion.table, folder / "fused.parquet")
     about = {"system": "odd", "dataset": "abc", "branches": branches}
-    (folder / "result.json").write_text(json.dumps(about | describe(fusion, {"x": {"y": ["a0/m"]}})))
+    (folder / "result.json").write_text(json.dumps(about | describe(fusion)))
     text = write_report(tmp_path).read_text()
     assert ">pump 01</text>" in text
     assert "<td>–" in text
