@@ -18,6 +18,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest tests/test_architecture.py tests/test_docs.py
 
 bench: $(INSTALLED)
 	$(BIN)/pytest -m benchmark -s tests/benchmarks

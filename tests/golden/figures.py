@@ -21,7 +21,7 @@ from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
 from fusion.search import FUSION_VERSION
 from scoring.detectors import SCORING_VERSION, DetectorSpec
 from scoring.table import read_table
-from tests.commands import tutti
+from tests.commands import tutti, tutti_here
 
 FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "golden.json"
@@ -42,12 +42,43 @@ def golden_run(folder: Path) -> dict[str, Any]:
         tables[f"{branch['branch']} {detector}"] = {"omega": branch["omega"], **figures(table)}
     return {
         "versions": versions(),
+        "outputs": outputs(data, out),
         "tables": tables,
         "methods": {name: [m["in_sample"], m["lomo"]] for name, m in result["methods"].items()},
         "weights": result["delivered"]["weights"],
         "fused": figures(read_table(out / "systems" / "golden" / "fused.parquet")),
         "submission": {path.name: rows(path) for path in sorted((out / "submission" / "golden").rglob("*.csv"))},
     }
+
+
+def outputs(data: Path, out: Path) -> dict[str, Any]:
+    """The form of what each command prints with `--json`, of a finished run in `out`."""
+    system, model, package = FOLDER / "golden.yaml", out.with_name("model"), out.with_name("package")
+    fused = out / "systems" / "golden" / "fused.parquet"
+    clip = next((data / "pump" / "test").iterdir())
+    assert tutti_here("export", out, "golden", "--out", model).exit_code == 0
+    commands = {
+        "run": ["run", system, "--data", data, "--out", out],
+        "plan": ["plan", system, "--data", data, "--out", out],
+        "doctor": ["doctor", "--data", data, "--out", out],
+        "data check": ["data", "check", data],
+        "metrics": ["metrics", fused],
+        "fuse": ["fuse", system, "--tables", out, "--out", out.with_name("fused")],
+        "submission make": ["submission", "make", out, "golden", "--out", package, "--label", "Name_Place_task2"],
+        "submission check": ["submission", "check", package],
+        "score": ["score", model, clip, "--machine", "pump"],
+    }
+    return {name: _form(json.loads(tutti_here(*command, "--json").stdout)) for name, command in commands.items()}
+
+
+def _form(value: Any) -> Any:
+    """Keys and types of a JSON value; of a list the first element stands for all."""
+    if isinstance(value, dict):
+        return {key: _form(inner) for key, inner in value.items() if key != "spec"}  # settings are added
+    if isinstance(value, list):
+        return [_form(inner) for inner in value[:1]]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "number" if number else type(value).__name__
 
 
 def versions() -> dict[str, int]:

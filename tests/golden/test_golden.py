@@ -73,3 +73,18 @@ def assert_like(now, then, name):
     for column in ("score", "calibrated"):
         tolerance = SCORES * then[column][1]
         assert now[column] == pytest.approx(then[column], abs=tolerance), f"{column} of {name}"
+
+
+@pytest.mark.parametrize("command", json.loads(GOLDEN.read_text())["outputs"])
+def test_what_commands_print_keeps_its_form(now, then, command):
+    """Scripts rely on it: a key may be added, none goes or changes its type."""
+    assert lost(now["outputs"][command], then["outputs"][command]) == []
+
+
+def lost(now, then, place=""):
+    """Places in a JSON value whose form is not what it was."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [p for key, form in then.items() for p in lost(now.get(key), form, f"{place}.{key}")]
+    if isinstance(then, list) and isinstance(now, list):
+        return [p for form in then for p in lost((now or [None])[0], form, f"{place}[]")]
+    return [] if now == then else [f"{place}: {then} is now {now}"]
