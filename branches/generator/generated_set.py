@@ -7,8 +7,6 @@ row of `SCHEMA` per sample, `check.json` the settings and the check's figures fo
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from branches.data.dataset import INDEX_SCHEMA
 from branches.frontend import N_MELS
+from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 
 SCHEMA = pa.schema(
@@ -72,18 +71,10 @@ class GeneratedSet:
 
 def write_set(generated: GeneratedSet, folder: Path) -> None:
     """Write a set, in place of what was there; a crash leaves no half-written one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
+    with atomic_folder(folder) as unfinished:
         np.save(unfinished / "features.npy", generated.features)
         pq.write_table(generated.rows, unfinished / "rows.parquet")
         (unfinished / "check.json").write_text(json.dumps(generated.check, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_set(folder: Path) -> GeneratedSet:

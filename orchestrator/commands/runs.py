@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import signal
 import sys
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from orchestrator.commands.options import (
     systems_argument,
     tracking_option,
 )
+from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 
 
@@ -57,15 +57,9 @@ def demo(out: Path, as_json: bool, **options: Any) -> None:
         from branches.data.synthetic import DEMO, write_dataset
 
         logging.getLogger(__name__).info("generating a data set in %s", data)
-        unfinished = _emptied(out / "data.tmp")
-        write_dataset(unfinished, DEMO)
-        unfinished.rename(data)
+        with atomic_folder(data) as unfinished:
+            write_dataset(unfinished, DEMO)
     _run(("demo",), data, out, None, as_json, options)
-
-
-def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 def _run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from branches.data.audio import read_clip
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.manifest import CLIPS, bank_file, package_of, write_manifest
 from orchestrator.model.reference import Reference
+from scoring.atomic import atomic_folder
 from scoring.banks import MIN_CLIPS, attributes_as_text
 from scoring.errors import InputError
 
@@ -56,10 +56,8 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
         raise InputError(
             f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
         ) from None
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        shutil.copytree(model, unfinished)
+    with atomic_folder(out) as unfinished:
+        shutil.copytree(model, unfinished, dirs_exist_ok=True)
         folder = package_of(unfinished)
         for name, added in embeddings.items():
             path = folder / bank_file(name)
@@ -67,9 +65,6 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
         enrolled = {**known.enrolled, f"{machine} section {section}": len(names)}
         write_manifest(folder, known.model_copy(update={"enrolled": enrolled}))
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
     return threshold

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from orchestrator.model.manifest import (
     write_manifest,
 )
 from orchestrator.training.worker import EMBEDDINGS, WEIGHTS
+from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 from scoring.table import file_sha256, metadata_of, read_table
 
@@ -65,15 +66,11 @@ def export_system(run: Path, system: str | None, out: Path) -> Path:
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     result = _result(run, system)
     weights = {name: w for name, w in result["delivered"]["table_weights"].items() if w > 0}
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        folder = unfinished / "ensemble"
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as temporary:
+        folder = Path(temporary) / "ensemble"
         _write_package(run, result, weights, folder)
-        _save_model(folder, unfinished / "model")
-        os.replace(unfinished / "model", out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with atomic_folder(out) as model:
+            _save_model(folder, model)
     left_out = len(result["delivered"]["table_weights"]) - len(weights)
     log.info("%d score tables packed, %d without weight left out", len(weights), left_out)
     return out

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoring.atomic import atomic
+from scoring.atomic import atomic, atomic_folder
 
 
 def test_the_file_is_there_when_the_block_ends_and_nothing_else(tmp_path):
@@ -32,3 +32,16 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
             second.write_text("second")
         assert path.read_text() == "second"
     assert path.read_text() == "first"
+
+
+def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
+    folder = tmp_path / "model"
+    for content in ("old", "new"):
+        with atomic_folder(folder) as temporary:
+            (temporary / content).write_text(content)
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    with pytest.raises(FileNotFoundError), atomic_folder(folder) as temporary:
+        (temporary / "half").write_text("half")
+        (temporary / "absent").rename(temporary / "other")
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
