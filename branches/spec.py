@@ -265,7 +265,7 @@ class MaskedPredictionSpec(Settings):
 class BranchSpec(Settings):
     """One branch. Two branches that differ in `seed` alone are of one configuration."""
 
-    backbone: BackboneSpec = BackboneSpec()
+    backbone: Annotated[BackboneSpec, BeforeValidator(_by_path)] = BackboneSpec()
     channel: Channel = "near"
     machines: tuple[str, ...] | None = Field(
         None, min_length=1, description="machines to train on; the others are only embedded. All unless given"

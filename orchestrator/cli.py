@@ -16,6 +16,7 @@ from orchestrator.commands.deliverables import report, submission, ui
 from orchestrator.commands.model import enrol, export, score
 from orchestrator.commands.runs import demo, doctor, plan, run
 from orchestrator.commands.scores import fuse, metrics
+from orchestrator.commands.systems import show, systems
 from scoring.errors import InputError
 
 # Faults of the place a user has chosen, not of the program.
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 for command in (
-    *(demo, data, doctor, plan, run),
+    *(demo, data, systems, show, doctor, plan, run),
     *(submit, follow, cancel, sync),
     *(metrics, fuse),
     *(report, submission, ui),

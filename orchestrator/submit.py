@@ -54,10 +54,12 @@ def run_command(systems: Sequence[str], options: Mapping[str, Any]) -> str:
         if not options[key].is_absolute():
             raise InputError(f"--{key} {options[key]}: give the absolute path that all nodes of the cluster see")
     words = ["python", "-m", "orchestrator", "run", *systems, "--address", "auto"]
+    for override in options.get("overrides", ()):
+        words += ["--set", override]
     for key, value in options.items():
         option = "--json" if key == "as_json" else f"--{key.replace('_', '-')}"
         if value is True:
             words.append(option)
-        elif value is not None and value is not False:
+        elif key != "overrides" and value is not None and value is not False:
             words += [option, str(value)]
     return shlex.join(words)

@@ -15,12 +15,14 @@ subsystems:
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from branches.spec import BackboneSpec, BranchSpec, FileSpec, Settings
 from scoring.detectors import DetectorSpec, MahalanobisSpec
@@ -29,6 +31,12 @@ from scoring.errors import InputError
 SYSTEMS = Path(__file__).parent / "systems"
 # Blocks of settings for all configurations, and in place of them with the built-in tiny backbone.
 _SHARED = ("branch", "tiny")
+_SEED = "seed: unknown key here; a configuration lists its `seeds`"
+# By key and pydantic's kind of error, where its message alone leaves people in the dark.
+_REMEDIES = {
+    ("seeds", "tuple_type"): "; list them, such as [0, 1, 2]",
+    ("detector", "model_attributes_type"): "; a further detector is a further configuration of the same branch",
+}
 # What file systems and MLflow take as a name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -62,38 +70,53 @@ class SystemSpec(Settings):
     subsystems: dict[Name, Annotated[dict[Name, ConfigurationSpec], Field(min_length=1)]] = Field(min_length=1)
 
 
-def load_systems(names_or_paths: Sequence[str], backbone: str | None = None) -> list[SystemSpec]:
+def built_in_systems() -> list[str]:
+    """Names of the systems that come with tutti."""
+    return sorted(path.stem for path in SYSTEMS.glob("*.yaml"))
+
+
+def load_systems(
+    names_or_paths: Sequence[str], backbone: str | None = None, overrides: Sequence[str] = ()
+) -> list[SystemSpec]:
     """Several systems; see `load_system`. Two different ones of the same name are an error."""
-    systems = {system.name: system for system in (load_system(name, backbone) for name in names_or_paths)}
+    loaded = [load_system(name, backbone, overrides) for name in names_or_paths]
+    systems = {system.name: system for system in loaded}
     if len(systems) < len(set(names_or_paths)):
         raise InputError(f"two of {', '.join(names_or_paths)} have the same name; give each system its own")
     return list(systems.values())
 
 
-def load_system(name_or_path: str, backbone: str | None = None) -> SystemSpec:
+def load_system(name_or_path: str, backbone: str | None = None, overrides: Sequence[str] = ()) -> SystemSpec:
     """A built-in system by name, or a YAML file.
 
     Parameters
     ----------
     name_or_path: e.g. `s1`, or `my/system.yaml`
     backbone: checkpoint, URI or built-in name to use in place of every configuration's own
+    overrides: settings of every configuration as `branch.training.steps=30`, the value in YAML
 
     Raises
     ------
     InputError
-        Naming the file, the key and what is allowed there.
+        Naming the file, every key that is wrong and what is allowed there.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = SYSTEMS / f"{name_or_path}.yaml"
         if not path.exists() or path.parent != SYSTEMS:
-            known = ", ".join(sorted(p.stem for p in SYSTEMS.glob("*.yaml")))
+            known = ", ".join(built_in_systems())
             raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {known}")
-    raw = _with_shared_settings(_read_yaml(path), path, backbone == "tiny")
+    raw = _read_yaml(path)
+    mistakes = _share_settings(raw, backbone == "tiny")
+    for override in overrides:
+        _override(raw, override)
     try:
         system = SystemSpec.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{path}: {describe(error, SystemSpec)}") from None
+        mistakes += describe(error, SystemSpec)
+    if mistakes:
+        many = f"{len(mistakes)} mistakes\n" if len(mistakes) > 1 else ""
+        raise InputError(f"{path}: {many}" + "\n".join(mistakes))
     if backbone is None:
         return system
     other = {"path": backbone, "sha256": None}
@@ -127,32 +150,60 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _with_shared_settings(raw: dict[str, Any], path: Path, tiny: bool) -> dict[str, Any]:
-    """Copy the settings under `branch` into every configuration that does not say otherwise."""
-    blocks = {block: raw.pop(block, None) or {} for block in _SHARED}
-    for block, settings in blocks.items():
-        try:
-            BranchSpec.model_validate(settings)
-        except ValidationError as error:
-            if error.errors()[0]["loc"] or not isinstance(
-                settings, dict
-            ):  # else settings that do not go together: a configuration may replace one
-                raise InputError(f"{path}: {block}.{describe(error, BranchSpec)}") from None
-        _refuse_seed(settings, f"{path}: {block}")
-    shared = {**blocks["branch"], **(blocks["tiny"] if tiny else {})}
+def _share_settings(raw: dict[str, Any], tiny: bool) -> list[str]:
+    """Copy the settings under `branch` into every configuration that does not say otherwise; what is wrong with them.
+
+    Settings that are wrong are copied nowhere, so that each mistake is told once.
+    """
+    shared: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for block in _SHARED:
+        settings = raw.pop(block, None) or {}
+        wrong = [f"{block}.{mistake}" for mistake in _mistakes_in(settings)]
+        mistakes += wrong
+        if not wrong and (block != "tiny" or tiny):
+            shared.update(settings)
     subsystems = raw.get("subsystems")
     for configurations in subsystems.values() if isinstance(subsystems, dict) else []:
         for name in configurations if isinstance(configurations, dict) else []:
             configuration = configurations[name] = configurations[name] or {}
-            if isinstance(configuration, dict) and isinstance(configuration.get("branch", {}), dict):
-                _refuse_seed(configuration.get("branch", {}), f"{path}: {name}.branch")
-                configuration["branch"] = {**shared, **configuration.get("branch", {})}
-    return raw
+            own = configuration.get("branch", {}) if isinstance(configuration, dict) else None
+            if isinstance(own, dict):
+                mistakes += [f"{name}.branch.{_SEED}"] if own.pop("seed", None) is not None else []
+                configuration["branch"] = {**shared, **own}
+    return mistakes
 
 
-def _refuse_seed(settings: dict[str, Any], place: str) -> None:
-    if "seed" in settings:
-        raise InputError(f"{place}.seed: unknown key here; a configuration lists its `seeds`")
+def _mistakes_in(settings: Any) -> list[str]:
+    """What is wrong with a block of shared settings; that some do not go together a configuration may mend."""
+    if isinstance(settings, dict) and "seed" in settings:
+        return [_SEED]
+    try:
+        BranchSpec.model_validate(settings)
+    except ValidationError as error:
+        if not isinstance(settings, dict) or any(found["loc"] for found in error.errors()):
+            return describe(error, BranchSpec)
+    return []
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Put `branch.training.steps=30` into every configuration."""
+    key, equals, value = override.partition("=")
+    if not equals or key.partition(".")[0] not in ConfigurationSpec.model_fields:
+        allowed = ", ".join(ConfigurationSpec.model_fields)
+        raise InputError(
+            f"--set {override}: give KEY=VALUE, such as branch.training.steps=30; keys begin with {allowed}"
+        )
+    *parents, last = key.split(".")
+    for configurations in raw.get("subsystems", {}).values():
+        for name in configurations:
+            settings = configurations[name] = {**(configurations[name] or {})}
+            for parent in parents:
+                within = settings.get(parent)
+                # A choice that is given by its name alone, or by default, gets settings beside it.
+                within = {"name": within} if isinstance(within, str) else {**(within or {})}
+                settings[parent] = settings = within
+            settings[last] = yaml.safe_load(value)
 
 
 def with_files(system: SystemSpec, change: Callable[[FileSpec], FileSpec]) -> SystemSpec:
@@ -172,14 +223,23 @@ def with_files(system: SystemSpec, change: Callable[[FileSpec], FileSpec]) -> Sy
     return system.model_copy(update={"subsystems": subsystems})
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing pydantic found, as one line: key, what is wrong, what is allowed."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(map(str, first["loc"])) or "the file"
-    if first["type"] == "extra_forbidden":
-        allowed = _allowed_keys(model, first["loc"])
-        return f"{key}: unknown key" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    return f"{key}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r})"
+def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """What pydantic found, a line each: key, what is wrong, what is allowed."""
+    errors = error.errors(include_url=False)
+    # A list of which an element is wrong is called too short as well.
+    inner = {found["loc"][:depth] for found in errors for depth in range(len(found["loc"]))}
+    return [_described(found, model) for found in errors if found["type"] != "too_short" or found["loc"] not in inner]
+
+
+def _described(found: ErrorDetails, model: type[BaseModel]) -> str:
+    key = ".".join(map(str, found["loc"])) or "the file"
+    if found["type"] == "extra_forbidden":
+        allowed = _allowed_keys(model, found["loc"])
+        near = difflib.get_close_matches(str(found["loc"][-1]), allowed, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}: unknown key{meant}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+    remedy = _REMEDIES.get((str(found["loc"][-1:] and found["loc"][-1]), found["type"]), "")
+    return f"{key}: {found['msg'].removeprefix('Value error, ')} (it is {found['input']!r}){remedy}"
 
 
 def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

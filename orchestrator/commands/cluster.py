@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import backbone_option, run_options, systems_argument, tracking_option
+from orchestrator.commands.options import backbone_option, run_options, set_option, systems_argument, tracking_option
 from scoring.errors import InputError
 
 _dashboard = click.option("--address", required=True, help="Of the cluster's dashboard: http://HOST:8265.")
@@ -19,6 +19,7 @@ _dashboard = click.option("--address", required=True, help="Of the cluster's das
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Data set, as the cluster sees it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder, as the cluster sees it.")
 @backbone_option
+@set_option
 @_dashboard
 @click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
 @run_options
@@ -34,7 +35,7 @@ def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: A
     from orchestrator.submit import run_command, shipped
     from orchestrator.system import load_systems
 
-    load_systems(systems, options["backbone"])  # a mistake is told here, not minutes later there
+    load_systems(systems, options["backbone"], options["overrides"])  # a mistake is told here, not minutes later there
     jobs = Jobs(address)
     with shipped(systems) as (folder, names):
         job_id = jobs.submit(run_command(names, options), folder)

@@ -8,28 +8,42 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-_SYSTEMS = Path(__file__).parent.parent / "systems"
+_SYSTEMS = Path(__file__).parent.parent / "systems"  # a shell that completes a word waits for no imports
 
 
-def _complete_systems(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+def complete_systems(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Built-in systems, and files where there is more to it than a name."""
     names = [path.stem for path in sorted(_SYSTEMS.glob("*.yaml")) if path.stem.startswith(begun)]
     return [*map(CompletionItem, names)] or [CompletionItem(begun, type="file")]
 
 
 systems_argument = click.argument(
-    "systems", nargs=-1, required=True, metavar="SYSTEM...", shell_complete=_complete_systems
+    "systems", nargs=-1, required=True, metavar="SYSTEM...", shell_complete=complete_systems
 )
 data_option = click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Data set in the challenge's layout."
 )
 backbone_option = click.option("--backbone", help="BEATs checkpoint (path or URI) for every branch, or `tiny`.")
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of every configuration, such as branch.training.steps=30; may be given several times.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-tracking_option = click.option("--tracking-uri", help="MLflow store; default: a database in the output folder.")
+tracking_option = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    show_envvar=True,
+    help="MLflow store; default: a database in the output folder.",
+)
 address_option = click.option(
     "--address",
     default="local",
     show_default=True,
+    envvar="RAY_ADDRESS",  # which Ray itself sets inside a job
+    show_envvar=True,
     help="`local` starts Ray here; `auto` is the cluster that this machine or job is part of; host:port, ray://host:10001.",
 )
 

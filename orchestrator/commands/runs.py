@@ -6,9 +6,10 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,11 +20,15 @@ from orchestrator.commands.options import (
     data_option,
     json_option,
     run_options,
+    set_option,
     systems_argument,
     tracking_option,
 )
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
+
+if TYPE_CHECKING:
+    from orchestrator.system import SystemSpec
 
 
 @click.command()
@@ -31,15 +36,26 @@ from scoring.errors import InputError
 @data_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for everything the run makes.")
 @backbone_option
+@set_option
 @address_option
 @run_options
-def run(systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, **options: Any) -> None:
+def run(
+    systems: tuple[str, ...],
+    data: Path,
+    out: Path,
+    backbone: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train what is missing, score, fuse and deliver. Running it again continues.
 
     \b
     Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
     """
-    _run(systems, data, out, backbone, as_json, options)
+    from orchestrator.system import load_systems
+
+    _run(load_systems(systems, backbone, overrides), data, out, as_json, options)
 
 
 @click.command()
@@ -59,25 +75,23 @@ def demo(out: Path, as_json: bool, **options: Any) -> None:
         logging.getLogger(__name__).info("generating a data set in %s", data)
         with atomic_folder(data) as unfinished:
             write_dataset(unfinished, DEMO)
-    _run(("demo",), data, out, None, as_json, options)
+    from orchestrator.system import load_systems
+
+    _run(load_systems(["demo"]), data, out, as_json, options)
 
 
-def _run(
-    systems: tuple[str, ...], data: Path, out: Path, backbone: str | None, as_json: bool, options: dict[str, Any]
-) -> None:
+def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, options: dict[str, Any]) -> None:
     from orchestrator.fuse.result import summary
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
     from orchestrator.run_options import RunOptions
-    from orchestrator.system import load_systems
     from orchestrator.training.missing import BranchesFailed, RunInterrupted
 
-    specs = load_systems(systems, backbone)
     # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run(specs, RunOptions(data, out, **options))
+        results = run(systems, RunOptions(data, out, **options))
     except StorageAway as error:
         raise InputError(str(error)) from error
     except BranchesFailed as error:
@@ -97,12 +111,14 @@ def _run(
 @systems_argument
 @data_option
 @backbone_option
+@set_option
 @click.option("--out", type=click.Path(path_type=Path), help="Look up what is finished in this run's folder.")
 @json_option
 def plan(
     systems: tuple[str, ...],
     data: Path,
     backbone: str | None,
+    overrides: tuple[str, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -114,7 +130,7 @@ def plan(
     from orchestrator.cost import overview
     from orchestrator.system import load_systems
 
-    result = overview(load_systems(systems, backbone), data, out)
+    result = overview(load_systems(systems, backbone, overrides), data, out)
     if as_json:
         click.echo(json.dumps(result))
         return

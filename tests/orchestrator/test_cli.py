@@ -10,6 +10,7 @@ import click
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from branches.data.synthetic import SyntheticSize, write_dataset
 from orchestrator.cli import main
@@ -42,7 +43,7 @@ def test_help_has_an_example_for_every_command():
     for command in found:
         page = tutti_here(*command, "--help")
         assert page.exit_code == 0
-        assert f"Example: tutti {' '.join(command)} " in page.stdout
+        assert f"Example: tutti {' '.join(command)}" in page.stdout
     assert version("tutti-asd") in tutti_here("--version").stdout
 
 
@@ -205,3 +206,27 @@ def test_a_users_error_has_no_traceback(tmp_path):
     assert (
         run.stderr == f"Error: {tmp_path / 'none'}: no such folder; give the folder that holds one folder per machine\n"
     )
+
+
+def test_systems_are_listed_and_shown_as_they_will_be_used():
+    listed = json.loads(tutti_here("systems", "--json").stdout)["systems"]
+    assert {"s1", "s2", "s3", "s4", "s5", "demo"} <= {system["name"] for system in listed}
+    shown = tutti_here("show", "s1", "--backbone", "tiny", "--set", "branch.training.steps=30")
+    (configuration,) = yaml.safe_load(shown.stdout)["subsystems"]["mahalanobis"].values()
+    assert configuration["branch"]["backbone"]["path"] == "tiny"
+    assert configuration["branch"]["training"]["steps"] == 30
+    assert configuration["branch"]["training"]["accumulation"] == 1  # a default
+    assert tutti_here("show", "s1", "--json").exit_code == 0
+
+
+def test_addresses_come_from_the_environment_as_everywhere_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    refused = tutti_here("run", "s1", "--data", tmp_path, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "no Ray cluster answers at 127.0.0.1:1" in refused.stderr
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    (tmp_path / "record.json").write_text('{"name": "x", "identity": {}, "tags": {"experiment": "x"}}')
+    refused = tutti_here("sync", tmp_path)
+    assert refused.exit_code == 2
+    assert "no MLflow server answers at http://127.0.0.1:1" in refused.stderr

@@ -1,6 +1,7 @@
 import pytest
 
 from orchestrator.system import SYSTEMS, load_system, load_systems
+from scoring.detectors import KnnSpec
 from scoring.errors import InputError
 
 
@@ -60,11 +61,11 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nfoo: 1\nsubsystems: {a: {b: }}", "foo: unknown key; allowed: branch, description, name, subsystems"),
         (
             "name: x\nsubsystems: {a: {b: {branch: {objective: {name: arcface, marg: 1}}}}}",
-            "subsystems.a.b.branch.objective.arcface.marg: unknown key; allowed: margin, name, scale",
+            "objective.arcface.marg: unknown key; did you mean margin.; allowed: margin, name, scale",
         ),
         (
             "name: x\nbranch: {training: {stps: 1}}\nsubsystems: {a: {b: }}",
-            "branch.training.stps: unknown key; allowed: accumulation",
+            "branch.training.stps: unknown key; did you mean steps.; allowed: accumulation",
         ),
         ("name: x\nsubsystems: {a: {b: {branch: {objective: {name: arc}}}}}", "'softmax', 'arcface'"),
         ("name: x\nsubsystems: {a: {b: {branch: {channel: up}}}}", "'near', 'far', 'mean' or 'cancel'"),
@@ -98,7 +99,49 @@ def test_what_is_wrong_is_named_with_the_file(write, text, message):
     with pytest.raises(InputError, match=message) as raised:
         load_system(write(text))
     assert "mine.yaml" in str(raised.value)
-    assert "\n" not in str(raised.value)
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(write):
+    text = """
+name: x
+branch: {traning: {steps: 3}, channel: up}
+subsystems: {a: {b: {seeds: 3, detector: [knn, gmm]}, c: {branch: {objective: arcfce}, seeds: ["1"]}}}
+"""
+    with pytest.raises(InputError) as raised:
+        load_system(write(text))
+    first, *mistakes = str(raised.value).splitlines()
+    assert first.endswith("mine.yaml: 6 mistakes")
+    assert [mistake.partition(": ")[0] for mistake in mistakes] == [
+        "branch.channel",
+        "branch.traning",
+        "subsystems.a.b.detector",
+        "subsystems.a.b.seeds",
+        "subsystems.a.c.branch.objective",
+        "subsystems.a.c.seeds.0",
+    ]
+    assert "did you mean training?" in mistakes[1]
+    assert "a further detector is a further configuration" in mistakes[2]
+    assert "list them, such as [0, 1, 2]" in mistakes[3]
+
+
+def test_a_backbone_may_be_a_bare_name(write):
+    system = load_system(write("name: x\nsubsystems: {a: {b: {branch: {backbone: tiny}}}}"))
+    assert system.subsystems["a"]["b"].branch.backbone.path == "tiny"
+
+
+def test_settings_are_overridden_in_every_configuration(write):
+    path = write("name: x\nsubsystems: {a: {b: , c: {branch: {objective: softmax, training: {batch_size: 4}}}}}")
+    system = load_system(path, None, ["branch.training.steps=30", "seeds=[1, 2]", "detector.name=knn", "detector.k=3"])
+    for configuration in system.subsystems["a"].values():
+        assert configuration.branch.training.steps == 30
+        assert configuration.seeds == (1, 2)
+        assert configuration.detector == KnnSpec(k=3)
+    assert system.subsystems["a"]["c"].branch.training.batch_size == 4
+    assert system.subsystems["a"]["c"].branch.objective.name == "softmax"
+    with pytest.raises(InputError, match="unknown key; did you mean steps"):
+        load_system(path, None, ["branch.training.stps=30"])
+    with pytest.raises(InputError, match=r"--set steps=3: give KEY=VALUE.*branch, detector, seeds"):
+        load_system(path, None, ["steps=3"])
 
 
 def test_unknown_systems_and_files(tmp_path):

@@ -1,0 +1,48 @@
+"""Commands on system files: systems, show."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import yaml
+
+from orchestrator.commands.display import print_table
+from orchestrator.commands.options import backbone_option, complete_systems, json_option, set_option
+
+
+@click.command()
+@json_option
+def systems(as_json: bool) -> None:
+    """List the built-in systems.
+
+    \b
+    Example: tutti systems
+    """
+    from orchestrator.system import built_in_systems, load_system
+
+    built_in = [load_system(name) for name in built_in_systems()]
+    if as_json:
+        click.echo(json.dumps({"systems": [{"name": s.name, "description": s.description} for s in built_in]}))
+        return
+    counts = [sum(len(c.seeds) for cs in s.subsystems.values() for c in cs.values()) for s in built_in]
+    print_table(("system", "score tables"), [(s.name, n) for s, n in zip(built_in, counts, strict=True)])
+    for system in built_in:
+        click.echo(f"\n{system.name}: {system.description}")
+
+
+@click.command()
+@click.argument("system", shell_complete=complete_systems)
+@backbone_option
+@set_option
+@json_option
+def show(system: str, backbone: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print a system as it will be used, defaults included.
+
+    \b
+    Example: tutti show s2 --backbone tiny --set branch.training.steps=30
+    """
+    from orchestrator.system import load_system
+
+    settings = load_system(system, backbone, overrides).model_dump(mode="json")
+    click.echo(json.dumps(settings) if as_json else yaml.safe_dump(settings, sort_keys=False, width=120), nl=as_json)
