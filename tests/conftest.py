@@ -4,6 +4,9 @@ prepare_environment("local")  # before any test imports ray
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that no worker is left alone with one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with the longest tests first, so that no worker is left alone with one at the end."""
+    seconds = {}
+    for item in items:
+        marker = item.get_closest_marker("slow")
+        seconds[item.path] = max(seconds.get(item.path, 0), marker.kwargs.get("seconds", 20) if marker else 0)
+    items.sort(key=lambda item: -seconds[item.path])

@@ -60,9 +60,10 @@ def run(
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
+@set_option
 @address_option
 @run_options
-def demo(out: Path, as_json: bool, **options: Any) -> None:
+def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run the whole chain on a generated data set: no GPU, no download.
 
     \b
@@ -77,7 +78,7 @@ def demo(out: Path, as_json: bool, **options: Any) -> None:
             write_dataset(unfinished, DEMO)
     from orchestrator.system import load_systems
 
-    _run(load_systems(["demo"]), data, out, as_json, options)
+    _run(load_systems(["demo"], None, overrides), data, out, as_json, options)
 
 
 def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, options: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from branches.data.synthetic import SyntheticSize, write_dataset
 from fusion.methods import METHODS
 from scoring.metrics import official_metrics
 from scoring.table import metadata_of, read_table
-from tests.commands import SMALL_SYSTEM, TUTTI, tutti
+from tests.commands import SMALL_SYSTEM, TUTTI, tutti, tutti_here
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=200)
 
 
 class Run:
@@ -110,25 +110,25 @@ def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
     by_store = ["--tracking-uri", store, "--experiment", experiment, "--run", parent.info.run_id]
     sources = {"folder": [run.system, "--tables", run.out], "store": [run.system, *by_store], "names": by_store}
     for name, source in sources.items():
-        fused = tutti("fuse", *source, "--out", tmp_path / name, "--json")
-        assert fused.returncode == 0, fused.stderr
+        fused = tutti_here("fuse", *source, "--out", tmp_path / name, "--json")
+        assert fused.exit_code == 0, fused.stderr
         found = json.loads(fused.stdout)
         assert found["methods"]["uniform"]["in_sample"] == pytest.approx(first["methods"]["uniform"]["in_sample"])
         assert sorted(found["delivered"]["table_weights"].values()) == pytest.approx(
             sorted(first["delivered"]["table_weights"].values())
         )
     result = tmp_path / "folder" / "result.json"
-    applied = tutti("fuse", *sources["store"], "--weights", result, "--out", tmp_path / "applied", "--json")
-    assert applied.returncode == 0, applied.stderr
+    applied = tutti_here("fuse", *sources["store"], "--weights", result, "--out", tmp_path / "applied", "--json")
+    assert applied.exit_code == 0, applied.stderr
     fused = [read_table(tmp_path / name / "fused.parquet") for name in ("folder", "applied")]
     assert fused[0]["score"].to_numpy() == pytest.approx(fused[1]["score"].to_numpy())
     theirs = run.out / "systems" / "small" / "result.json"
-    again = tutti("fuse", run.system, "--tables", run.out, "--weights", theirs, "--out", tmp_path / "again")
-    assert again.returncode == 0, again.stderr
+    again = tutti_here("fuse", run.system, "--tables", run.out, "--weights", theirs, "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.stderr
     delivered = read_table(theirs.with_name("fused.parquet"))["score"].to_numpy()
     assert read_table(tmp_path / "again" / "fused.parquet")["score"].to_numpy() == pytest.approx(delivered)
-    lost = tutti("fuse", *by_store[:3], "none", "--out", tmp_path / "lost")
-    assert lost.returncode == 2
+    lost = tutti_here("fuse", *by_store[:3], "none", "--out", tmp_path / "lost")
+    assert lost.exit_code == 2
     assert "has no experiment 'none'" in lost.stderr
 
 
@@ -145,7 +145,7 @@ def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, fi
     assert second.returncode == 0, second.stderr
     assert "2 branches, 2 of them finished" in second.stderr
     assert (run.out / "systems" / "small" / "result.json").stat().st_mtime == report
-    plan = json.loads(tutti("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
+    plan = json.loads(tutti_here("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
     assert [branch["done"] for branch in plan["branches"]] == [True, True]
 
     assert json.loads(second.stdout)["systems"]["small"] == first
@@ -215,7 +215,7 @@ def test_a_failing_branch_stops_no_other(tmp_path):
 
 def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     killed = Run(tmp_path)
-    killed.system.write_text(SMALL_SYSTEM.replace("steps: 10", "steps: 400").replace("seeds: [0, 1]", "seeds: [0]"))
+    killed.system.write_text(SMALL_SYSTEM.replace("steps: 10", "steps: 150").replace("seeds: [0, 1]", "seeds: [0]"))
     often = ["--checkpoint-seconds", "0"]
     driver = subprocess.Popen([TUTTI, *map(str, [*killed.arguments, *often])], stderr=subprocess.DEVNULL)
     try:
@@ -228,8 +228,8 @@ def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     assert {r.info.status for role in ("run", "branch", "fusion") for r in killed.runs(role)} == {"FINISHED"}
     (branch,) = killed.runs("branch")
     losses = killed.client().get_metric_history(branch.info.run_id, "loss")
-    assert [loss.step for loss in losses] == list(range(8, 401, 8))  # also of the time before the kill
-    assert losses[-1].step == 400
+    assert [loss.step for loss in losses] == list(range(3, 151, 3))  # also of the time before the kill
+    assert losses[-1].step == 150
 
 
 def test_one_machine_one_domain_one_class(tmp_path):
