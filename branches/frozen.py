@@ -85,14 +85,16 @@ def embed_views(
 ) -> list[NDArray[np.float32]]:
     """Embeddings of all clips for views of one backbone and channel: the encoder runs once."""
     backbone = FrozenBackbone(views, device)
-    found: list[NDArray[np.float32]] = []
+    embeddings_by_view: list[NDArray[np.float32]] = []
     for rows in batches_of_like_length(audio.lengths, batch_size):
         clips = [audio.waveform(i, views[0].channel) for i in rows]
         outputs = backbone(*features_of(clips, torch.device(device)))
-        found = found or [np.empty((len(audio), *output.shape[1:]), np.float32) for output in outputs]
-        for embeddings, output in zip(found, outputs, strict=True):
+        embeddings_by_view = embeddings_by_view or [
+            np.empty((len(audio), *output.shape[1:]), np.float32) for output in outputs
+        ]
+        for embeddings, output in zip(embeddings_by_view, outputs, strict=True):
             embeddings[rows] = output.cpu().numpy()
-    return found
+    return embeddings_by_view
 
 
 class FrozenBackbone:

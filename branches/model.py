@@ -80,9 +80,9 @@ def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     """
     backbone = model.spec.backbone
     elsewhere = backbone.path == "tiny" or "://" in backbone.path
-    place = backbone.path if elsewhere else str(Path(backbone.path).resolve())
+    location = backbone.path if elsewhere else str(Path(backbone.path).resolve())
     branch = {"spec": model.spec.model_dump_json(), "head": model.head_state()}
-    save_beats(model.backbone, path, base=(place, backbone.sha256), branch=branch)
+    save_beats(model.backbone, path, base=(location, backbone.sha256), branch=branch)
 
 
 def load_branch(path: str | os.PathLike[str], device: str = "cpu") -> BranchModel:

@@ -38,8 +38,8 @@ def correlations(scores: LabelledScores) -> NDArray[np.float64]:
     """
     by_machine = []
     for rows in scores.cells.rows:
-        own = scores.values[:, np.unique(rows)]
-        centred = own - own.mean(axis=1, keepdims=True)
+        values = scores.values[:, np.unique(rows)]
+        centred = values - values.mean(axis=1, keepdims=True)
         length = np.linalg.norm(centred, axis=1, keepdims=True)
         scaled = centred / np.where(length > 0, length, 1)
         by_machine.append(scaled @ scaled.T)
@@ -71,13 +71,13 @@ def marginals(scores: LabelledScores, weights: Mapping[str, Weights]) -> list[fl
     without = 1 - np.eye(len(scores.names))
     cells = np.full((len(without) + 1, 3, len(of_group)), np.nan)
     possible = np.ones(len(without), bool)
-    for machine, own in weights.items():
-        left = own * without
+    for machine, machine_weights in weights.items():
+        left = machine_weights * without
         total = left.sum(axis=1)
         possible &= total > 1e-9
-        left[total <= 1e-9] = own
+        left[total <= 1e-9] = machine_weights
         group = of_group == machine
-        normalised = np.concatenate([left / left.sum(axis=1, keepdims=True), own[None]])
+        normalised = np.concatenate([left / left.sum(axis=1, keepdims=True), machine_weights[None]])
         cells[..., group] = scores.objective.cells(normalised)[..., group]
     omega = harmonic_mean(cells, axis=(-2, -1))
     return [float(omega[-1] - o) if p else None for o, p in zip(omega[:-1], possible, strict=True)]
@@ -96,7 +96,9 @@ def prune(scores: LabelledScores, weights: Weights, by_machine: Mapping[str, Wei
     by_machine: (C,) chosen without each machine; empty if there is one machine only
     """
     path = _path(scores, weights)
-    held = {machine: _path(scores.without([machine]), own) for machine, own in by_machine.items()}
+    held = {
+        machine: _path(scores.without([machine]), machine_weights) for machine, machine_weights in by_machine.items()
+    }
     curve = [(size, float(scores.omega(w)), _lomo(scores, held, size)) for size, w in path.items()]
     judged = [in_sample if lomo is None else lomo for _, in_sample, lomo in curve]
     last = max(i for i, omega in enumerate(judged) if omega >= judged[0] - tolerance)
@@ -127,6 +129,6 @@ def _lomo(scores: LabelledScores, paths: Mapping[str, Mapping[int, Weights]], si
     cells = np.full((3, len(of_group)), np.nan)
     for machine, path in paths.items():
         weights = path[max((n for n in path if n <= size), default=min(path))]
-        own = of_group == machine
-        cells[:, own] = scores.objective.cells(weights)[:, own]
+        group = of_group == machine
+        cells[:, group] = scores.objective.cells(weights)[:, group]
     return float(harmonic_mean(cells))

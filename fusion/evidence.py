@@ -82,12 +82,12 @@ class Evidence:
     """
 
     def __init__(
-        self, tables: Mapping[str, LabelledScores], tree: Tree, problem: Problem, found: Mapping[Task, Found]
+        self, tables: Mapping[str, LabelledScores], tree: Tree, problem: Problem, results: Mapping[Task, Found]
     ) -> None:
-        self._tables, self._problem, self._found = tables, problem, found
+        self._tables, self._problem, self._found = tables, problem, results
         self._averages = averaging(tree, tables[CALIBRATED].names)
         self._pools = {scale: configurations_of(scores, tree) for scale, scores in tables.items()}
-        by_machines = {task.left_out: result for task, result in found.items() if task.fold is None}
+        by_machines = {task.left_out: result for task, result in results.items() if task.fold is None}
         self.estimates = Estimates(self._pools, by_machines)
 
     def validation(self, tolerance: float) -> Validation:

@@ -32,7 +32,7 @@ def evolution(
     for point, start in zip(population, starts, strict=False):
         over, inside = factors(start, parts)
         point[:] = np.concatenate([to_point(over), *map(to_point, inside)])
-    found = differential_evolution(
+    optimum = differential_evolution(
         lambda points: -scores.omega(_weights(points.T, parts)),
         [(0, 1)] * population.shape[1],
         init=population,
@@ -43,7 +43,7 @@ def evolution(
         vectorized=True,
         seed=rng,
     )
-    return _weights(found.x[None], parts)[0]
+    return _weights(optimum.x[None], parts)[0]
 
 
 def _weights(points: NDArray[np.float64], parts: Parts) -> NDArray[np.float64]:

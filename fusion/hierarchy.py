@@ -56,11 +56,11 @@ def configuration_names(tree: Tree) -> list[str]:
 
 def averaging(tree: Tree, names: Sequence[str]) -> NDArray[np.float64]:
     """(K, tables): the share of each named table in each configuration, equal for its seeds."""
-    place = {name: i for i, name in enumerate(names)}
+    column = {name: i for i, name in enumerate(names)}
     configurations = [seeds for c in tree.values() for seeds in c.values()]
     matrix = np.zeros((len(configurations), len(names)))
     for row, seeds in zip(matrix, configurations, strict=True):
-        np.add.at(row, [place[seed] for seed in seeds], 1 / len(seeds))
+        np.add.at(row, [column[seed] for seed in seeds], 1 / len(seeds))
     return matrix
 
 

@@ -90,9 +90,9 @@ def weighted_sum(
 def _check_training_clips(clips: pa.Table) -> None:
     """Refuse at once what could not be calibrated at the end."""
     train = clips["split"].to_numpy() == "train"
-    for machine, section, own in groups(clips):
-        if not is_transductive(clips) and (known := int((own & train).sum())) < 2:
-            raise InputError(f"machine {machine} section {section} has {known} training clips to calibrate on, not 2")
+    for machine, section, rows in groups(clips):
+        if not is_transductive(clips) and (count := int((rows & train).sum())) < 2:
+            raise InputError(f"machine {machine} section {section} has {count} training clips to calibrate on, not 2")
 
 
 def _check_same(column: str, first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:

@@ -80,9 +80,9 @@ class LabelledScores:
         labels = np.stack([self.cells.positive[2], *self.cells.negative]) > 0
         codes = np.einsum("k,kgn->gn", [1, 2, 4, 8], labels)
         return [
-            np.unique(rows[own == code])
-            for rows, own in zip(self.cells.rows, codes, strict=True)
-            for code in np.unique(own[own > 0])
+            np.unique(rows[codes_of_machine == code])
+            for rows, codes_of_machine in zip(self.cells.rows, codes, strict=True)
+            for code in np.unique(codes_of_machine[codes_of_machine > 0])
         ]
 
     def omega(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -24,9 +24,9 @@ def on_scale(scale: str, clips: pa.Table, scores: NDArray[np.float64]) -> NDArra
 def _ranks(clips: pa.Table, scores: NDArray[np.float64]) -> NDArray[np.float64]:
     reference = clips["split"].to_numpy() == ("test" if is_transductive(clips) else "train")
     ranks = np.empty_like(scores)
-    for _, _, own in groups(clips):
+    for _, _, group in groups(clips):
         for row, out in zip(np.atleast_2d(scores), np.atleast_2d(ranks), strict=True):
-            known = np.sort(row[own & reference])
-            below, up_to = (np.searchsorted(known, row[own], side) for side in ("left", "right"))
-            out[own] = (below + up_to) / (2 * len(known))
+            references = np.sort(row[group & reference])
+            below, up_to = (np.searchsorted(references, row[group], side) for side in ("left", "right"))
+            out[group] = (below + up_to) / (2 * len(references))
     return ranks

@@ -105,28 +105,30 @@ def run_here(problem: Problem, tasks: Iterable[Task]) -> Iterator[tuple[Task, Fo
 def search_all(problem: Problem, runner: Runner, folder: Path | None = None) -> dict[Task, Found]:
     """Every task's result. What is finished is kept in `folder`, if given, and not searched again."""
     tasks = tasks_of(problem)
-    found = {task: known for task in tasks if folder and (known := _load(_file(folder, task)))}
-    missing = [task for task in tasks if task not in found]
-    if found:
-        log.info("%d of %d searches are there already", len(found), len(tasks))
-    told = time.monotonic()
+    results = {task: kept for task in tasks if folder and (kept := _load(_file(folder, task)))}
+    missing = [task for task in tasks if task not in results]
+    if results:
+        log.info("%d of %d searches are there already", len(results), len(tasks))
+    logged = time.monotonic()
     for task, result in runner(problem, missing):
-        found[task] = result
+        results[task] = result
         if folder:
             _save(_file(folder, task), result)
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
-            log.info("%d of %d searches done", len(found), len(tasks))
-    return {task: found[task] for task in tasks}
+        if time.monotonic() - logged > PROGRESS_SECONDS:
+            logged = time.monotonic()
+            log.info("%d of %d searches done", len(results), len(tasks))
+    return {task: results[task] for task in tasks}
 
 
 def _file(folder: Path, task: Task) -> Path:
     return folder / f"{crc32(task.name.encode()):08x}.npz"
 
 
-def _save(path: Path, found: Found) -> None:
+def _save(path: Path, weights_by_method: Found) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {f"{method}|{strength}": w for method, weights in found.items() for strength, w in weights.items()}
+    flat = {
+        f"{method}|{strength}": w for method, weights in weights_by_method.items() for strength, w in weights.items()
+    }
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **flat)
 
@@ -134,10 +136,10 @@ def _save(path: Path, found: Found) -> None:
 def _load(path: Path) -> Found | None:
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
-            found: Found = {}
+            weights_by_method: Found = {}
             for key in arrays.files:
                 method, _, strength = key.partition("|")
-                found.setdefault(method, {})[strength] = arrays[key]
-            return found
+                weights_by_method.setdefault(method, {})[strength] = arrays[key]
+            return weights_by_method
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         return None

@@ -51,16 +51,16 @@ class Estimates:
     found: for each set of `sets_left_out` what was found without these machines
     """
 
-    def __init__(self, pools: Mapping[str, LabelledScores], found: Mapping[Machines, Found]) -> None:
-        self._pools, self._found = pools, found
+    def __init__(self, pools: Mapping[str, LabelledScores], results: Mapping[Machines, Found]) -> None:
+        self._pools, self._found = pools, results
         pool = next(iter(pools.values()))
         self.machines = pool.machines
         self._of_group = np.array(pool.cells.machines)
-        self._cells = {left_out: self._cells_of(methods) for left_out, methods in found.items()}
+        self._cells = {left_out: self._cells_of(methods) for left_out, methods in results.items()}
 
-    def _cells_of(self, found: Found) -> dict[Candidate, NDArray[np.float64]]:
+    def _cells_of(self, results: Found) -> dict[Candidate, NDArray[np.float64]]:
         cells: dict[Candidate, NDArray[np.float64]] = {}
-        for method, weights in found.items():
+        for method, weights in results.items():
             values = self._pools[METHODS[method].scale].objective.cells(np.stack(list(weights.values())))
             cells |= {(method, strength): value for strength, value in zip(weights, values, strict=True)}
         return cells
@@ -87,8 +87,8 @@ class Estimates:
         cells = np.full((3, len(self._of_group)), np.nan)
         for machine in machines:
             left_out = without | {machine}
-            own = self._of_group == machine
-            cells[:, own] = self._cells[left_out][choose(left_out)][:, own]
+            group = self._of_group == machine
+            cells[:, group] = self._cells[left_out][choose(left_out)][:, group]
         return cells
 
     def lomo(self, choose: Callable[[Machines], Candidate]) -> Metrics | None:
@@ -127,9 +127,9 @@ class Estimates:
         """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""
         if len(self.machines) < 2:
             return None, None
-        own, simple = self._losses(candidate, NOBODY), self._losses(self._simple(), NOBODY)
+        losses, simple = self._losses(candidate, NOBODY), self._losses(self._simple(), NOBODY)
         # Omega is the reciprocal of the mean loss, so a small difference in loss is one in Omega times its square.
-        return _gain(own, simple), float(_standard_error(simple - own) / own.mean() ** 2)
+        return _gain(losses, simple), float(_standard_error(simple - losses) / losses.mean() ** 2)
 
     def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
         """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""

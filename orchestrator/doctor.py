@@ -152,10 +152,10 @@ def _gpus(subject: Subject) -> Iterator[Check]:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        versions = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return found[0] if found else None
+    return versions[0] if versions else None
 
 
 def _gpu(device: int, driver: str | None) -> Check:
@@ -190,9 +190,9 @@ def _ray(subject: Subject) -> Iterator[Check]:
         last = (done.stderr.strip().splitlines() or ["the process died"])[-1]
         yield Check("ray", "problem", f"no session at {subject.address}: {last}", remedy)
         return
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    resources = ", ".join(f"{found['resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-    yield Check("ray", "ok", f"a session at {subject.address} has {resources}; authentication: {found['auth']}")
+    session = json.loads(done.stdout.strip().splitlines()[-1])
+    resources = ", ".join(f"{session['resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    yield Check("ray", "ok", f"a session at {subject.address} has {resources}; authentication: {session['auth']}")
 
 
 def _store(subject: Subject) -> Iterator[Check]:
@@ -241,8 +241,8 @@ def _disk(subject: Subject) -> Iterator[Check]:
 def _audio_bytes(data: Path | None) -> int:
     """Size of the data set's recordings, noise included; what is wrong with it is another check's business."""
     folders = ("train", "test", "source_test", "target_test", "supplemental")
-    found = [path for folder in folders for path in data.glob(f"*/{folder}/*.wav")] if data is not None else []
-    return sum(path.stat().st_size for path in found)
+    recordings = [path for folder in folders for path in data.glob(f"*/{folder}/*.wav")] if data is not None else []
+    return sum(path.stat().st_size for path in recordings)
 
 
 def _size_of(folder: Path) -> int:

@@ -67,25 +67,25 @@ def detector_id(detector: DetectorSpec) -> str:
 
 def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:
     """Collect the branches of all systems on a data set; without one their ids are good within this plan only."""
-    found: dict[str, Branch] = {}
+    branches: dict[str, Branch] = {}
     trees: dict[str, Tree] = {}
     for system in systems:
         trees[system.name] = {
             subsystem: {
                 name: [
-                    _add(found, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", dataset))
+                    _add(branches, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", dataset))
                     for seed in c.seeds
                 ]
                 for name, c in configurations.items()
             }
             for subsystem, configurations in system.subsystems.items()
         }
-    return Plan(tuple(found.values()), trees)
+    return Plan(tuple(branches.values()), trees)
 
 
-def _add(found: dict[str, Branch], branch: Branch) -> str:
+def _add(branches: dict[str, Branch], branch: Branch) -> str:
     """Put a branch with one detector among those found, and name its table."""
-    found[branch.branch_id] = _merge(found.get(branch.branch_id), branch)
+    branches[branch.branch_id] = _merge(branches.get(branch.branch_id), branch)
     return table_names(branch)[0]
 
 
@@ -118,17 +118,17 @@ def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Da
     )
 
 
-def _merge(known: Branch | None, new: Branch) -> Branch:
-    if known is None:
+def _merge(planned: Branch | None, new: Branch) -> Branch:
+    if planned is None:
         return new
     return Branch(
-        known.branch_id,
-        known.config_id,
-        known.name,
-        tuple(dict.fromkeys([*known.systems, *new.systems])),
-        known.spec,
-        tuple(dict.fromkeys([*known.detectors, *new.detectors])),
-        known.clips,
+        planned.branch_id,
+        planned.config_id,
+        planned.name,
+        tuple(dict.fromkeys([*planned.systems, *new.systems])),
+        planned.spec,
+        tuple(dict.fromkeys([*planned.detectors, *new.detectors])),
+        planned.clips,
     )
 
 

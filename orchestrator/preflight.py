@@ -64,11 +64,11 @@ def check_models(branches: Sequence[Branch]) -> None:
 
     for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
         model = load_beats(path, sha256=sha256)
-        own = [b.spec for b in branches if b.spec.backbone.path == path]
-        for layers in dict.fromkeys(spec.backbone.layers for spec in own):
+        specs = [b.spec for b in branches if b.spec.backbone.path == path]
+        for layers in dict.fromkeys(spec.backbone.layers for spec in specs):
             model.layer_numbers(layers)
         # Of the strategies only adapters can be refused, by a checkpoint that has some.
-        for strategy in [spec.strategy for spec in own if isinstance(spec.strategy, LoraSpec)][:1]:
+        for strategy in [spec.strategy for spec in specs if isinstance(spec.strategy, LoraSpec)][:1]:
             prepare(model, strategy)
     masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
     for file in dict.fromkeys(file for spec in masked for file in spec.tokenizers):
@@ -105,11 +105,11 @@ def check_noise(noise: pa.Table, branches: Sequence[Branch]) -> None:
 
 def check_machines(index: pa.Table, branches: Sequence[Branch]) -> None:
     """Raise `InputError` if a branch is to train on a machine that is not among the data."""
-    known = set(index["machine"].to_pylist())
+    machines = set(index["machine"].to_pylist())
     for branch in branches:
-        if missing := sorted(set(branch.spec.machines or ()) - known):
+        if missing := sorted(set(branch.spec.machines or ()) - machines):
             raise InputError(
-                f"{branch.name}: machines: no {missing[0]} among the data; there are {', '.join(sorted(known))}"
+                f"{branch.name}: machines: no {missing[0]} among the data; there are {', '.join(sorted(machines))}"
             )
 
 

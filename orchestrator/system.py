@@ -104,8 +104,8 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
     if path.suffix not in (".yaml", ".yml"):
         path = SYSTEMS / f"{name_or_path}.yaml"
         if not path.exists() or path.parent != SYSTEMS:
-            known = ", ".join(built_in_systems())
-            raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {known}")
+            allowed = ", ".join(built_in_systems())
+            raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {allowed}")
     raw = _read_yaml(path)
     mistakes = _share_settings(raw, backbone == "tiny")
     for override in overrides:
@@ -167,10 +167,10 @@ def _share_settings(raw: dict[str, Any], tiny: bool) -> list[str]:
     for configurations in subsystems.values() if isinstance(subsystems, dict) else []:
         for name in configurations if isinstance(configurations, dict) else []:
             configuration = configurations[name] = configurations[name] or {}
-            own = configuration.get("branch", {}) if isinstance(configuration, dict) else None
-            if isinstance(own, dict):
-                mistakes += [f"{name}.branch.{_SEED}"] if own.pop("seed", None) is not None else []
-                configuration["branch"] = {**shared, **own}
+            settings = configuration.get("branch", {}) if isinstance(configuration, dict) else None
+            if isinstance(settings, dict):
+                mistakes += [f"{name}.branch.{_SEED}"] if settings.pop("seed", None) is not None else []
+                configuration["branch"] = {**shared, **settings}
     return mistakes
 
 
@@ -181,7 +181,7 @@ def _mistakes_in(settings: Any) -> list[str]:
     try:
         BranchSpec.model_validate(settings)
     except ValidationError as error:
-        if not isinstance(settings, dict) or any(found["loc"] for found in error.errors()):
+        if not isinstance(settings, dict) or any(mistake["loc"] for mistake in error.errors()):
             return describe(error, BranchSpec)
     return []
 
@@ -227,19 +227,23 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """What pydantic found, a line each: key, what is wrong, what is allowed."""
     errors = error.errors(include_url=False)
     # A list of which an element is wrong is called too short as well.
-    inner = {found["loc"][:depth] for found in errors for depth in range(len(found["loc"]))}
-    return [_described(found, model) for found in errors if found["type"] != "too_short" or found["loc"] not in inner]
+    inner = {mistake["loc"][:depth] for mistake in errors for depth in range(len(mistake["loc"]))}
+    return [
+        _described(mistake, model)
+        for mistake in errors
+        if mistake["type"] != "too_short" or mistake["loc"] not in inner
+    ]
 
 
-def _described(found: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(map(str, found["loc"])) or "the file"
-    if found["type"] == "extra_forbidden":
-        allowed = _allowed_keys(model, found["loc"])
-        near = difflib.get_close_matches(str(found["loc"][-1]), allowed, 1)
+def _described(mistake: ErrorDetails, model: type[BaseModel]) -> str:
+    key = ".".join(map(str, mistake["loc"])) or "the file"
+    if mistake["type"] == "extra_forbidden":
+        allowed = _allowed_keys(model, mistake["loc"])
+        near = difflib.get_close_matches(str(mistake["loc"][-1]), allowed, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
         return f"{key}: unknown key{meant}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    remedy = _REMEDIES.get((str(found["loc"][-1:] and found["loc"][-1]), found["type"]), "")
-    return f"{key}: {found['msg'].removeprefix('Value error, ')} (it is {found['input']!r}){remedy}"
+    remedy = _REMEDIES.get((str(mistake["loc"][-1:] and mistake["loc"][-1]), mistake["type"]), "")
+    return f"{key}: {mistake['msg'].removeprefix('Value error, ')} (it is {mistake['input']!r}){remedy}"
 
 
 def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -50,8 +50,8 @@ def score_table(
     split, domain = rows_of(clips, ["split", "domain"])
     attributes = _attributes(clips, split == "train") if detector.uses_attributes else np.full(len(X), "", object)
     score = np.empty(len(X))
-    for machine, section, own in groups(clips):
-        train, test = np.flatnonzero(own & (split == "train")), np.flatnonzero(own & (split == "test"))
+    for machine, section, group in groups(clips):
+        train, test = np.flatnonzero(group & (split == "train")), np.flatnonzero(group & (split == "test"))
         try:
             bank = Bank(detector, X[train], domain[train], attributes[train])
             score[train], score[test] = bank.train_scores, bank.scores(X[test])
@@ -85,16 +85,16 @@ def _attributes(clips: pa.Table, train: NDArray[np.bool_]) -> NDArray[np.object_
     """The attributes of training clips as text; those of test clips are not read, since evaluation hides them."""
     if "attributes" not in clips.column_names:
         raise InputError("the detector uses attributes, and the clips have no column attributes")
-    found = np.full(len(train), "", object)
-    found[train] = attributes_as_text(clips.filter(pa.array(train)))
-    return found
+    texts = np.full(len(train), "", object)
+    texts[train] = attributes_as_text(clips.filter(pa.array(train)))
+    return texts
 
 
 def attributes_as_text(clips: pa.Table) -> NDArray[np.object_]:
     """Attributes (rows,) as text that is equal where they are equal."""
-    found = np.empty(clips.num_rows, object)
-    found[:] = [repr(pairs) for pairs in clips["attributes"].to_pylist()]
-    return found
+    texts = np.empty(clips.num_rows, object)
+    texts[:] = [repr(pairs) for pairs in clips["attributes"].to_pylist()]
+    return texts
 
 
 class Bank:
@@ -157,11 +157,11 @@ def standardised(held_out: Array, member: NDArray[np.int64], distances: Array) -
     member: (n,) the column of each clip's own domain
     distances: (m, domains) of other clips
     """
-    own = held_out[np.arange(len(member)), member]
-    known = ~np.isnan(own)
-    centre = own[known].mean() if known.any() else 0.0
-    one = np.equal.outer(member, np.arange(held_out.shape[1])) & known[:, None]
-    value = np.where(one, (own - centre)[:, None], 0.0)
+    own_distance = held_out[np.arange(len(member)), member]
+    measured = ~np.isnan(own_distance)
+    centre = own_distance[measured].mean() if measured.any() else 0.0
+    one = np.equal.outer(member, np.arange(held_out.shape[1])) & measured[:, None]
+    value = np.where(one, (own_distance - centre)[:, None], 0.0)
     sums = one.astype(float), value, value**2
     totals = [part.sum(axis=0) for part in sums]
     mean, spread = _usual(*totals)

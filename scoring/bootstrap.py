@@ -82,9 +82,9 @@ def _strata(cells: LabelledCells, table: pa.Table) -> Iterator[tuple[int, NDArra
     (domain,) = rows_of(table, ["domain"])
     for weights in (cells.positive, cells.negative):
         for group, rows in enumerate(cells.rows):
-            own = weights[:, group].any(axis=0)
-            for name in sorted(set(domain[rows[own]]), key=str):
-                yield group, np.flatnonzero(own & (domain[rows] == name))
+            drawn = weights[:, group].any(axis=0)
+            for name in sorted(set(domain[rows[drawn]]), key=str):
+                yield group, np.flatnonzero(drawn & (domain[rows] == name))
 
 
 def _interval(bounds: NDArray[np.float64]) -> Interval | None:

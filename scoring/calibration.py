@@ -35,10 +35,10 @@ def calibrate(clips: pa.Table, score: Array, method: Method = "location_scale") 
     """
     train = clips["split"].to_numpy() == "train"
     calibrated = np.empty(len(score))
-    for machine, section, own in groups(clips):
+    for machine, section, group in groups(clips):
         name = f"machine {machine} section {section}"
-        check_varied(score[own & train], name)
-        calibrated[own] = METHODS[method](score[own & train], score[own])
+        check_varied(score[group & train], name)
+        calibrated[group] = METHODS[method](score[group & train], score[group])
     return calibrated
 
 
@@ -89,11 +89,11 @@ def tail(train: Array, scores: Array) -> Array:
     middle = (values > -lower) & (values < upper)
     knots = np.concatenate([[-lower], values[middle], [upper]])
     shares = np.concatenate([[below], rank[middle], [1 - above]])
-    found = np.interp(scores, knots, ndtri(shares))
+    quantiles = np.interp(scores, knots, ndtri(shares))
     high, low = scores > upper, scores < -lower
-    found[high] = -ndtri_exp(np.log(above) - (scores[high] - upper) / width_above)
-    found[low] = ndtri_exp(np.log(below) - (-scores[low] - lower) / width_below)
-    return found
+    quantiles[high] = -ndtri_exp(np.log(above) - (scores[high] - upper) / width_above)
+    quantiles[low] = ndtri_exp(np.log(below) - (-scores[low] - lower) / width_below)
+    return quantiles
 
 
 def _tail_of(train: Array) -> tuple[float, float, float]:
@@ -133,7 +133,7 @@ def transductive_normalisation(table: pa.Table) -> pa.Table:
     """
     test, score = table["split"].to_numpy() == "test", table["score"].to_numpy()
     calibrated = np.empty(len(score))
-    for machine, section, own in groups(table):
-        check_varied(score[own & test], f"machine {machine} section {section}", "test")
-        calibrated[own] = location_scale(score[own & test], score[own])
+    for machine, section, group in groups(table):
+        check_varied(score[group & test], f"machine {machine} section {section}", "test")
+        calibrated[group] = location_scale(score[group & test], score[group])
     return with_scores(table, score, calibrated, {**metadata_of(table), TRANSDUCTIVE: "true"})

@@ -75,11 +75,11 @@ def thresholds(table: pa.Table, rule: Rule = "gamma", quantile: float = QUANTILE
         If a machine and section has fewer than two training rows, scores that do not vary, or too few for the rule.
     """
     train, score = table["split"].to_numpy() == "train", table["score"].to_numpy()
-    found = {}
-    for machine, section, own in groups(table):
-        check_varied(score[own & train], f"machine {machine} section {section}")
-        found[machine, section] = RULES[rule](score[own & train], quantile)
-    return found
+    limits = {}
+    for machine, section, group in groups(table):
+        check_varied(score[group & train], f"machine {machine} section {section}")
+        limits[machine, section] = RULES[rule](score[group & train], quantile)
+    return limits
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ def decision_metrics(table: pa.Table, limits: Thresholds) -> dict[str, DecisionM
         raise InputError("no test clip has a known condition; metrics need labelled clips")
     split, condition, score = rows_of(table, ["split", "condition", "score"])
     counts: dict[str, NDArray[np.int64]] = {}
-    for machine, section, own in groups(table):
-        own &= split == "test"
+    for machine, section, group in groups(table):
+        group &= split == "test"
         above = score > limits[machine, section]
-        anomaly, normal = own & (condition == "anomaly"), own & (condition == "normal")
-        found = np.array([(anomaly & above).sum(), (normal & above).sum(), (anomaly & ~above).sum()])
+        anomaly, normal = group & (condition == "anomaly"), group & (condition == "normal")
+        outcomes = np.array([(anomaly & above).sum(), (normal & above).sum(), (anomaly & ~above).sum()])
         if anomaly.any() or normal.any():
-            counts[machine] = counts.get(machine, 0) + found
-    return {machine: _decision_metrics(*map(int, found)) for machine, found in counts.items()}
+            counts[machine] = counts.get(machine, 0) + outcomes
+    return {machine: _decision_metrics(*map(int, outcomes)) for machine, outcomes in counts.items()}
 
 
 def _decision_metrics(hits: int, false_alarms: int, misses: int) -> DecisionMetrics:

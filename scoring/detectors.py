@@ -85,20 +85,20 @@ class MahalanobisDetector:
 
     def distances(self, X: NDArray[np.floating]) -> Array:
         """See `Detector.distances`."""
-        found = self._nearest(self._pooled.distances(X))
+        pooled = self._nearest(self._pooled.distances(X))
         for name, model in self._own.items():
-            found[:, self.domains_.index(name)] = model.distances(X).min(axis=1)
-        return found
+            pooled[:, self.domains_.index(name)] = model.distances(X).min(axis=1)
+        return pooled
 
     def held_out_distances(self) -> Array:
         """See `Detector.held_out_distances`."""
-        found = self._nearest(self._pooled.held_out_distances())
+        result = self._nearest(self._pooled.held_out_distances())
         for name, model in self._own.items():
-            own = self._domain == name
+            of_domain = self._domain == name
             column = self.domains_.index(name)
-            found[own, column] = _nanmin(model.held_out_distances())
-            found[~own, column] = model.distances(self._pooled.X_[~own]).min(axis=1)
-        return found
+            result[of_domain, column] = _nanmin(model.held_out_distances())
+            result[~of_domain, column] = model.distances(self._pooled.X_[~of_domain]).min(axis=1)
+        return result
 
     def _nearest(self, to_groups: Array) -> Array:
         of = np.array([group.partition("\0")[0] for group in self._pooled.groups_])
@@ -107,8 +107,8 @@ class MahalanobisDetector:
 
 def _nanmin(distances: Array) -> Array:
     """Smallest of each row that is not NaN."""
-    found: Array = np.fmin.reduce(distances, axis=1)
-    return found
+    smallest: Array = np.fmin.reduce(distances, axis=1)
+    return smallest
 
 
 class SeparateBanks:
@@ -143,13 +143,13 @@ class SeparateBanks:
 
     def held_out_distances(self) -> Array:
         """See `Detector.held_out_distances`."""
-        found = np.empty((len(self._X), len(self._rows)))
+        result = np.empty((len(self._X), len(self._rows)))
         for d, (rows, count) in enumerate(zip(self._rows, self._synthetic, strict=True)):
             others = np.setdiff1d(np.arange(len(self._X)), rows)
             if len(others):
-                found[others, d] = -self._fitted[d].score_samples(self._X[others])
-            found[rows, d] = -held_out_scores(self.estimator, self._X[rows], count, self.smote_k)
-        return found
+                result[others, d] = -self._fitted[d].score_samples(self._X[others])
+            result[rows, d] = -held_out_scores(self.estimator, self._X[rows], count, self.smote_k)
+        return result
 
 
 class _Settings(BaseModel):

@@ -146,11 +146,15 @@ class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishe
         square = self._moments.square - 2 * share * (c**2 @ self._eigenvalues) + share**2 * length**2
         fourth = np.full(len(c), self._moments.fourth)
         for g, of in enumerate(by_group):
-            own = (member == g) & (share > 0)
-            h, s, clips = (share[own, None] - 1) * c[own], (share[own] - 1) ** 2 * length[own], self._counts[g]
+            rows = (member == g) & (share > 0)
+            h, s, clips = (
+                (share[rows, None] - 1) * c[rows],
+                (share[rows] - 1) ** 2 * length[rows],
+                self._counts[g],
+            )
             moved = of.fourth + 4 * np.einsum("ij,ij->i", h @ of.scatter, h) + clips * s**2
             moved += 4 * h @ of.third + 2 * s * np.trace(of.scatter)
-            fourth[own] += moved - of.fourth - share[own] ** 4 * length[own] ** 2
+            fourth[rows] += moved - of.fourth - share[rows] ** 4 * length[rows] ** 2
         return Moments(self._moments.n - 1, trace, square, fourth)
 
     def _shrunk(self, moments: Moments) -> tuple[Array, Array]:
@@ -177,8 +181,8 @@ class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishe
         return sums
 
     def _centred(self, rows: slice | NDArray[np.int64]) -> Array:
-        own = self.means_ if len(self.means_) == 1 else self.means_[self._member[rows]]
-        return np.asarray(self.X_[rows], np.float64) - own
+        mean = self.means_ if len(self.means_) == 1 else self.means_[self._member[rows]]
+        return np.asarray(self.X_[rows], np.float64) - mean
 
     def _decomposed(self) -> tuple[Array, Array, np.float64]:
         """Eigenvalues (r,) and eigenvectors (E, r) of the scatter, and Σ |c|⁴; r < E with fewer clips than E."""

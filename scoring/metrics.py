@@ -102,7 +102,7 @@ class LabelledCells:
     def measurable(self) -> LabelledCells:
         """The groups of the machines that have both normals and anomalies to tell apart."""
         both = np.any(self.positive.any(axis=-1) & self.negative.any(axis=-1), axis=0).tolist()
-        return self.select([machine for machine, known in zip(self.machines, both, strict=True) if known])
+        return self.select([machine for machine, has_both in zip(self.machines, both, strict=True) if has_both])
 
     def select(self, machines: Sequence[str]) -> LabelledCells:
         """The groups of the given machines only."""
@@ -180,8 +180,8 @@ def _labelled(table: pa.Table) -> NDArray[np.bool_]:
 
 def _is(table: pa.Table, column: str, value: str) -> NDArray[np.bool_]:
     """Which rows (rows,) have the value; null has none."""
-    found: NDArray[np.bool_] = pc.equal(table[column], value).fill_null(False).to_numpy()
-    return found
+    equal: NDArray[np.bool_] = pc.equal(table[column], value).fill_null(False).to_numpy()
+    return equal
 
 
 def official_metrics(table: pa.Table) -> Metrics:

@@ -135,11 +135,11 @@ class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn pu
 
     def _prepared(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
         """Centred embeddings (m, E + 2) in single precision with room for two more entries."""
-        found = np.zeros((len(X), X.shape[1] + 2), np.float32)
+        padded = np.zeros((len(X), X.shape[1] + 2), np.float32)
         for first in range(0, len(X), BLOCK):
             rows = slice(first, first + BLOCK)
-            np.subtract(directions(X[rows], self.metric), self._centre, out=found[rows, :-2], casting="same_kind")
-        return found
+            np.subtract(directions(X[rows], self.metric), self._centre, out=padded[rows, :-2], casting="same_kind")
+        return padded
 
     def _exact(self, Q: NDArray[np.floating], who: Rows) -> Array:
         """Distances (m, k) of queries to the given clips of the bank, in double precision."""
@@ -147,8 +147,8 @@ class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn pu
         size = max(1, 2**22 // (who.shape[1] * Q.shape[1]))
         for first in range(0, len(Q), size):
             rows = slice(first, first + size)
-            found = directions(self._bank[who[rows]].astype(np.float64), self.metric)
-            difference = directions(Q[rows].astype(np.float64), self.metric)[:, None] - found
+            bank = directions(self._bank[who[rows]].astype(np.float64), self.metric)
+            difference = directions(Q[rows].astype(np.float64), self.metric)[:, None] - bank
             distance[rows] = np.einsum("ijk,ijk->ij", difference, difference) / 2
         return self._weight[who] * distance - self._offset[who]
 
@@ -202,8 +202,8 @@ def _diagonal(n: int) -> tuple[Rows, Rows]:
 def _within(pairs: tuple[Rows, Rows], rows: slice, columns: slice) -> tuple[Rows, Rows]:
     """The pairs of a block, counted from its corner."""
     i, j = pairs[0] - rows.start, pairs[1] - columns.start
-    own = (i >= 0) & (pairs[0] < rows.stop) & (j >= 0) & (pairs[1] < columns.stop)
-    return i[own], j[own]
+    inside = (i >= 0) & (pairs[0] < rows.stop) & (j >= 0) & (pairs[1] < columns.stop)
+    return i[inside], j[inside]
 
 
 def _keep_largest(values: NDArray[np.float32], who: Rows, new: NDArray[np.float32], first: int) -> None:

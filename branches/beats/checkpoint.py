@@ -75,8 +75,12 @@ def save_beats(
         state = _with_copied_table(state)
     else:
         content["base"] = {"path": base[0], "sha256": base[1]}
-        known = _base_state(content["base"], Path(path).parent)
-        state = {key: value for key, value in state.items() if key not in known or not torch.equal(value, known[key])}
+        base_state = _base_state(content["base"], Path(path).parent)
+        state = {
+            key: value
+            for key, value in state.items()
+            if key not in base_state or not torch.equal(value, base_state[key])
+        }
     content["model"] = state
     if branch is not None:
         content["branch"] = dict(branch)
@@ -88,8 +92,8 @@ def _base_state(base: Any, folder: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's base."""
     match base:
         case {"path": str() as path, "sha256": str() | None as sha256}:
-            place = path if path == "tiny" or "://" in path else str(folder / path)
-            return load_beats(place, sha256).state_dict()
+            location = path if path == "tiny" or "://" in path else str(folder / path)
+            return load_beats(location, sha256).state_dict()
     raise InputError(f"base is {base!r}, must be a path and a sha256")
 
 
@@ -223,17 +227,17 @@ def local_file(path: str, sha256: str | None) -> Path:
     return file
 
 
-def _check(path: str, found: str, wanted: str) -> None:
-    if not found.startswith(wanted):
-        raise InputError(f"{path} has sha256 {found}, not {wanted}…; fetch the right file or correct the digest")
+def _check(path: str, digest: str, wanted: str) -> None:
+    if not digest.startswith(wanted):
+        raise InputError(f"{path} has sha256 {digest}, not {wanted}…; fetch the right file or correct the digest")
 
 
 def _fetch(uri: str, digest: str) -> Path:
     """The cached copy of a remote file; the copy's name is its whole digest."""
     folder = _cache_folder()
-    known = sorted(folder.glob(f"{digest}*.pt")) if digest else []
-    if known:
-        return known[0]
+    cached = sorted(folder.glob(f"{digest}*.pt")) if digest else []
+    if cached:
+        return cached[0]
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
         part = Path(temporary) / "part"
         try:
@@ -243,9 +247,9 @@ def _fetch(uri: str, digest: str) -> Path:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{uri} cannot be read: {reason}") from error
         with part.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        _check(uri, found, digest)
-        return part.replace(folder / f"{found}.pt")
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        _check(uri, sha256, digest)
+        return part.replace(folder / f"{sha256}.pt")
 
 
 def _cache_folder() -> Path:

@@ -69,10 +69,10 @@ def _write(audio: AudioCache, path: Path) -> None:
     out = np.lib.format.open_memmap(path, "w+", dtype, (int(audio.lengths.sum()),))
     begin = identical = 0
     for clip in range(len(audio)):
-        heard, nothing_left = _cancelled_clip(audio, clip)
+        cancelled, nothing_left = _cancelled_clip(audio, clip)
         identical += nothing_left
-        out[begin : begin + len(heard)] = _stored(heard, dtype)
-        begin += len(heard)
+        out[begin : begin + len(cancelled)] = _stored(cancelled, dtype)
+        begin += len(cancelled)
     out.flush()
     if identical:
         log.warning("%d clips have the same sound on both channels: nothing is cancelled there", identical)

@@ -81,11 +81,11 @@ def parse_path(path: str) -> Clip:
     if folder not in _FOLDERS:
         raise InputError(f"{path}: the folder is none of {', '.join(_FOLDERS)}")
     split, domain = _FOLDERS[folder]
-    if found := _SECTION_NAME.fullmatch(name):
-        fields = found.groupdict()
+    if match := _SECTION_NAME.fullmatch(name):
+        fields = match.groupdict()
         domain = fields["domain"] or domain
-    elif found := _ID_NAME.fullmatch(name):
-        fields = {**found.groupdict(), "split": None, "attributes": None}
+    elif match := _ID_NAME.fullmatch(name):
+        fields = {**match.groupdict(), "split": None, "attributes": None}
         domain = "source"  # 2020 has one domain, and the banks call the main one source
     else:
         raise InputError(
@@ -162,9 +162,9 @@ def _check_unique(index: pa.Table) -> None:
 
 def _check_training(index: pa.Table) -> None:
     train = index["split"].to_numpy() == "train"
-    for machine, section, own in groups(index):
+    for machine, section, rows in groups(index):
         # Of two clips each is as far from the other: no scale to calibrate on.
-        if (n := int((own & train).sum())) < 3:
+        if (n := int((rows & train).sum())) < 3:
             raise InputError(
                 f"machine {machine} section {section} has {n} training clips; scoring needs at least 3: "
                 "add some, or take the machine out"
@@ -173,17 +173,17 @@ def _check_training(index: pa.Table) -> None:
 
 def counts(index: pa.Table) -> dict[str, dict[str, int]]:
     """Clips of each machine by kind, e.g. {"fan": {"sections": 1, "train source": 990, "test hidden": 200}}."""
-    found: dict[str, dict[str, int]] = {}
+    by_machine: dict[str, dict[str, int]] = {}
     columns = (index[c].to_pylist() for c in ("machine", "section", "split", "domain", "condition"))
     sections: dict[str, set[int]] = {}
     for machine, section, split, domain, condition in zip(*columns, strict=True):
         sections.setdefault(machine, set()).add(section)
         kind = f"{split} {domain or 'hidden'}" + (f" {condition or 'hidden'}" if split == "test" else "")
-        machine_counts = found.setdefault(machine, {"sections": 0})
+        machine_counts = by_machine.setdefault(machine, {"sections": 0})
         machine_counts[kind] = machine_counts.get(kind, 0) + 1
-    for machine, machine_counts in found.items():
+    for machine, machine_counts in by_machine.items():
         machine_counts["sections"] = len(sections[machine])
-    return found
+    return by_machine
 
 
 def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:

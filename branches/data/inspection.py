@@ -26,19 +26,19 @@ def inspect(root: Path, index: pa.Table) -> Inspection:
 
     The same recording among the training and the test clips makes a score look better than it is.
     """
-    found = Inspection()
+    inspection = Inspection()
     first: dict[bytes, str] = {}
     for path in index["path"].to_pylist():
         try:
             samples = read_clip(root / path)
         except InputError as error:
-            found.problems.append(str(error))
+            inspection.problems.append(str(error))
             continue
         silent = np.flatnonzero(np.ptp(samples, axis=0) == 0)
         if len(silent):
-            found.notes.append(f"{path}: nothing is heard on channel {', '.join(map(str, silent))}")
+            inspection.notes.append(f"{path}: nothing is heard on channel {', '.join(map(str, silent))}")
             continue
         other = first.setdefault(hashlib.sha256(samples.tobytes()).digest(), path)
         if other != path:
-            found.notes.append(f"{path}: the same recording as {other}")
-    return found
+            inspection.notes.append(f"{path}: the same recording as {other}")
+    return inspection

@@ -91,8 +91,8 @@ class SyntheticClip:
 
     def file_name(self) -> str:
         """Name in the challenge's form, e.g. `section_00_source_train_normal_0007_spd_1.wav`."""
-        shown = "_".join(f"{key}_{value}" for key, value in self.attributes().items()) or "noAttribute"
-        return f"section_00_{self.domain}_{self.split}_{self.condition}_{self.number:04d}_{shown}.wav"
+        attributes = "_".join(f"{key}_{value}" for key, value in self.attributes().items()) or "noAttribute"
+        return f"section_00_{self.domain}_{self.split}_{self.condition}_{self.number:04d}_{attributes}.wav"
 
     def attributes(self) -> Condition:
         """What the file name tells of the operating condition."""
@@ -125,11 +125,11 @@ def render(clip: SyntheticClip, seconds: float, seed: int = 0) -> NDArray[np.flo
     samples = round(seconds * RATE) + TAIL
     op = Operation(rng, samples, clip.operating(), fault, severity)
     responses = _room(_room_name(clip, machine), samples, seed)
-    heard = _at_microphones(op, machine.source_signal(op), _ambient(op, machine), responses)
+    channels = _at_microphones(op, machine.source_signal(op), _ambient(op, machine), responses)
     # The microphone gain is fixed up to ±1.5 dB, so loudness tells something, as in the field.
     gain = LEVEL * 10 ** (rng.uniform(-1.5, 1.5) / 20)
-    heard *= min(gain, 0.98 / np.abs(heard).max())
-    return heard
+    channels *= min(gain, 0.98 / np.abs(channels).max())
+    return channels
 
 
 def _check(root: Path, seed: int, names: Sequence[str]) -> None:
@@ -214,6 +214,6 @@ def _at_microphones(
     length = next_fast_len(op.samples, real=True)
     spectra = rfft(np.stack([source, ambient]).astype(np.float32), length)
     # Only the first TAIL samples see the wrap-around of the circular convolution, and those are cut off.
-    heard = irfft((spectra[:, None] * responses).sum(0), length)[:, TAIL : op.samples]
-    heard += 0.01 * op.rng.standard_normal(heard.shape, np.float32)  # microphone noise, not shared by the two
-    return np.ascontiguousarray(heard.T)
+    channels = irfft((spectra[:, None] * responses).sum(0), length)[:, TAIL : op.samples]
+    channels += 0.01 * op.rng.standard_normal(channels.shape, np.float32)  # microphone noise, not shared by the two
+    return np.ascontiguousarray(channels.T)

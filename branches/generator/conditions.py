@@ -36,7 +36,7 @@ class Condition:
 
         An attribute is told by its place too, since a key may come twice.
         """
-        attributes = (f"{self.group}/{place}:{k}={v}" for place, (k, v) in enumerate(self.attributes))
+        attributes = (f"{self.group}/{position}:{k}={v}" for position, (k, v) in enumerate(self.attributes))
         return [self.group, f"{self.group}/{self.domain}", *attributes]
 
 

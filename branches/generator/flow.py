@@ -57,5 +57,5 @@ def _guided(network: VelocityNetwork, x: Tensor, t: Tensor, words: Tensor, guida
     if guidance == 1:
         return network(x, t.expand(len(x)), words)
     both = network(torch.cat([x, x]), t.expand(2 * len(x)), torch.cat([words, torch.zeros_like(words)]))
-    told, untold = both.chunk(2)
-    return untold + guidance * (told - untold)
+    conditional, unconditional = both.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)

@@ -51,9 +51,9 @@ class SampleCheck:
         names = np.array([str(c) for c in clips.conditions], object)
         groups = np.array([c.group for c in clips.conditions], object)
         self._neighbours = {
-            str(group): Neighbours(values[own], clip[own], names[clip[own]])
+            str(group): Neighbours(values[rows], clip[rows], names[clip[rows]])
             for group in np.unique(groups)
-            for own in [groups[clip] == group]
+            for rows in [groups[clip] == group]
         }
         held = held_out(names)[clip]
         self._classifier = Classifier().fit(values[~held], groups[clip[~held]], names[clip[~held]])
@@ -66,10 +66,10 @@ class SampleCheck:
             self._neighbours[c.group].nearest(s, name) for s, c, name in zip(statistics, wanted, claimed, strict=True)
         ]
         nearest, nearest_distance, own_distance = (np.array(column) for column in zip(*found, strict=True))
-        heard = self._classifier.predict(statistics)
-        reasons = [nearest_distance < self.copy_below, own_distance > self.far_above, heard != claimed]
+        predicted = self._classifier.predict(statistics)
+        reasons = [nearest_distance < self.copy_below, own_distance > self.far_above, predicted != claimed]
         verdict = np.select(reasons, VERDICTS[1:], VERDICTS[0]).astype(object)
-        return Judgement(nearest, nearest_distance, own_distance, heard, verdict)
+        return Judgement(nearest, nearest_distance, own_distance, predicted, verdict)
 
     def accuracy(self) -> dict[str, float]:
         """Share of the held-out real windows that the classifier gets right, for each condition that has any."""
@@ -112,15 +112,19 @@ class Neighbours:
         The latter is infinite if there is no clip of the condition.
         """
         distance = cdist(_levels(statistics[None]), self._points)[0]
-        own = distance[self._condition == condition].min(initial=np.inf)
+        to_condition = distance[self._condition == condition].min(initial=np.inf)
         nearest = int(distance.argmin())
-        return int(self._clip[nearest]), distance[nearest] / self._usual, own / self._usual_own.get(condition, 1.0)
+        return (
+            int(self._clip[nearest]),
+            distance[nearest] / self._usual,
+            to_condition / self._usual_own.get(condition, 1.0),
+        )
 
 
 def _median(distances: NDArray[np.float64], otherwise: float) -> float:
     """The median; `otherwise` if there are none, or if clips are copies of each other, so that it is no unit."""
-    found = float(np.median(distances)) if len(distances) else 0.0
-    return found if found > 0 else otherwise
+    median = float(np.median(distances)) if len(distances) else 0.0
+    return median if median > 0 else otherwise
 
 
 def _levels(statistics: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -150,11 +154,11 @@ class Classifier:
         """Names (m,) of the conditions that band statistics (m, 3, 128) are of."""
         X = _coarse(statistics) / self._unit
         machine = _nearest_class(self._machine, X)
-        heard = np.empty(len(X), object)
+        predicted = np.empty(len(X), object)
         for group in np.unique(machine):
-            own = machine == group
-            heard[own] = _nearest_class(self._condition[group], X[own])
-        return heard
+            rows = machine == group
+            predicted[rows] = _nearest_class(self._condition[group], X[rows])
+        return predicted
 
 
 def _coarse(statistics: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -174,6 +178,6 @@ def held_out(names: NDArray[np.object_]) -> NDArray[np.bool_]:
     rng = np.random.default_rng(0)
     chosen = np.zeros(len(names), bool)
     for name in np.unique(names):
-        own = rng.permutation(np.flatnonzero(names == name))
-        chosen[own[: len(own) // 2]] = True
+        rows = rng.permutation(np.flatnonzero(names == name))
+        chosen[rows[: len(rows) // 2]] = True
     return chosen

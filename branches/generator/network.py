@@ -49,11 +49,11 @@ class VelocityNetwork(nn.Module):
         """
         scale = path_scale(t)
         guess = (2 * t[:, None, None] - 1) / scale.square() * x
-        told = F.silu(self.time(_waves(t)) + self.words(words))
+        conditioning = F.silu(self.time(_waves(t)) + self.words(words))
         tokens = self.enter((x / scale).reshape(len(x), -1, TOKEN_FRAMES * N_MELS))
         for block in self.blocks:
-            tokens = block(tokens, told)
-        shift, stretch = self.modulation(told)[:, None].chunk(2, dim=-1)
+            tokens = block(tokens, conditioning)
+        shift, stretch = self.modulation(conditioning)[:, None].chunk(2, dim=-1)
         tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + stretch) + shift
         rest = self.leave(tokens).float().reshape(x.shape)
         velocity: Tensor = guess + rest / scale
@@ -70,9 +70,9 @@ class Block(nn.Module):
         self.shrink = nn.Linear(4 * width, width)
         self.modulation = _zero(nn.Linear(width, 3 * width))
 
-    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, conditioning: Tensor) -> Tensor:
         """See the class."""
-        shift, stretch, gate = self.modulation(told)[:, None].chunk(3, dim=-1)
+        shift, stretch, gate = self.modulation(conditioning)[:, None].chunk(3, dim=-1)
         mixed = self.mix(tokens.transpose(1, 2)).transpose(1, 2)
         mixed = F.layer_norm(mixed, mixed.shape[-1:]) * (1 + stretch) + shift
         out: Tensor = tokens + gate * self.shrink(F.gelu(self.expand(mixed)))

@@ -116,13 +116,13 @@ def _summary(
     names, real = np.array([str(c) for c in conditions], object), Counter(map(str, clips.conditions))
     summary = {}
     for name in dict.fromkeys(names):
-        own = names == name
-        verdicts = Counter(judgement.verdict[own])
+        rows = names == name
+        verdicts = Counter(judgement.verdict[rows])
         summary[name] = {
             "clips": real[name],
-            "samples": int(own.sum()),
+            "samples": int(rows.sum()),
             **{verdict: verdicts[verdict] for verdict in VERDICTS},
-            "heard_right": float((judgement.heard[own] == name).mean()),
+            "heard_right": float((judgement.heard[rows] == name).mean()),
             "heard_right_of_held_out_clips": accuracy.get(name),
         }
     return summary

@@ -30,10 +30,10 @@ class BandScale:
         of_clip = np.add.reduceat(statistics.values[:, :2], first) / windows[:, None, None]
         groups = np.array([c.group for c in clips.conditions])
         for group in np.unique(groups):
-            own = groups == group
+            rows = groups == group
             words = self._indicators([c for c in clips.conditions if c.group == group])
             # A band without any change, as of digital silence, has no unit of its own.
-            mean, log_std = of_clip[own, 0], np.log(np.maximum(of_clip[own, 1], 1e-3))
+            mean, log_std = of_clip[rows, 0], np.log(np.maximum(of_clip[rows, 1], 1e-3))
             ridge = Ridge(alpha=1.0).fit(words, np.hstack([mean, log_std]))
             left = mean - np.hsplit(ridge.predict(words), 2)[0]
             self._fitted[group] = ridge, left.var(axis=0)

@@ -45,8 +45,8 @@ def _stretch(n_clips: int, length: int, longest: int, device: torch.device) -> T
     """One masked stretch per clip: (B, length) bool."""
     width = torch.randint(0, min(longest, length) + 1, (n_clips, 1))
     start = (torch.rand(n_clips, 1) * (length - width + 1)).long()
-    place = torch.arange(length)
-    return ((place >= start) & (place < start + width)).to(device)
+    position = torch.arange(length)
+    return ((position >= start) & (position < start + width)).to(device)
 
 
 def mixing(n_clips: int, spec: MixupSpec | None) -> tuple[Tensor, Tensor]:
@@ -64,8 +64,8 @@ def mixing(n_clips: int, spec: MixupSpec | None) -> tuple[Tensor, Tensor]:
 def mix(features: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     """Mixtures (B, F, 128) of the powers of normalised log-mels: as sounds add, not as their logarithms would."""
     a, b = features, features[partner]
-    own = share[:, None, None].clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE)
+    weight = share[:, None, None].clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE)
     # Normalisation divides log powers by 2 σ; its mean shifts both alike.
     unit = 2 * FBANK_STD
-    mixed = torch.logaddexp(a * unit + own.log(), b * unit + (1 - own).log()) / unit
+    mixed = torch.logaddexp(a * unit + weight.log(), b * unit + (1 - weight).log()) / unit
     return torch.where(share[:, None, None] < 1, mixed, a)

@@ -18,8 +18,8 @@ def unattributed(train: pa.Table) -> NDArray[np.bool_]:
     """Rows (n,) of a machine and section none of whose clips has an attribute."""
     bare = np.array([not attributes for attributes in train["attributes"].to_pylist()])
     result = np.zeros(len(bare), bool)
-    for _, _, own in groups(train):
-        result[own] = bare[own].all()
+    for _, _, rows in groups(train):
+        result[rows] = bare[rows].all()
     return result
 
 
@@ -49,9 +49,9 @@ def classes_of(
         keys[: len(bare)][bare] = _clustered(train, bare, keys, embeddings, clusters, seed)
         divided = set(np.array(names, object)[labels[: len(bare)][bare]])
         keys[len(bare) :] = [None if key in divided else key for key in keys[len(bare) :]]
-    known = sorted({key for key in keys if key is not None})
-    numbers = {key: number for number, key in enumerate(known)}
-    return np.array([numbers.get(key, -1) for key in keys], np.int64), len(known)
+    names_in_use = sorted({key for key in keys if key is not None})
+    numbers = {key: number for number, key in enumerate(names_in_use)}
+    return np.array([numbers.get(key, -1) for key in keys], np.int64), len(names_in_use)
 
 
 def _clustered(
@@ -68,13 +68,13 @@ def _clustered(
     """
     directions = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     domain = np.array(train["domain"].to_pylist(), object)
-    found = np.empty(len(bare), object)
-    for _, _, own in groups(train):
-        for name in sorted(set(domain[own & bare])):
-            rows = np.flatnonzero(own & bare & (domain == name))
+    cluster_names = np.empty(len(bare), object)
+    for _, _, group in groups(train):
+        for name in sorted(set(domain[group & bare])):
+            rows = np.flatnonzero(group & bare & (domain == name))
             # Copies of one clip cannot be divided.
             distinct = len(np.unique(directions[rows], axis=0))
             k = min(clusters, max(1, len(rows) // MIN_CLUSTER), distinct)
             cluster = KMeans(k, n_init=10, random_state=seed).fit_predict(directions[rows])
-            found[rows] = [f"{key}/{name}/cluster_{c:02d}" for key, c in zip(keys[rows], cluster, strict=True)]
-    return list(found[bare])
+            cluster_names[rows] = [f"{key}/{name}/cluster_{c:02d}" for key, c in zip(keys[rows], cluster, strict=True)]
+    return list(cluster_names[bare])

@@ -114,8 +114,8 @@ class SubclusterAdaCos(Objective):
     def adapt(self, embeddings: Tensor, labels: Tensor, others: Tensor) -> None:
         """Update the scale; neither class of a mixture counts among those that it is not."""
         cosine = self._cosines(embeddings)
-        own = torch.stack([labels, others], dim=1)
-        wrong = (self.scale * cosine).logsumexp(dim=2).scatter(1, own, -math.inf)
+        both = torch.stack([labels, others], dim=1)
+        wrong = (self.scale * cosine).logsumexp(dim=2).scatter(1, both, -math.inf)
         log_b = wrong.flatten().logsumexp(dim=0) - math.log(len(labels))
         nearest = cosine.amax(dim=2).gather(1, labels[:, None]).clamp(-1, 1)
         angle = torch.acos(nearest).median().clamp(max=math.pi / 4)

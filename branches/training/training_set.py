@@ -119,8 +119,8 @@ def _noise_pool(
         assert noise is not None, "noise clips are checked before a run"
         return NoisePool(noise[0], _by_machine(np.array(noise[1]["machine"].to_pylist(), object)), "near")
     stereo = audio.channels[rows] > 1  # what a mono clip's only microphone hears is the machine, not noise
-    found = {machine: rows[stereo & (machines == machine)] for machine in dict.fromkeys(machines)}
-    return NoisePool(audio, found, "far")
+    far_rows = {machine: rows[stereo & (machines == machine)] for machine in dict.fromkeys(machines)}
+    return NoisePool(audio, far_rows, "far")
 
 
 def _by_machine(machines: NDArray[np.object_]) -> dict[str, NDArray[np.int64]]:

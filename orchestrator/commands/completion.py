@@ -18,7 +18,7 @@ def completion(context: click.Context, shell: str) -> None:
     Example: tutti completion bash > ~/.local/share/bash-completion/completions/tutti
              tutti completion fish > ~/.config/fish/completions/tutti.fish
     """
-    found = get_completion_class(shell)
-    assert found is not None
+    shell_class = get_completion_class(shell)
+    assert shell_class is not None
     root = context.find_root()
-    click.echo(found(root.command, {}, "tutti", "_TUTTI_COMPLETE").source())
+    click.echo(shell_class(root.command, {}, "tutti", "_TUTTI_COMPLETE").source())

@@ -50,13 +50,13 @@ def check(folder: Path, as_json: bool) -> None:
 
     index = read_index(folder)
     click.echo(f"reading {index.num_rows} clips", err=True)  # some thousand take minutes
-    machines, found = counts(index), inspect(folder, index)
+    machines, inspection = counts(index), inspect(folder, index)
     if as_json:
-        click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(found)}))
+        click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(inspection)}))
     else:
         kinds = list(dict.fromkeys(kind for machine in machines.values() for kind in machine))
         print_table(("machine", *kinds), [(name, *(m.get(k, 0) for k in kinds)) for name, m in machines.items()])
-    for line in [*(f"note: {note}" for note in found.notes), *found.problems]:
+    for line in [*(f"note: {note}" for note in inspection.notes), *inspection.problems]:
         click.echo(line, err=True)
-    if found.problems:
-        raise InputError(f"{folder}: {len(found.problems)} of {index.num_rows} clips cannot be used")
+    if inspection.problems:
+        raise InputError(f"{folder}: {len(inspection.problems)} of {index.num_rows} clips cannot be used")

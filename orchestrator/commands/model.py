@@ -135,8 +135,8 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def _print(table: pa.Table) -> None:
-    shown = [name for name in table.column_names if name != "contributions"]
-    print_table(tuple(shown), [tuple(row.values()) for row in table.select(shown).to_pylist()])
+    columns = [name for name in table.column_names if name != "contributions"]
+    print_table(tuple(columns), [tuple(row.values()) for row in table.select(columns).to_pylist()])
     if table.num_rows == 1 and "contributions" in table.column_names:
         (parts,) = table["contributions"].to_pylist()
         ordered = sorted((part["contribution"], part["branch"]) for part in parts)

@@ -25,12 +25,12 @@ def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
     \b
     Example: tutti metrics runs/a/systems/s2/fused.parquet
     """
-    found = {str(path): _metrics_of(path) for path in tables}
+    by_table = {str(path): _metrics_of(path) for path in tables}
     if as_json:
-        click.echo(json.dumps({"tables": found} if len(found) > 1 else next(iter(found.values()))))
+        click.echo(json.dumps({"tables": by_table} if len(by_table) > 1 else next(iter(by_table.values()))))
         return
     values = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "hmean"}
-    for name, m in found.items():
+    for name, m in by_table.items():
         ci, decisions = m["ci"], m["decisions"]
         extra = {"precision": "precision", "recall": "recall", "f1": "F1"} if decisions else {}
         rows = [

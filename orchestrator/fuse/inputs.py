@@ -125,18 +125,18 @@ def of_system(system: SystemSpec, paths: Iterable[Path]) -> tuple[Tree, dict[str
         Naming the configuration and seed that has no table, or two.
     """
     plan = make_plan([with_resolved_files(system)], None)
-    found: dict[str, list[Path]] = {}
+    files_by_identity: dict[str, list[Path]] = {}
     for path in paths:
-        found.setdefault(_identity_of_file(path), []).append(path)
+        files_by_identity.setdefault(_identity_of_file(path), []).append(path)
     files = {}
     for branch in plan.branches:
         for name, identity in _identities(branch).items():
-            known = found.get(identity, [])
-            if len(known) != 1:
+            candidates = files_by_identity.get(identity, [])
+            if len(candidates) != 1:
                 raise InputError(
-                    f"{system.name}: {branch.name} has {_told(known)}; fuse the tables of one finished run"
+                    f"{system.name}: {branch.name} has {_told(candidates)}; fuse the tables of one finished run"
                 )
-            files[name] = known[0]
+            files[name] = candidates[0]
     return plan.trees[system.name], files
 
 
@@ -187,8 +187,8 @@ def from_store(
     with reaching(uri):
         runs = tracker.client.search_runs([tracker.experiment_id], query, max_results=50_000)
         if run_id is not None:
-            own = tracker.below(run_id)
-            runs = [run for run in runs if run.info.run_id in own]
+            run_ids = tracker.below(run_id)
+            runs = [run for run in runs if run.info.run_id in run_ids]
     if not runs:
         raise InputError(
             f"experiment {experiment!r} has no finished branch" + (f" under run {run_id}" if run_id else "")

@@ -64,8 +64,8 @@ def fuse_tables(request: Request) -> dict[str, Any]:
     used = {name: files[name] for name in tables_of(tree)}
     checksums = {name: file_sha256(path) for name, path in used.items()}
     fusion_id = digest([tree, checksums, request.transductive, SCORING_VERSION, FUSION_VERSION])
-    known = finished_result(request.out, fusion_id)
-    if known is None:
+    result = finished_result(request.out, fusion_id)
+    if result is None:
         log.info("fusing %d score tables", len(used))
         tables = TableFiles(used, request.transductive)
         name = request.system or "tables"
@@ -77,9 +77,9 @@ def fuse_tables(request: Request) -> dict[str, Any]:
         }
         metadata = {"system": name, "fusion_id": fusion_id}
         with _runner(request.address) as runner:
-            known, _ = fuse_into(_writable(request.out), fusion_id, tables, tree, metadata, about, runner)
-    _warn(known)
-    return known
+            result, _ = fuse_into(_writable(request.out), fusion_id, tables, tree, metadata, about, runner)
+    _warn(result)
+    return result
 
 
 def _source(request: Request) -> tuple[Tree, Mapping[str, Path]]:
@@ -161,15 +161,15 @@ def _places(request: Request, names: Iterable[str]) -> tuple[Tree | None, Mappin
     return _source(request)
 
 
-def _by_table(path: Path, found: ByConfiguration, tree: Tree) -> dict[str, float]:
+def _by_table(path: Path, by_configuration: ByConfiguration, tree: Tree) -> dict[str, float]:
     """Weights of a tree's tables from those of its configurations: on other data the same branches have other names."""
-    if {s: set(c) for s, c in found.items()} != {s: set(c) for s, c in tree.items()}:
+    if {s: set(c) for s, c in by_configuration.items()} != {s: set(c) for s, c in tree.items()}:
         raise InputError(f"{path}: its weights are not of this system's configurations")
     weights: dict[str, float] = {}
     for subsystem, configurations in tree.items():
         for name, tables in configurations.items():
             for table in tables:
-                weights[table] = weights.get(table, 0.0) + found[subsystem][name] / len(tables)
+                weights[table] = weights.get(table, 0.0) + by_configuration[subsystem][name] / len(tables)
     return weights
 
 

@@ -41,22 +41,24 @@ def fused_system(
     Returns the result that stands in `result.json`.
     """
     tree = plan.trees[system.name]
-    own = {name: tables[name] for name in tables_of(tree)}
-    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, own, dataset)}
-    known = finished_result(folder, tags["fusion_id"])
-    if known is not None:
-        return known
-    log.info("%s: fusing %d score tables", system.name, len(own))
+    members = {name: tables[name] for name in tables_of(tree)}
+    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, members, dataset)}
+    finished = finished_result(folder, tags["fusion_id"])
+    if finished is not None:
+        return finished
+    log.info("%s: fusing %d score tables", system.name, len(members))
     metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
     about = {
         "system": system.name,
         "description": system.description,
         "dataset": dataset,
-        "branches": [_branch(name, table, plan) for name, table in own.items()],
-        "missing": [b.name for b in plan.branches if system.name in b.systems and not own.keys() & {*table_names(b)}],
+        "branches": [_branch(name, table, plan) for name, table in members.items()],
+        "missing": [
+            b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}
+        ],
         "spec": system.model_dump(),
     }
-    result, fusion = fuse_into(folder, tags["fusion_id"], own, tree, metadata, about, runner)
+    result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner)
     record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
     write_record(folder, record)
     return result

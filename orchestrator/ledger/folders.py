@@ -172,8 +172,8 @@ def add_systems(out: Path, branch_id: str, systems: Sequence[str]) -> None:
 
 def joined_systems(record: Record | None, systems: Sequence[str]) -> str:
     """The `system` tag of a branch that the systems in its record use, and `systems` too."""
-    known = record.tags.get("system", "").split(",") if record else []
-    return ",".join(sorted({*known, *systems} - {""}))
+    recorded = record.tags.get("system", "").split(",") if record else []
+    return ",".join(sorted({*recorded, *systems} - {""}))
 
 
 @contextmanager

@@ -136,13 +136,13 @@ class Storage:
 
     def pull_branch(self, branch_id: str) -> None:
         """Fetch a finished branch, unless it is here and intact."""
-        place, local = f"{BRANCHES}/{branch_id}", self._out / BRANCHES / branch_id
-        if f"{place}/{RECORD}" not in self._stored(place):
+        prefix, local = f"{BRANCHES}/{branch_id}", self._out / BRANCHES / branch_id
+        if f"{prefix}/{RECORD}" not in self._stored(prefix):
             return
         with _reaching():
-            stored = Record.model_validate_json(self._fs.cat_file(f"{self._root}/{place}/{RECORD}"))
-        known = read_record(local)
-        if known is None or known.files != stored.files or not all(is_intact(local, known, f) for f in known.files):
+            stored = Record.model_validate_json(self._fs.cat_file(f"{self._root}/{prefix}/{RECORD}"))
+        record = read_record(local)
+        if record is None or record.files != stored.files or not all(is_intact(local, record, f) for f in record.files):
             self._pull_folder(BRANCHES, branch_id, [*stored.files, RECORD])
 
     def push_branch(self, branch_id: str) -> None:
@@ -151,10 +151,10 @@ class Storage:
 
     def pull_folder(self, kind: str, name: str, last: str) -> None:
         """Fetch the folder `kind/name`, unless it is here or not stored as a whole."""
-        place = f"{kind}/{name}"
-        stored = self._stored(place)
-        if f"{place}/{last}" in stored and not (self._out / place).exists():
-            self._pull_folder(kind, name, [file.removeprefix(f"{place}/") for file in stored])
+        prefix = f"{kind}/{name}"
+        stored = self._stored(prefix)
+        if f"{prefix}/{last}" in stored and not (self._out / prefix).exists():
+            self._pull_folder(kind, name, [file.removeprefix(f"{prefix}/") for file in stored])
 
     def push_folder(self, kind: str, name: str, last: str) -> None:
         """Store the folder `kind/name`, the file called `last` as the last one."""
@@ -190,11 +190,11 @@ class Storage:
 
     def _stored(self, name: str) -> dict[str, int]:
         """Sizes of the files that are stored under a name of `out`, by their own names."""
-        place = f"{self._root}/{name}".rstrip("/")
+        target = f"{self._root}/{name}".rstrip("/")
         with _reaching():
             self._fs.invalidate_cache()
-            found = self._fs.find(place, detail=True)
-        names = {path[len(self._root) :].lstrip("/"): entry["size"] for path, entry in found.items()}
+            entries = self._fs.find(target, detail=True)
+        names = {path[len(self._root) :].lstrip("/"): entry["size"] for path, entry in entries.items()}
         return {name: size for name, size in names.items() if not name.endswith(".tmp")}  # else it is being written
 
     def _get(self, name: str, path: Path) -> None:
@@ -251,6 +251,8 @@ def _reason(error: Exception) -> str:
 
 def _files(path: Path) -> list[Path]:
     """A file, or the files in a folder; lock files and what is half-written are each node's own."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    own = (".lock", ".tmp")
-    return [f for f in found if f.is_file() and not any(p.endswith(own) for p in f.relative_to(path.parent).parts)]
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    node_local = (".lock", ".tmp")
+    return [
+        f for f in paths if f.is_file() and not any(p.endswith(node_local) for p in f.relative_to(path.parent).parts)
+    ]

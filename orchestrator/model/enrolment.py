@@ -48,10 +48,10 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
         raise InputError("two recordings have the same file name; rename one")
     embeddings = ensemble.embed([read_clip(path) for path in recordings])
     clips = _rows(machine, section, names, ensemble.clips.schema)
-    known = ensemble.manifest
+    manifest = ensemble.manifest
     domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
     try:
-        threshold = Reference(known.members, known.scale, domain, attributes, embeddings).threshold
+        threshold = Reference(manifest.members, manifest.scale, domain, attributes, embeddings).threshold
     except InputError as error:
         raise InputError(
             f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
@@ -63,8 +63,8 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
             path = folder / bank_file(name)
             np.save(path, np.concatenate([np.load(path), added]))
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
-        enrolled = {**known.enrolled, f"{machine} section {section}": len(names)}
-        write_manifest(folder, known.model_copy(update={"enrolled": enrolled}))
+        enrolled = {**manifest.enrolled, f"{machine} section {section}": len(names)}
+        write_manifest(folder, manifest.model_copy(update={"enrolled": enrolled}))
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
     return threshold

@@ -56,11 +56,11 @@ class Ensemble:
     @cached_property
     def machines(self) -> dict[str, list[int]]:
         """Sections of every machine that the ensemble knows."""
-        known: dict[str, list[int]] = {}
+        sections: dict[str, list[int]] = {}
         pairs = zip(self.clips["machine"].to_pylist(), self.clips["section"].to_pylist(), strict=True)
         for machine, section in sorted(set(pairs)):
-            known.setdefault(machine, []).append(section)
-        return known
+            sections.setdefault(machine, []).append(section)
+        return sections
 
     def score(self, machine: str, recordings: Sequence[NDArray[np.float32]], section: int = 0) -> Scores:
         """Scores of recordings (samples, channels) at 16 kHz of one machine; each is judged by itself.
@@ -76,36 +76,36 @@ class Ensemble:
     def reference(self, machine: str, section: int = 0) -> Reference:
         """What is known of a machine and section; fitted when it is first asked for."""
         if section not in self.machines.get(machine, []):
-            known = ", ".join(f"{m} section {s}" for m, sections in self.machines.items() for s in sections)
-            raise InputError(f"the model does not know machine {machine} section {section}; it knows {known}")
+            enrolled = ", ".join(f"{m} section {s}" for m, sections in self.machines.items() for s in sections)
+            raise InputError(f"the model does not know machine {machine} section {section}; it knows {enrolled}")
         if (machine, section) not in self._references:
-            own = np.flatnonzero(
+            rows = np.flatnonzero(
                 (self.clips["machine"].to_numpy() == machine) & (self.clips["section"].to_numpy() == section)
             )
             banks = {name: np.load(self.folder / bank_file(name), mmap_mode="r") for name in self.manifest.branches}
             self._references[machine, section] = Reference(
                 self.manifest.members,
                 self.manifest.scale,
-                self.clips["domain"].to_numpy()[own],
-                attributes_as_text(self.clips)[own],
-                {name: np.asarray(bank[own]) for name, bank in banks.items()},
+                self.clips["domain"].to_numpy()[rows],
+                attributes_as_text(self.clips)[rows],
+                {name: np.asarray(bank[rows]) for name, bank in banks.items()},
             )
         return self._references[machine, section]
 
     def embed(self, recordings: Sequence[NDArray[np.float32]]) -> Embeddings:
         """Embeddings (recordings, …) of every branch, by branch_id, of recordings (samples, channels) at 16 kHz."""
         audio = in_memory(recordings)
-        found: Embeddings = {}
+        by_branch: Embeddings = {}
         for channel, networks in self._networks.items():
-            heard = cancelled_in_memory(audio) if channel == "cancel" else audio
+            channel_audio = cancelled_in_memory(audio) if channel == "cancel" else audio
             for rows in batches_of_like_length(audio.lengths, BATCH):
-                for name, part in self._embed_batch(heard, channel, rows, networks).items():
-                    embeddings = found.setdefault(name, np.empty((len(audio), *part.shape[1:]), np.float32))
+                for name, part in self._embed_batch(channel_audio, channel, rows, networks).items():
+                    embeddings = by_branch.setdefault(name, np.empty((len(audio), *part.shape[1:]), np.float32))
                     embeddings[rows] = part
-        for name, embeddings in found.items():
+        for name, embeddings in by_branch.items():
             if not np.isfinite(embeddings).all():
                 raise InputError(f"branch {name} gives an embedding that is not finite: the level is absurd")
-        return found
+        return by_branch
 
     @torch.inference_mode()
     def _embed_batch(
@@ -113,10 +113,10 @@ class Ensemble:
     ) -> Embeddings:
         """One batch of recordings of like length, whose log-mels are computed once for all branches of a channel."""
         features, padding = features_of([audio.waveform(i, channel) for i in rows], self._device)
-        found: Embeddings = {}
+        embeddings: Embeddings = {}
         for network in networks:
-            found |= {name: output.cpu().numpy() for name, output in network(features, padding).items()}
-        return found
+            embeddings |= {name: output.cpu().numpy() for name, output in network(features, padding).items()}
+        return embeddings
 
 
 class _Network:
@@ -132,7 +132,7 @@ class _Network:
 
 def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, list[_Network]]:
     """The networks of all branches, by the channel they hear."""
-    found: dict[Channel, list[_Network]] = {}
+    networks: dict[Channel, list[_Network]] = {}
     frozen: dict[tuple[Channel, str], list[str]] = {}
     for name, spec in manifest.branches.items():
         if spec.is_frozen:
@@ -140,10 +140,12 @@ def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, li
         else:
             model = load_branch(folder / branch_file(name))
             merge_lora(model.backbone)  # an adapter beside each projection costs time at every recording
-            found.setdefault(spec.channel, []).append(_Network([name], model.to(device)))
+            networks.setdefault(spec.channel, []).append(_Network([name], model.to(device)))
     for (channel, path), names in frozen.items():
         views = [view_of(manifest.branches[name]) for name in names]
-        place = path if path == "tiny" else str(folder / path)
-        located = [v.model_copy(update={"backbone": v.backbone.model_copy(update={"path": place})}) for v in views if v]
-        found.setdefault(channel, []).append(_Network(names, FrozenBackbone(located, device)))
-    return found
+        location = path if path == "tiny" else str(folder / path)
+        located = [
+            v.model_copy(update={"backbone": v.backbone.model_copy(update={"path": location})}) for v in views if v
+        ]
+        networks.setdefault(channel, []).append(_Network(names, FrozenBackbone(located, device)))
+    return networks

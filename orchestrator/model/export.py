@@ -158,10 +158,10 @@ def _pack_branch(source: Path, branch_id: str, spec: BranchSpec, table: pa.Table
     if len(embeddings) != len(train):
         raise InputError(f"{source / EMBEDDINGS}: {len(embeddings)} embeddings of {len(train)} clips; train it again")
     np.save(folder / bank_file(branch_id), embeddings[train])
-    place = _pack_backbone(spec.backbone, folder)
-    packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": place, "sha256": None})})
+    location = _pack_backbone(spec.backbone, folder)
+    packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": location, "sha256": None})})
     if not spec.is_frozen:
-        relative = place if place == "tiny" else f"../{place}"
+        relative = location if location == "tiny" else f"../{location}"
         relocate_branch(source / WEIGHTS, folder / branch_file(branch_id), packed, relative)
     return packed
 
@@ -174,13 +174,13 @@ def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
         file = local_file(spec.path, spec.sha256)
     except InputError as error:
         raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
-    place = backbone_file(file_sha256(file))
-    if not (folder / place).exists():
+    location = backbone_file(file_sha256(file))
+    if not (folder / location).exists():
         if "base" in read_content(file):  # refers to a further file, which does not come along
-            save_beats(load_beats(file), folder / place)
+            save_beats(load_beats(file), folder / location)
         else:
-            shutil.copyfile(file, folder / place)
-    return place
+            shutil.copyfile(file, folder / location)
+    return location
 
 
 def _save_model(folder: Path, out: Path) -> None:

@@ -41,16 +41,16 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
 
     def _row(self, number: int, machine: str, audio: bytes, section: int) -> dict[str, object]:
         try:
-            found = self._ensemble.score(machine, [decode(audio, "audio")], int(section))
+            scores = self._ensemble.score(machine, [decode(audio, "audio")], int(section))
         except InputError as error:
             raise MlflowException.invalid_parameter_value(f"row {number}: {error}") from None
         names = [member.name for member in self._ensemble.manifest.members]
         return {
-            "score": found.score[0],
-            "calibrated": found.calibrated[0],
-            "threshold": found.threshold,
-            "anomaly": bool(found.anomaly[0]),
-            "contributions": json.dumps(dict(zip(names, found.contributions[:, 0].tolist(), strict=True))),
+            "score": scores.score[0],
+            "calibrated": scores.calibrated[0],
+            "threshold": scores.threshold,
+            "anomaly": bool(scores.anomaly[0]),
+            "contributions": json.dumps(dict(zip(names, scores.contributions[:, 0].tolist(), strict=True))),
         }
 
 

@@ -45,13 +45,13 @@ def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, 
     InputError
         If a recording cannot be used, or its machine and section are not known.
     """
-    by_place: dict[tuple[str, int], list[Path]] = {}
+    by_group: dict[tuple[str, int], list[Path]] = {}
     for path in recordings(paths):
-        place = machine or _machine_of(path), section_of(path) if section is None else section
-        by_place.setdefault(place, []).append(path)
-    for place in by_place:
-        ensemble.reference(*place)  # an unknown machine is told before minutes of work
-    rows = [row for place, own in by_place.items() for row in _rows(ensemble, *place, own)]
+        group = machine or _machine_of(path), section_of(path) if section is None else section
+        by_group.setdefault(group, []).append(path)
+    for group in by_group:
+        ensemble.reference(*group)  # an unknown machine is told before minutes of work
+    rows = [row for group, paths in by_group.items() for row in _rows(ensemble, *group, paths)]
     return pa.Table.from_pylist(rows)
 
 
@@ -64,8 +64,8 @@ def _machine_of(path: Path) -> str:
 
 def section_of(path: Path) -> int:
     """The section that a name of the challenge tells (`section_02_…`, `id_02_…`); 0 for any other name."""
-    found = _SECTION.match(path.name)
-    return int(found[1]) if found else 0
+    match = _SECTION.match(path.name)
+    return int(match[1]) if match else 0
 
 
 def _rows(ensemble: Ensemble, machine: str, section: int, paths: Sequence[Path]) -> list[dict[str, object]]:
@@ -73,20 +73,20 @@ def _rows(ensemble: Ensemble, machine: str, section: int, paths: Sequence[Path])
     rows: list[dict[str, object]] = []
     for first in range(0, len(paths), BATCH):
         some = paths[first : first + BATCH]
-        found = ensemble.score(machine, [read_clip(path) for path in some], section)
+        scores = ensemble.score(machine, [read_clip(path) for path in some], section)
         for i, path in enumerate(some):
             rows.append(
                 {
                     "machine": machine,
                     "section": section,
                     "clip": path.name,
-                    "score": float(found.score[i]),
-                    "calibrated": float(found.calibrated[i]),
-                    "threshold": found.threshold,
-                    "anomaly": bool(found.anomaly[i]),
+                    "score": float(scores.score[i]),
+                    "calibrated": float(scores.calibrated[i]),
+                    "threshold": scores.threshold,
+                    "anomaly": bool(scores.anomaly[i]),
                     "contributions": [
                         {"branch": branch, "contribution": part}
-                        for branch, part in zip(names, found.contributions[:, i].tolist(), strict=True)
+                        for branch, part in zip(names, scores.contributions[:, i].tolist(), strict=True)
                     ],
                 }
             )

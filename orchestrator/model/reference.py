@@ -65,8 +65,8 @@ class Reference:
         self._weights = np.array([member.weight for member in members])
         self._banks = []
         for member in members:
-            known = attributes if member.detector.uses_attributes else None
-            self._banks.append(Bank(member.detector, embeddings[member.branch_id], domain, known))
+            member_attributes = attributes if member.detector.uses_attributes else None
+            self._banks.append(Bank(member.detector, embeddings[member.branch_id], domain, member_attributes))
         for member, bank in zip(members, self._banks, strict=True):
             check_varied(bank.train_scores, member.name)
         self._train = np.stack([self._calibrated(i, bank.train_scores) for i, bank in enumerate(self._banks)])
@@ -76,8 +76,10 @@ class Reference:
 
     def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Scores:
         """Scores of M other clips from their embeddings (M, …) by branch_id."""
-        found = [bank.scores(embeddings[m.branch_id]) for m, bank in zip(self._members, self._banks, strict=True)]
-        members = np.stack([self._calibrated(i, scores) for i, scores in enumerate(found)])
+        member_scores = [
+            bank.scores(embeddings[m.branch_id]) for m, bank in zip(self._members, self._banks, strict=True)
+        ]
+        members = np.stack([self._calibrated(i, scores) for i, scores in enumerate(member_scores)])
         n, values = len(self.train_scores), np.concatenate([self._train, members], axis=1)
         clips = self._clips(members.shape[1])
         score = weighted_sum(clips, values, self._weights, self._scale)[n:]

@@ -46,9 +46,9 @@ def score_over_time(
     threshold = ensemble.reference(machine, section).threshold
     columns: dict[str, list[NDArray[np.generic]]] = {"start": [], "score": [], "calibrated": [], "anomaly": []}
     for batch in _batches(recording, window, hop):
-        found = ensemble.score(machine, [samples for _, samples in batch], section)
+        scores = ensemble.score(machine, [samples for _, samples in batch], section)
         start = np.array([seconds for seconds, _ in batch])
-        for name, part in zip(columns, (start, found.score, found.calibrated, found.anomaly), strict=True):
+        for name, part in zip(columns, (start, scores.score, scores.calibrated, scores.anomaly), strict=True):
             columns[name].append(part)
     if not columns["start"]:
         raise InputError(f"{recording}: shorter than one window of {window:g} s")

@@ -51,25 +51,25 @@ def _value(table: Mapping[str, Mapping[str, Mapping[str, float | None]]], machin
 
 def configurations(run: Run) -> dict[str, list[Record]]:
     """The records of each configuration's seeds, by its name: the branch's without the seed."""
-    found: dict[str, list[Record]] = {}
+    by_name: dict[str, list[Record]] = {}
     for record in run.records.values():
-        found.setdefault(record.name.rpartition("/")[0] or record.name, []).append(record)
-    return dict(sorted(found.items()))
+        by_name.setdefault(record.name.rpartition("/")[0] or record.name, []).append(record)
+    return dict(sorted(by_name.items()))
 
 
 def learning_curves(run: Run) -> Markup | None:
     """Training loss of each configuration, one line per seed; None if nothing was trained."""
     curves = {name: [r.curve for r in seeds if r.curve] for name, seeds in configurations(run).items()}
-    shown = [(name, seeds) for name, seeds in curves.items() if seeds][:_PANELS_UP_TO]
-    if not shown:
+    drawn_curves = [(name, seeds) for name, seeds in curves.items() if seeds][:_PANELS_UP_TO]
+    if not drawn_curves:
         return None
-    drawn, axes = panels(len(shown), height=1.8)
-    for own, (name, seeds) in zip(axes, shown, strict=True):
+    drawn, axes = panels(len(drawn_curves), height=1.8)
+    for panel, (name, seeds) in zip(axes, drawn_curves, strict=True):
         for i, curve in enumerate(seeds):
             step, loss = zip(*curve, strict=True)
-            own.plot(step, loss, color=COLOURS[i % len(COLOURS)], ls=DASHES[i % len(DASHES)], lw=1.1)
-        own.set_title(name, fontsize=8)
-        own.tick_params(labelsize=7.5)
+            panel.plot(step, loss, color=COLOURS[i % len(COLOURS)], ls=DASHES[i % len(DASHES)], lw=1.1)
+        panel.set_title(name, fontsize=8)
+        panel.tick_params(labelsize=7.5)
     drawn.supxlabel("step", fontsize=9)
     drawn.supylabel("training loss", fontsize=9)
     return as_svg(drawn, "Learning curves")
@@ -117,14 +117,14 @@ class Cost:
 
 def costs(run: Run) -> list[Cost]:
     """The cost of every system."""
-    found = []
+    system_costs = []
     for system in run.systems:
         records = [run.records[branch_id] for branch_id in system.branch_ids if branch_id in run.records]
         delivered = system.result["delivered"]
         omega = delivered["lomo"] if delivered["lomo"] is not None else delivered["in_sample"]
         wall, cpu, gpu = (sum(_hours(record, kind) for record in records) for kind in ("", "cpus", "gpus"))
-        found.append(Cost(system.name, len(records), wall, cpu, gpu, None if omega is None else omega - CHANCE))
-    return found
+        system_costs.append(Cost(system.name, len(records), wall, cpu, gpu, None if omega is None else omega - CHANCE))
+    return system_costs
 
 
 def _hours(record: Record, resource: str) -> float:
@@ -147,8 +147,8 @@ def cost_figure(run: Run) -> Markup | None:
         return None
     drawn = figure(WIDTH * 0.6, 3.0)
     axes = drawn.subplots()
-    for found, look in ((branches, _BRANCHES), (systems, _SYSTEMS)):
-        axes.scatter([point[0] for point in found], [point[1] for point in found], **look)
+    for points, look in ((branches, _BRANCHES), (systems, _SYSTEMS)):
+        axes.scatter([point[0] for point in points], [point[1] for point in points], **look)
     for hours, omega, name in systems:
         axes.annotate(name, (hours, omega), (6, 4), textcoords="offset points")
     axes.axhline(CHANCE, color=ORANGE, ls="--", lw=1, label="chance")

@@ -65,8 +65,8 @@ class Run:
     @property
     def tables(self) -> list[dict[str, Any]]:
         """Each branch's score table once, with its metrics: the best first, those without labels last."""
-        found = {table["table"]: table for system in self.systems for table in system.result["branches"]}
-        return sorted(found.values(), key=lambda t: (-(t["omega"] or 0.0), t["branch"], t["detector"]))
+        by_name = {table["table"]: table for system in self.systems for table in system.result["branches"]}
+        return sorted(by_name.values(), key=lambda t: (-(t["omega"] or 0.0), t["branch"], t["detector"]))
 
     @property
     def machines(self) -> list[str]:

@@ -72,8 +72,8 @@ def panels(count: int, height: float = 2.1) -> tuple[Figure, list[Axes]]:
 def legend(drawn: Figure, axes: Sequence[Axes]) -> None:
     """One legend above all panels, of whatever stands in any of them."""
     entries: dict[str, Artist] = {}
-    for own in axes:
-        for handle, label in zip(*own.get_legend_handles_labels(), strict=True):
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     drawn.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=len(entries))
 
@@ -105,7 +105,7 @@ def matrix(
     turned = max(map(len, columns)) * 0.075
     drawn = figure(min(WIDTH, width + 0.075 * longest + 1.2), height + turned + 0.6)
     axes = drawn.subplots()
-    shown = axes.imshow(values, "cividis", aspect="auto", interpolation="none", vmin=limits[0], vmax=limits[1])
+    image = axes.imshow(values, "cividis", aspect="auto", interpolation="none", vmin=limits[0], vmax=limits[1])
     axes.set(yticks=range(len(rows)), yticklabels=rows, xticks=range(len(columns)))
     axes.set_xticklabels(columns, rotation=90)
     axes.tick_params(
@@ -114,7 +114,7 @@ def matrix(
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     if not numbers:
-        drawn.colorbar(shown, ax=axes, fraction=0.03, pad=0.02, aspect=40)
+        drawn.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=40)
     else:
         middle = sum(limits) / 2
         for (row, column), value in np.ndenumerate(values):

@@ -56,14 +56,14 @@ def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float
 
 def methods(system: System) -> Markup | None:
     """In-sample and LOMO Omega of every method; None without labels, or with nothing to choose."""
-    found = {name: (m["in_sample"], m["lomo"]) for name, m in system.result["methods"].items()}
-    if not found or system.configurations < 2:
+    omegas = {name: (m["in_sample"], m["lomo"]) for name, m in system.result["methods"].items()}
+    if not omegas or system.configurations < 2:
         return None
     delivered = system.result["delivered"]
-    found["delivered, choice included"] = (delivered["in_sample"], delivered["lomo"])
-    drawn = figure(WIDTH * 0.75, 0.7 + 0.26 * len(found))
+    omegas["delivered, choice included"] = (delivered["in_sample"], delivered["lomo"])
+    drawn = figure(WIDTH * 0.75, 0.7 + 0.26 * len(omegas))
     axes = drawn.subplots()
-    for y, (name, (in_sample, lomo)) in enumerate(found.items()):
+    for y, (name, (in_sample, lomo)) in enumerate(omegas.items()):
         if lomo is not None:
             axes.plot([in_sample, lomo], [y, y], color=GREY, lw=1, zorder=1)
             axes.plot(lomo, y, "o", color=BLUE, ms=6, label="LOMO" if y == 0 else None)
@@ -71,9 +71,9 @@ def methods(system: System) -> Markup | None:
         if name == delivered["method"]:
             axes.axhspan(y - 0.45, y + 0.45, color="#eef4fb", zorder=0)
     if delivered["ci"]:
-        y = len(found) - 1
+        y = len(omegas) - 1
         axes.plot(delivered["ci"], [y, y], "|-", color=BLUE, lw=1, ms=7, zorder=0, label="95 % interval over clips")
-    axes.set(yticks=range(len(found)), yticklabels=list(found), ylim=(len(found) - 0.5, -0.5), xlabel="Omega (%)")
+    axes.set(yticks=range(len(omegas)), yticklabels=list(omegas), ylim=(len(omegas) - 0.5, -0.5), xlabel="Omega (%)")
     axes.grid(axis="y", visible=False)
     drawn.legend(loc="outside upper left", ncols=3)
     return as_svg(drawn, f"Methods tried for {system.name}")
@@ -81,11 +81,11 @@ def methods(system: System) -> Markup | None:
 
 def correlation(system: System) -> Markup | None:
     """Correlation of the configurations' scores; None without labels or with a single one."""
-    known = system.result["complementarity"]
-    if known is None or len(known["configurations"]) < 2:
+    complementarity = system.result["complementarity"]
+    if complementarity is None or len(complementarity["configurations"]) < 2:
         return None
-    names = known["configurations"]
-    values = np.array(known["correlation"], float)
+    names = complementarity["configurations"]
+    values = np.array(complementarity["correlation"], float)
     numbers = len(names) <= _NUMBERS_UP_TO
     return matrix(
         values, names, names, f"Correlation of the configurations of {system.name}", numbers, "{:.2f}", (0, 1)

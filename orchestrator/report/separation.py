@@ -33,20 +33,20 @@ def roc(system: System) -> Markup | None:
             "target": normal & (domain == "target"),
             "all clips": normal,
         }
-        known = {name: _curve(score, anomaly, normal) for name, normal in normals.items() if normal.any()}
-        if anomaly.any() and known:
-            curves.append((group.title, known))
+        by_domain = {name: _curve(score, anomaly, normal) for name, normal in normals.items() if normal.any()}
+        if anomaly.any() and by_domain:
+            curves.append((group.title, by_domain))
     if not curves:
         return None
     drawn, axes = panels(len(curves), height=2.5)
     looks = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
-    for own, (title, known) in zip(axes, curves, strict=True):
-        own.axvspan(0, MAX_FPR, color="#dddddd", lw=0, label=f"pAUC: false alarms up to {MAX_FPR:.0%}")
-        own.plot([0, 1], [0, 1], color=GREY, lw=0.7)
-        for name, (x, y) in known.items():
+    for panel, (title, by_domain) in zip(axes, curves, strict=True):
+        panel.axvspan(0, MAX_FPR, color="#dddddd", lw=0, label=f"pAUC: false alarms up to {MAX_FPR:.0%}")
+        panel.plot([0, 1], [0, 1], color=GREY, lw=0.7)
+        for name, (x, y) in by_domain.items():
             colour, dashes = looks[name]
-            own.plot(x, y, color=colour, ls=dashes, label=name)
-        own.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            panel.plot(x, y, color=colour, ls=dashes, label=name)
+        panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     _outer(axes, "false alarms", "anomalies found")
     legend(drawn, axes)
     return as_svg(drawn, f"ROC curves of {system.name} by machine")
@@ -57,19 +57,19 @@ def distributions(system: System) -> Markup | None:
     if system.fused is None:
         return None
     condition, score = rows_of(system.fused, ["condition", "score"])
-    found = list(_groups(system.fused))
-    drawn, axes = panels(len(found))
-    for own, group in zip(axes, found, strict=True):
+    sections = list(_groups(system.fused))
+    drawn, axes = panels(len(sections))
+    for panel, group in zip(axes, sections, strict=True):
         edges = np.histogram_bin_edges(score[group.train | group.test], _BINS).tolist()
         if group.train.any():
-            own.hist(score[group.train], edges, density=True, color="#d0d0d0", label="training clips")
+            panel.hist(score[group.train], edges, density=True, color="#d0d0d0", label="training clips")
         looks = {"normal test clips": (BLUE, "-"), "anomalies": (ORANGE, "--"), "test clips": (BLUE, "-")}
         for label, clips in _test_clips(group.test, condition).items():
             colour, dashes = looks[label]
-            own.hist(score[clips], edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
+            panel.hist(score[clips], edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
         if system.limits is not None:
-            own.axvline(system.limits[group.key], color=BLACK, lw=1.0, ls=":", label="threshold")
-        own.set(title=group.title, yticks=[])
+            panel.axvline(system.limits[group.key], color=BLACK, lw=1.0, ls=":", label="threshold")
+        panel.set(title=group.title, yticks=[])
     _outer(axes, "score", "density")
     legend(drawn, axes)
     return as_svg(drawn, f"Scores of {system.name} by machine")
@@ -95,27 +95,27 @@ class _Group(NamedTuple):
 
 def _groups(table: pa.Table) -> Iterator[_Group]:
     test = rows_of(table, ["split"])[0] == "test"
-    found = list(groups(table))
-    several = len({section for _, section, _ in found}) > 1
-    for machine, section, own in found:
+    sections = list(groups(table))
+    several = len({section for _, section, _ in sections}) > 1
+    for machine, section, rows in sections:
         title = f"{machine} {section:02d}" if several else machine
-        yield _Group(title, (machine, section), own & ~test, own & test)
+        yield _Group(title, (machine, section), rows & ~test, rows & test)
 
 
 def _test_clips(test: NDArray[np.bool_], condition: NDArray[np.object_]) -> dict[str, NDArray[np.bool_]]:
     """Test clips by condition, or all of them where none is known."""
-    known = {"normal test clips": test & (condition == "normal"), "anomalies": test & (condition == "anomaly")}
-    known = {label: clips for label, clips in known.items() if clips.any()}
-    return known or ({"test clips": test} if test.any() else {})
+    by_condition = {"normal test clips": test & (condition == "normal"), "anomalies": test & (condition == "anomaly")}
+    by_condition = {label: clips for label, clips in by_condition.items() if clips.any()}
+    return by_condition or ({"test clips": test} if test.any() else {})
 
 
 def _outer(axes: list[Axes], x: str, y: str) -> None:
     """Label the first axes of each row, and all from below."""
-    for own in axes:
-        own.set_xlabel(x)
-        place = own.get_subplotspec()
-        assert place is not None
-        if place.is_first_col():
-            own.set_ylabel(y)
+    for panel in axes:
+        panel.set_xlabel(x)
+        position = panel.get_subplotspec()
+        assert position is not None
+        if position.is_first_col():
+            panel.set_ylabel(y)
         else:
-            own.set_yticklabels([])
+            panel.set_yticklabels([])

@@ -24,15 +24,15 @@ def read_package(path: Path, findings: Findings) -> dict[str, bytes]:
         If `path` is neither a folder nor a zip file.
     """
     if path.is_dir():
-        found = _folder(path, findings)
+        contents = _folder(path, findings)
     elif not path.exists():
         raise InputError(f"{path}: no such package; give a folder or a zip file")
     elif zipfile.is_zipfile(path):
-        found = _zip(path, findings)
+        contents = _zip(path, findings)
     else:
         raise InputError(f"{path}: neither a folder nor a zip file; make one with `tutti submission make`")
     files = {}
-    for name, content in found:
+    for name, content in contents:
         if any(part in _LITTER or part.startswith("._") for part in PurePosixPath(name).parts):
             findings.warning(name, "left behind by the operating system; leave it out")
         else:

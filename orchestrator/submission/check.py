@@ -72,7 +72,7 @@ def check_package(path: Path, data: Path | None = None) -> Findings:
 
 def _test_clips(data: Path) -> pa.Table:
     """The clip index of a data set's test clips; an evaluation set may come without training clips."""
-    paths = [found.relative_to(data).as_posix() for found in sorted(data.glob("*/*test/*.wav"))]
+    paths = [path.relative_to(data).as_posix() for path in sorted(data.glob("*/*test/*.wav"))]
     if not paths:
         raise InputError(f"{data}: not a data set: no <machine>/test/*.wav in it")
     return index_of(paths)
@@ -98,12 +98,12 @@ def _systems(package: Path, files: Mapping[str, bytes], findings: Findings) -> l
 
 
 def _add_table(system: System, name: str, content: bytes, findings: Findings) -> None:
-    found = CSV_NAME.fullmatch(PurePosixPath(name).name)
-    if found is None:
+    match = CSV_NAME.fullmatch(PurePosixPath(name).name)
+    if match is None:
         forms = " or ".join(csv_name(kind, "<machine>", 0) for kind in KINDS)
         findings.error(name, f"not a table's name; must be {forms}")
         return
-    kind, group = found["kind"], (found["machine"], int(found["section"]))
+    kind, group = match["kind"], (match["machine"], int(match["section"]))
     system.tables[kind][group] = read_pairs(name, content, kind, findings)
 
 
@@ -126,8 +126,10 @@ def _check_labels(systems: list[System], findings: Findings) -> None:
     for system in systems:
         label = SYSTEM_LABEL.fullmatch(system.label)
         if label is None:
-            place = system.folder if system.label else next(iter(_paths(system)), system.folder)
-            findings.error(place, f"the folder {system.label!r} is no label such as Jiang_THU_task2_1, numbered 1 to 4")
+            location = system.folder if system.label else next(iter(_paths(system)), system.folder)
+            findings.error(
+                location, f"the folder {system.label!r} is no label such as Jiang_THU_task2_1, numbered 1 to 4"
+            )
             continue
         if system.label in labels:
             findings.error(system.folder, f"the same label as {labels[system.label]}; number the systems")
@@ -188,8 +190,8 @@ def _check_data(system: System, index: pa.Table, source: str, findings: Findings
             elif group[0] in required and not any(group in other for other in system.tables.values()):
                 findings.error(_path(system, csv_name(kind, *group)), f"missing; {source} has test clips for it")
         for group in tables.keys() - clips.keys():
-            known = ", ".join(f"{machine} section {section:02d}" for machine, section in clips)
-            findings.error(tables[group].path, f"no such machine and section in {source}; it has {known}")
+            expected_groups = ", ".join(f"{machine} section {section:02d}" for machine, section in clips)
+            findings.error(tables[group].path, f"no such machine and section in {source}; it has {expected_groups}")
 
 
 def _check_meta(system: System, files: Mapping[str, bytes], index: pa.Table | None, findings: Findings) -> None:

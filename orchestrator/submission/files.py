@@ -52,8 +52,8 @@ def write_submission(table: pa.Table, folder: Path) -> list[Path]:
     test = table["split"].to_numpy() == "test"
     clip, score = table["clip"].to_numpy(), table["score"].to_numpy()
     written = []
-    for machine, section, own in groups(table):
-        rows = np.flatnonzero(own & test)
+    for machine, section, group in groups(table):
+        rows = np.flatnonzero(group & test)
         if not len(rows):
             continue
         decision = (score[rows] > limits[machine, section]).astype(int)

@@ -15,17 +15,17 @@ class Findings:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def error(self, place: str, text: str) -> None:
+    def error(self, location: str, text: str) -> None:
         """Something that must be mended in the file or folder `place`."""
-        self.errors.append(_line(place, text))
+        self.errors.append(_line(location, text))
 
-    def warning(self, place: str, text: str) -> None:
+    def warning(self, location: str, text: str) -> None:
         """Something odd but allowed in the file or folder `place`."""
-        self.warnings.append(_line(place, text))
+        self.warnings.append(_line(location, text))
 
 
-def _line(place: str, text: str) -> str:
-    return " ".join(f"{place}: {text}".split())
+def _line(location: str, text: str) -> str:
+    return " ".join(f"{location}: {text}".split())
 
 
 def some(names: Iterable[object]) -> str:

@@ -68,13 +68,13 @@ def make_package(
 
 
 def _system_folders(run: Path, systems: Sequence[str]) -> list[Path]:
-    known = [path.parent.name for path in sorted((run / "systems").glob(f"*/{RESULT}"))]
-    if not known:
+    finished = [path.parent.name for path in sorted((run / "systems").glob(f"*/{RESULT}"))]
+    if not finished:
         raise InputError(f"{run}: no results in it; `tutti run` makes them")
     for name in systems:
-        if name not in known:
-            raise InputError(f"{run}: no result of system {name!r}; there are {', '.join(known)}")
-    chosen = list(dict.fromkeys(systems)) or known
+        if name not in finished:
+            raise InputError(f"{run}: no result of system {name!r}; there are {', '.join(finished)}")
+    chosen = list(dict.fromkeys(systems)) or finished
     if len(chosen) > MAX_SYSTEMS:
         raise InputError(f"{run}: {len(chosen)} systems, the challenge takes {MAX_SYSTEMS}; name those to submit")
     return [run / "systems" / name for name in chosen]
@@ -97,8 +97,8 @@ def _check_usable(results: dict[Path, dict[str, Any]]) -> None:
         if result.get("transductive"):
             raise InputError(f"{folder}: its scores use statistics of test clips, which the challenge forbids")
     if len({result["dataset"] for result in results.values()}) > 1:
-        told = ", ".join(f"{folder.name} ({result['dataset'][:8]})" for folder, result in results.items())
-        raise InputError(f"results on different data sets: {told}; name the systems of one data set")
+        names = ", ".join(f"{folder.name} ({result['dataset'][:8]})" for folder, result in results.items())
+        raise InputError(f"results on different data sets: {names}; name the systems of one data set")
 
 
 def _form(out: Path) -> Path:
@@ -137,8 +137,12 @@ def _write_system(folder: Path, result: dict[str, Any], target: Path, authors: A
 
 
 def _omegas(delivered: dict[str, Any]) -> str:
-    shown = {name: "unknown" if delivered[name] is None else f"{delivered[name]:.2f}" for name in ("in_sample", "lomo")}
-    return f"Omega of the results below {shown['in_sample']}; on machines without a say in the weights {shown['lomo']}."
+    omegas = {
+        name: "unknown" if delivered[name] is None else f"{delivered[name]:.2f}" for name in ("in_sample", "lomo")
+    }
+    return (
+        f"Omega of the results below {omegas['in_sample']}; on machines without a say in the weights {omegas['lomo']}."
+    )
 
 
 def _zip(folder: Path, label: str) -> Path:

@@ -65,7 +65,7 @@ def _columns(line: str) -> list[str]:
         return [line]
 
 
-def _row_fault(row: int, cells: list[str], kind: str, known: Pairs) -> str | None:
+def _row_fault(row: int, cells: list[str], kind: str, pairs: Pairs) -> str | None:
     if len(cells) != 2:
         return (
             "empty line" if cells == [""] else f"{len(cells)} columns instead of 2, clip and value with a comma between"
@@ -79,7 +79,7 @@ def _row_fault(row: int, cells: list[str], kind: str, known: Pairs) -> str | Non
         return "the value is not a finite number"
     if kind == "decision_result" and float(value) not in (0, 1):
         return "the decision is neither 0 nor 1"
-    if clip in known.rows:
+    if clip in pairs.rows:
         return "the clip stands in an earlier row too"
     return None
 
@@ -92,8 +92,8 @@ def check_clips(pairs: Pairs, expected: Collection[str], source: str, findings: 
             pairs.path,
             f"{len(pairs.values)} usable rows for {len(expected)} test clips; without {some(missing)} of {source}",
         )
-    known = set(expected)
-    unknown = [clip for clip in pairs.values if clip not in known]
+    expected_clips = set(expected)
+    unknown = [clip for clip in pairs.values if clip not in expected_clips]
     if unknown:
         findings.error(pairs.path, f"row {pairs.rows[unknown[0]]}: no such test clip in {source}: {some(unknown)}")
 

@@ -106,14 +106,14 @@ def _check_form(path: str, raw: dict[str, Any], findings: Findings) -> None:
     try:
         Meta.model_validate(raw)
     except ValidationError as error:
-        told: dict[str, str] = {}
+        mistakes: dict[str, str] = {}
         for fault in error.errors(include_url=False):
             # The names of a union's members are of no use to the reader.
             key = ".".join(str(step) for step in fault["loc"] if step not in ("int", "float", "str"))
             missing = fault["type"] == "missing"
             text = fault["msg"].removeprefix("Value error, ")
-            told.setdefault(key, "missing" if missing else f"{text} (it is {str(fault['input'])[:60]!r})")
-        for key, text in told.items():
+            mistakes.setdefault(key, "missing" if missing else f"{text} (it is {str(fault['input'])[:60]!r})")
+        for key, text in mistakes.items():
             findings.error(path, f"{key}: {text}")
 
 
@@ -127,26 +127,26 @@ def _check_corresponding(path: str, raw: dict[str, Any], findings: Findings) -> 
 
 def _check_results(path: str, stated: dict[str, Any], findings: Findings) -> Stated:
     """Range and arithmetic of the stated values; what is right comes back in per cent."""
-    place = "results.development_dataset"
+    key = "results.development_dataset"
     machines = {str(name): value for name, value in stated.items() if str(name).lower() not in _SUMMARIES}
     numbers = [value for _, value in _leaves(stated) if _is_number(value)]
     scale = 100.0 if numbers and max(numbers) <= 1 else 1.0
-    found: Results = {}
+    results: Results = {}
     for machine, values in machines.items():
         if isinstance(values, dict) and values and all(isinstance(inner, dict) for inner in values.values()):
-            sections = [_cells(path, f"{place}.{machine}.{s}", inner, scale, findings) for s, inner in values.items()]
-            found[machine] = {
+            sections = [_cells(path, f"{key}.{machine}.{s}", inner, scale, findings) for s, inner in values.items()]
+            results[machine] = {
                 c: _mean([s[c] for s in sections if c in s]) for c in CELLS if any(c in s for s in sections)
             }
         else:
-            found[machine] = _cells(path, f"{place}.{machine}", values, scale, findings)
+            results[machine] = _cells(path, f"{key}.{machine}", values, scale, findings)
     tolerance = _tolerance(numbers, scale)
     for name, machine in machines.items():
         _check_summaries(
-            path, f"{place}.{name}", _at_summaries(machine), {name: found[name]}, scale, tolerance, findings
+            path, f"{key}.{name}", _at_summaries(machine), {name: results[name]}, scale, tolerance, findings
         )
-    _check_summaries(path, place, _at_summaries(stated), found, scale, tolerance, findings)
-    return Stated(results=found, rounding=tolerance)
+    _check_summaries(path, key, _at_summaries(stated), results, scale, tolerance, findings)
+    return Stated(results=results, rounding=tolerance)
 
 
 def _is_number(value: Any) -> bool:
@@ -154,31 +154,31 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
-def _cells(path: str, place: str, values: Any, scale: float, findings: Findings) -> dict[str, float]:
+def _cells(path: str, location: str, values: Any, scale: float, findings: Findings) -> dict[str, float]:
     """The three cells of a machine or section, in per cent."""
     if not isinstance(values, dict):
-        findings.error(path, f"{place}: not a mapping with {', '.join(CELLS)} (it is {str(values)[:40]!r})")
+        findings.error(path, f"{location}: not a mapping with {', '.join(CELLS)} (it is {str(values)[:40]!r})")
         return {}
-    found = {}
+    cells = {}
     for cell in CELLS:
         value = values.get(cell)
         if cell not in values:
-            findings.error(path, f"{place}.{cell}: missing")
+            findings.error(path, f"{location}.{cell}: missing")
         elif value is None:
-            findings.warning(path, f"{place}.{cell}: not stated")
+            findings.warning(path, f"{location}.{cell}: not stated")
         elif not _is_number(value) or not np.isfinite(value):
-            findings.error(path, f"{place}.{cell}: not a number (it is {value!r})")
+            findings.error(path, f"{location}.{cell}: not a number (it is {value!r})")
         elif not 0 <= value * scale <= 100:
-            findings.error(path, f"{place}.{cell}: {value} is out of range; values are per cent, from 0 to 100")
+            findings.error(path, f"{location}.{cell}: {value} is out of range; values are per cent, from 0 to 100")
         elif scale == 1 and value <= 1:
-            findings.error(path, f"{place}.{cell}: {value} is a fraction among values in per cent")
+            findings.error(path, f"{location}.{cell}: {value} is a fraction among values in per cent")
         else:
-            found[cell] = value * scale
-            if cell == "pauc" and found[cell] < LEAST_PAUC - 0.01:
+            cells[cell] = value * scale
+            if cell == "pauc" and cells[cell] < LEAST_PAUC - 0.01:
                 findings.warning(
-                    path, f"{place}.pauc: {value} is below {LEAST_PAUC:.2f} %, the least of a standardised pAUC"
+                    path, f"{location}.pauc: {value} is below {LEAST_PAUC:.2f} %, the least of a standardised pAUC"
                 )
-    return found
+    return cells
 
 
 def _tolerance(numbers: list[float], scale: float) -> float:
@@ -193,7 +193,7 @@ def _at_summaries(value: Any) -> dict[str, Any]:
 
 def _check_summaries(
     path: str,
-    place: str,
+    location: str,
     stated: Mapping[str, Any],
     machines: Results,
     scale: float,
@@ -209,9 +209,9 @@ def _check_summaries(
                 continue
             means = _means(str(name).lower(), cells)
             if not any(abs(given * scale - mean) <= tolerance for mean in means.values()):
-                told = ", ".join(f"{kind} mean {mean / scale:.6g}" for kind, mean in means.items())
-                key = f"{place}.{name}.{part}" if part else f"{place}.{name}"
-                findings.error(path, f"{key}: {given} does not follow from the stated values ({told})")
+                expected = ", ".join(f"{kind} mean {mean / scale:.6g}" for kind, mean in means.items())
+                key = f"{location}.{name}.{part}" if part else f"{location}.{name}"
+                findings.error(path, f"{key}: {given} does not follow from the stated values ({expected})")
 
 
 def _means(name: str, cells: list[float]) -> dict[str, float]:
@@ -231,12 +231,12 @@ def check_against_scores(path: str, stated: Stated, computed: Results, findings:
     """What is stated must be what the scores in the package give on labelled clips, in per cent."""
     tolerance = max(stated.rounding / 2, 0.05) + 0.005
     for machine, cells in computed.items():
-        place = f"results.development_dataset.{machine}"
+        location = f"results.development_dataset.{machine}"
         if machine not in stated.results:
-            findings.error(path, f"{place}: missing; its scores are in the package")
+            findings.error(path, f"{location}: missing; its scores are in the package")
             continue
         given = stated.results[machine]
         wrong = {c: v for c, v in cells.items() if c in given and abs(given[c] - v) > tolerance}
         if wrong:
-            told = some(f"{cell} {given[cell]:.2f} instead of {value:.2f}" for cell, value in wrong.items())
-            findings.error(path, f"{place}: not what the scores give: {told}")
+            differences = some(f"{cell} {given[cell]:.2f} instead of {value:.2f}" for cell, value in wrong.items())
+            findings.error(path, f"{location}: not what the scores give: {differences}")

@@ -71,14 +71,14 @@ def detectors(record: Record) -> list[str]:
 
 
 def _branch(folder: Path, record: Record) -> Shown:
-    known = detectors(record)
-    figures = {name: _figures(record, name, known) for name in known}
-    measured = {name: found for name, found in figures.items() if "omega" in found}
+    names = detectors(record)
+    figures = {name: _figures(record, name, names) for name in names}
+    measured = {name: values for name, values in figures.items() if "omega" in values}
     metrics: dict[str, float] = {}
-    for i, (name, found) in enumerate(figures.items()):
-        metrics |= found if i == 0 else {f"{name}/{key}": value for key, value in found.items()}
+    for i, (name, values) in enumerate(figures.items()):
+        metrics |= values if i == 0 else {f"{name}/{key}": value for key, value in values.items()}
     metrics |= {f"cost/{name}": round(record.metrics[name], _DECIMALS) for name in _COST if name in record.metrics}
-    omegas = ", ".join(f"{found['omega']:.2f} % with {name}" for name, found in measured.items())
+    omegas = ", ".join(f"{values['omega']:.2f} % with {name}" for name, values in measured.items())
     text = [f"**Omega {omegas}.**"] if omegas else []
     if record.status in _ENDED:
         text = [
@@ -91,22 +91,22 @@ def _branch(folder: Path, record: Record) -> Shown:
     text.append(f"Branch of {record.tags.get('system', '')}: {_recipe(record)}.{took}")
     return Shown(
         record.name,
-        {"configuration": record.name.rpartition("/")[0], "detector": ", ".join(known)},
+        {"configuration": record.name.rpartition("/")[0], "detector": ", ".join(names)},
         text,
         {key: value for key, value in record.params.items() if value != "null"},
         metrics,
-        [_machines(f"By machine, {name}, %", found) for name, found in measured.items()],
+        [_machines(f"By machine, {name}, %", values) for name, values in measured.items()],
     )
 
 
-def _figures(record: Record, detector: str, known: Sequence[str]) -> dict[str, float]:
+def _figures(record: Record, detector: str, names: Sequence[str]) -> dict[str, float]:
     """A detector's figures by shown name: `omega`, `hmean/fan`; names in the record begin with the detector's."""
-    own = {}
+    figures = {}
     for name, value in record.metrics.items():
-        owners = [other for other in known if name.startswith(f"{other}.")]
+        owners = [other for other in names if name.startswith(f"{other}.")]
         if owners and max(owners, key=len) == detector:
-            own[name.removeprefix(f"{detector}.")] = round(value, _DECIMALS)
-    return _grouped(own)
+            figures[name.removeprefix(f"{detector}.")] = round(value, _DECIMALS)
+    return _grouped(figures)
 
 
 def _grouped(figures: Mapping[str, float]) -> dict[str, float]:
@@ -155,8 +155,8 @@ def _system(folder: Path, record: Record) -> Shown:
     if result["methods"]:
         tables.append(Table("Ways to choose the weights, Omega, %", ("method", "in-sample", "LOMO"), methods))
     metrics = {**omega, **figures, **lomo, **{f"weights/{name}": weight for name, weight in weights.items()}}
-    known = {name: round(value, _DECIMALS) for name, value in metrics.items() if value is not None}
-    return Shown(record.identity["system"], {}, [t for t in text if t], {}, known, tables)
+    rounded = {name: round(value, _DECIMALS) for name, value in metrics.items() if value is not None}
+    return Shown(record.identity["system"], {}, [t for t in text if t], {}, rounded, tables)
 
 
 def _flat(machines: Mapping[str, Mapping[str, float | None]] | None) -> dict[str, float]:
@@ -166,8 +166,8 @@ def _flat(machines: Mapping[str, Mapping[str, float | None]] | None) -> dict[str
 def omega_of(result: Mapping[str, Any]) -> float | None:
     """The Omega to compare a system by: on machines left out; in-sample where weights could not be chosen by labels."""
     delivered = result["delivered"]
-    found: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
-    return found
+    omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
+    return omega
 
 
 def _omega_line(result: Mapping[str, Any]) -> str:
@@ -183,13 +183,13 @@ def _omega_line(result: Mapping[str, Any]) -> str:
 
 def _run(folder: Path, record: Record) -> Shown:
     results = [json.loads(path.read_text()) for path in sorted((folder / SYSTEMS).glob(f"*/{RESULT}"))]
-    known = [found for _, found in records(folder) if found.identity["role"] == "branch"]
-    ended = {status: [found for found in known if found.status == status] for status in ("FINISHED", *_ENDED)}
+    branches = [branch for _, branch in records(folder) if branch.identity["role"] == "branch"]
+    ended = {status: [branch for branch in branches if branch.status == status] for status in ("FINISHED", *_ENDED)}
     counts = [f"{len(ended['FINISHED'])} branches finished, {len(ended['FAILED'])} failed"]
     counts += [f"{len(ended['KILLED'])} given up"] if ended["KILLED"] else []
     text = [f"{', '.join(counts)}."]
     for status, name in _ENDED.items():
-        text += [f"{name}: {found.name}: {_plain(found.tags['failure'])}" for found in ended[status][:_ROWS]]
+        text += [f"{name}: {branch.name}: {_plain(branch.tags['failure'])}" for branch in ended[status][:_ROWS]]
     if (folder / "report.html").exists():
         text.append("`report.html` among the artifacts has figures and intervals.")
     rows = [(r["system"], len(r["branches"]), r["delivered"]["in_sample"], r["delivered"]["lomo"]) for r in results]

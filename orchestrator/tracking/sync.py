@@ -55,12 +55,12 @@ class Outbox:
     def flush(self) -> int:
         """Send all that waits, the folder's own run last; the number of records that could not be sent."""
         waiting = self.send()
-        own = read_record(self._out)
-        if own is not None:
+        record = read_record(self._out)
+        if record is not None:
             try:
                 self._tracker.check()
-                self._tracker.send(self._out, own)
-                self._tracker.close_strays(own.status)
+                self._tracker.send(self._out, record)
+                self._tracker.close_strays(record.status)
                 self._tracker.send_views(self._branches())
             except Exception as error:
                 self._complain(error)
@@ -130,8 +130,8 @@ def send_waiting(out: Path, tracking_uri: str | None) -> int:
     InputError
         If no run has been made in `out` or one is under way, or the store does not answer.
     """
-    own = read_record(out)
-    if own is None:
+    record = read_record(out)
+    if record is None:
         raise InputError(f"{out}: no run has ended there; `tutti run` sends its results itself")
     with only_driver(out):
-        return Outbox(open_tracker(tracking_uri, out, own.tags["experiment"]), out).flush()
+        return Outbox(open_tracker(tracking_uri, out, record.tags["experiment"]), out).flush()

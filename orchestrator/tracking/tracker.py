@@ -147,20 +147,20 @@ class Tracker:
         run = self._find(identity)
         if run is None:
             run = self._create(look.name, identity, record.metrics.get("seconds", 0.0))
-        run_id, known = run.info.run_id, run.data.tags
+        run_id, run_tags = run.info.run_id, run.data.tags
         files = {path: sha256 for path, sha256 in record.files.items() if not path.endswith(_LARGE)}
         for path, sha256 in files.items():
-            if known.get(checksum_tag(path)) != sha256:
+            if run_tags.get(checksum_tag(path)) != sha256:
                 client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
-        tags = {"failure": ""} if "failure" in known else {}  # of an earlier try
+        tags = {"failure": ""} if "failure" in run_tags else {}  # of an earlier try
         tags |= {**record.identity, **record.tags, **look.tags, _NOTE: look.note}
         tags |= {checksum_tag(path): sha256 for path, sha256 in files.items()}
         if parents:
-            tags[_PARENT] = known[_PARENT] if known.get(_PARENT) in parents else parents[0]
+            tags[_PARENT] = run_tags[_PARENT] if run_tags.get(_PARENT) in parents else parents[0]
         tags |= {_CURVE: digest(record.curve)}
         client.log_batch(
             run_id,
-            _figures(look, run, [] if known.get(_CURVE) == tags[_CURVE] else record.curve),
+            _figures(look, run, [] if run_tags.get(_CURVE) == tags[_CURVE] else record.curve),
             [Param(key, value[:6000]) for key, value in look.params.items()],
             [RunTag(key, value) for key, value in tags.items()],
         )
@@ -170,9 +170,9 @@ class Tracker:
 
     def send_views(self, branches: Sequence[Shown]) -> None:
         """Offer views of the experiment in MLflow's UI, with the columns that matter for these branches."""
-        known = self.client.get_experiment(self.experiment_id)
-        for key, value in experiment_tags(known.creation_time, branches).items():
-            if known.tags.get(key) != value:
+        experiment = self.client.get_experiment(self.experiment_id)
+        for key, value in experiment_tags(experiment.creation_time, branches).items():
+            if experiment.tags.get(key) != value:
                 self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def close_strays(self, status: Status) -> None:
@@ -236,9 +236,9 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     """
     if not folder_id(out):
         (out / ".id").write_text(uuid.uuid4().hex[:16])
-    found = find_tracker(uri, out, experiment)
-    if found is not None:
-        return found
+    tracker = find_tracker(uri, out, experiment)
+    if tracker is not None:
+        return tracker
     location = (out.resolve() / "mlartifacts").as_uri() if uri is None else None
     store = _store(uri, out)
     with reaching(store):
@@ -250,12 +250,12 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     """The experiment in the store, or None; see `open_tracker`."""
     store = _store(uri, out)
     with reaching(store):
-        found = MlflowClient(store).get_experiment_by_name(experiment)
-    if found is None:
+        stored = MlflowClient(store).get_experiment_by_name(experiment)
+    if stored is None:
         return None
-    if found.lifecycle_stage != "active":
+    if stored.lifecycle_stage != "active":
         raise InputError(f"experiment {experiment} was deleted in {store}; restore it there, or give another --out")
-    return Tracker(store, experiment, found.experiment_id, folder_id(out))
+    return Tracker(store, experiment, stored.experiment_id, folder_id(out))
 
 
 def _store(uri: str | None, out: Path) -> str:

@@ -49,8 +49,8 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
     outcome = Outcome({}, {})
     for scale in SCALES:
-        found = _launch(ordered, job, index, work, scale)
-        outcome = Outcome({**outcome.failures, **found.failures}, {**outcome.given_up, **found.given_up})
+        latest = _launch(ordered, job, index, work, scale)
+        outcome = Outcome({**outcome.failures, **latest.failures}, {**outcome.given_up, **latest.given_up})
         ordered = [branch for branch in ordered if _was_killed(outcome.failures.get(branch.branch_id, ""))]
         if not ordered or scale == SCALES[-1]:
             return outcome

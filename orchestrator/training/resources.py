@@ -83,7 +83,7 @@ def read_peaks(path: Path) -> dict[str, float]:
 
 def note_peak(path: Path, config: str, peak: float) -> None:
     """Keep the largest peak of a configuration."""
-    known = read_peaks(path)
-    if peak > known.get(config, 0.0):
+    peaks = read_peaks(path)
+    if peak > peaks.get(config, 0.0):
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps({**known, config: round(peak, 3)}))
+            temporary.write_text(json.dumps({**peaks, config: round(peak, 3)}))

@@ -100,20 +100,20 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
             raise Hopeless(reason)
 
     stored = job.out / BRANCHES / branch.branch_id
-    known = read_record(stored)
+    finished = read_record(stored)
     with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
-        tables = _copy_intact(stored, known, folder)
-        embeddings = _stored_embeddings(branch, known, index, folder)
+        tables = _copy_intact(stored, finished, folder)
+        embeddings = _stored_embeddings(branch, finished, index, folder)
         if embeddings is None:
             if not (folder / WEIGHTS).exists():
-                known = None
+                finished = None
             embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
             _save_embeddings(folder, embeddings, index)
         omega, metrics = _write(branch, job, index, embeddings, folder)
         entry = branch_record(branch, job.fingerprint)
-        before = known or entry
+        before = finished or entry
         update = {
-            "tags": {**entry.tags, "system": joined_systems(known, branch.systems)},
+            "tags": {**entry.tags, "system": joined_systems(finished, branch.systems)},
             "metrics": {
                 **{"seconds": time.monotonic() - started, **job.held, "memory_gib": peak_memory()},
                 **_gpu_memory(job),
@@ -282,10 +282,10 @@ def _write(
         }
         table = score_table(index, embeddings, detector, metadata)
         write_table(table, folder / TABLES / f"{name}.parquet")
-        found = official_metrics(table) if has_labels(table) else None  # hidden in an evaluation set
-        summary[name] = found.as_dict() if found else None
-        metrics |= flat_metrics(found, f"{name}.")
-        omegas.append(found.omega if found else None)
+        official = official_metrics(table) if has_labels(table) else None  # hidden in an evaluation set
+        summary[name] = official.as_dict() if official else None
+        metrics |= flat_metrics(official, f"{name}.")
+        omegas.append(official.omega if official else None)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return omegas[0], metrics
 
