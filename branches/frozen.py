@@ -21,8 +21,9 @@ from branches.beats import load_beats
 from branches.data.audio import AudioCache
 from branches.model import batches_of_like_length, features_of, patch_width
 from branches.pooling import Pooling, build_pooling
-from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec, Settings
+from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec
 from scoring.atomic import atomic
+from scoring.settings import Settings
 
 BATCH = 64
 

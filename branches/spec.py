@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from scoring.settings import Settings, by_name
 
 # Raised by hand when the same spec, seed and clips come to give other numbers, and only then: every branch is trained,
 # or every clip embedded, once more. The golden numbers of the tests say when that is so.
@@ -17,16 +19,6 @@ TRAINING_VERSION = 1  # weights: classes, batches, augmentation, losses, optimis
 EMBEDDING_VERSION = 1  # embeddings of the same weights: decoding, channels, log-mels, encoder, pooling
 
 Channel = Literal["near", "far", "mean", "cancel"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _by_path(value: Any) -> Any:
@@ -86,7 +78,7 @@ class SubclusterAdaCosSpec(Settings):
 ObjectiveSpec = Annotated[
     SoftmaxSpec | ArcFaceSpec | SubcenterArcFaceSpec | AdaCosSpec | SubclusterAdaCosSpec,
     Field(discriminator="name"),
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 
 
@@ -128,7 +120,7 @@ class LoraSpec(Settings):
 
 
 StrategySpec = Annotated[
-    FrozenSpec | HeadSpec | PartialSpec | FullSpec | LoraSpec, Field(discriminator="name"), BeforeValidator(_by_name)
+    FrozenSpec | HeadSpec | PartialSpec | FullSpec | LoraSpec, Field(discriminator="name"), BeforeValidator(by_name)
 ]
 
 
@@ -167,7 +159,7 @@ class RelativeDeviationSpec(Settings):
 PoolingSpec = Annotated[
     MeanSpec | AttentiveStatisticsSpec | GeneralisedMeanSpec | BandMeanSpec | RelativeDeviationSpec,
     Field(discriminator="name"),
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 
 

@@ -12,10 +12,11 @@ from fusion.complementarity import Pruned, correlations, marginals, prune, winne
 from fusion.hierarchy import Tree, Weights, averaging, configurations_of
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
-from fusion.resampling import Comparison, Interval, compare
+from fusion.resampling import Comparison, compare
 from fusion.scales import CALIBRATED
 from fusion.tasks import FOLDS, Found, Problem, Task
 from fusion.validation import SINGLE, UNIFORM, Candidate, Estimates, Machines
+from scoring.bootstrap import Interval
 from scoring.metrics import Metrics, harmonic_mean
 
 

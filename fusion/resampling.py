@@ -9,14 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.labelled import LabelledScores
-from scoring.metrics import MAX_FPR, harmonic_mean, roc_area
+from scoring.bootstrap import Interval, replicated_cells
+from scoring.metrics import harmonic_mean
 
 REPLICATES = 1000
 LEVEL = 95
-# Scores per block of replicates, which bounds the memory.
-BLOCK = 300_000
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ def compare(
     """
     cells = scores.cells.values(scores.values)
     plain = harmonic_mean(cells, axis=(-2, -1))
-    over_clips = harmonic_mean(_replicates(scores, rng), axis=(-2, -1))
+    replicates = replicated_cells(scores.cells, scores.values, scores.strata(), REPLICATES, rng)
+    over_clips = harmonic_mean(replicates, axis=(-2, -1))
     machines = _machines_drawn(cells, scores.cells.machines, rng)
     comparisons = {
         name: Comparison(
@@ -62,22 +60,6 @@ def compare(
         for name, i in against.items()
     }
     return _interval(over_clips[0]), comparisons
-
-
-def _replicates(scores: LabelledScores, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Cells (members, R, 3, G) on clips drawn anew."""
-    cells, strata = scores.cells, scores.strata()
-    grouped = scores.values[:, cells.rows][:, None, None]
-    limits = np.array([1.0, 1.0, MAX_FPR])[:, None]
-    step = max(1, BLOCK // (3 * cells.rows.size * len(scores.values)))
-    blocks = []
-    for start in range(0, REPLICATES, step):
-        drawn = np.zeros((min(step, REPLICATES - start), scores.values.shape[1]))
-        for rows in strata:
-            drawn[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), len(drawn))
-        times = drawn[:, cells.rows][:, None]
-        blocks.append(100 * roc_area(grouped, cells.positive * times, cells.negative * times, limits))
-    return np.concatenate(blocks, axis=1)
 
 
 def _machines_drawn(

@@ -24,9 +24,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from branches.spec import BackboneSpec, BranchSpec, FileSpec, Settings
+from branches.spec import BackboneSpec, BranchSpec, FileSpec
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
+from scoring.settings import Settings
 
 SYSTEMS = Path(__file__).parent / "systems"
 # Blocks of settings for all configurations, and in place of them with the built-in tiny backbone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scoring.metrics import SUMMARY, LabelledCells, harmonic_mean, summarised
 from scoring.table import rows_of
 
-CHUNK = 50  # replicates at once: what they need stays in the processor's cache
+BLOCK = 300_000  # scores at once: what they need stays in the processor's cache, and memory is bounded
 
 Interval = tuple[float, float]
 
@@ -49,9 +49,8 @@ def bootstrap_intervals(table: pa.Table, replicates: int = 1000, level: float = 
         If no test row has a known condition.
     """
     cells = LabelledCells.from_table(table)
-    score = table["score"].to_numpy()
-    drawn = [replace(cells, positive=p, negative=n).values(score) for p, n in _draws(cells, table, replicates, seed)]
-    values = np.concatenate(drawn)
+    scores = table["score"].to_numpy()[None]
+    (values,) = replicated_cells(cells, scores, _strata(cells, table), replicates, np.random.default_rng(seed))
     names, summary = summarised(cells.machines, values)
     tails = [(1 - level) / 2, (1 + level) / 2]
     per_machine = np.quantile(summary, tails, axis=0)
@@ -63,28 +62,38 @@ def bootstrap_intervals(table: pa.Table, replicates: int = 1000, level: float = 
     )
 
 
-def _draws(
-    cells: LabelledCells, table: pa.Table, replicates: int, seed: int
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """The cells' weights with clips counted as often as they are drawn: pairs of (chunk, 3, G, N)."""
-    rng = np.random.default_rng(seed)
-    strata = list(_strata(cells, table))
-    for first in range(0, replicates, CHUNK):
-        counts = np.zeros((min(CHUNK, replicates - first), 1, *cells.rows.shape))
-        for group, members in strata:
-            share = np.full(len(members), 1 / len(members))
-            counts[:, 0, group, members] = rng.multinomial(len(members), share, size=len(counts))
-        yield cells.positive * counts, cells.negative * counts
+def replicated_cells(
+    cells: LabelledCells,
+    scores: NDArray[np.float64],
+    strata: Sequence[NDArray[np.int64]],
+    replicates: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Cells (members, R, 3, G), in per cent, of scores (members, rows) on clips drawn anew, the same for all members.
+
+    strata: rows within which clips are drawn with replacement
+    """
+    step = max(1, BLOCK // (3 * cells.rows.size * len(scores)))
+    blocks = []
+    for first in range(0, replicates, step):
+        counts = np.zeros((min(step, replicates - first), scores.shape[1]))
+        for rows in strata:
+            counts[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), len(counts))
+        times = counts[:, cells.rows][:, None]
+        drawn = replace(cells, positive=cells.positive * times, negative=cells.negative * times)
+        blocks.append(drawn.values(scores[:, None]))
+    return np.concatenate(blocks, axis=1)
 
 
-def _strata(cells: LabelledCells, table: pa.Table) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each group with the places (of N) of its clips of one domain and condition."""
+def _strata(cells: LabelledCells, table: pa.Table) -> list[NDArray[np.int64]]:
+    """Rows of each group's clips of one domain and condition."""
     (domain,) = rows_of(table, ["domain"])
+    strata = []
     for weights in (cells.positive, cells.negative):
         for group, rows in enumerate(cells.rows):
-            drawn = weights[:, group].any(axis=0)
-            for name in sorted(set(domain[rows[drawn]]), key=str):
-                yield group, np.flatnonzero(drawn & (domain[rows] == name))
+            members = np.unique(rows[weights[:, group].any(axis=0)])
+            strata += [members[domain[members] == name] for name in sorted(set(domain[members]), key=str)]
+    return strata
 
 
 def _interval(bounds: NDArray[np.float64]) -> Interval | None:

@@ -11,11 +11,11 @@ Each detector's settings are a class here, with an entry in `DetectorSpec`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from sklearn.base import BaseEstimator
 
 from scoring.calibration import Method
@@ -23,6 +23,7 @@ from scoring.clusters import KMeansDistance, MixtureDensity
 from scoring.crossfit import fit_augmented, held_out_scores
 from scoring.mahalanobis import Mahalanobis, Shrinkage
 from scoring.neighbours import BandNeighbours, Density, Metric, NearestNeighbours
+from scoring.settings import Settings, by_name
 
 # Raised by hand when the same embeddings come to give other scores; every table is scored once more.
 SCORING_VERSION = 1
@@ -152,14 +153,13 @@ class SeparateBanks:
         return result
 
 
-class _Settings(BaseModel):
+class _DetectorSettings(Settings):
     """What all detectors have.
 
     softness: 0 scores by the nearest domain; more lets the others have a say, in standard deviations of a distance
     calibration: how scores become comparable, see `scoring.calibration`
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     uses_bands: ClassVar[bool] = False
 
     softness: float = Field(0.0, ge=0)
@@ -171,7 +171,7 @@ class _Settings(BaseModel):
         return False
 
 
-class MahalanobisSpec(_Settings):
+class MahalanobisSpec(_DetectorSettings):
     """Mahalanobis distance to the mean of each domain; see `MahalanobisDetector`."""
 
     name: Literal["mahalanobis"] = "mahalanobis"
@@ -189,7 +189,7 @@ class MahalanobisSpec(_Settings):
         return MahalanobisDetector(self.shrinkage, self.covariance, self.means)
 
 
-class BankSettings(_Settings):
+class BankSettings(_DetectorSettings):
     """Of detectors with a bank for each domain; see `SeparateBanks`."""
 
     smote: float = Field(0.0, ge=0, le=1)
@@ -257,12 +257,8 @@ class MixtureSpec(BankSettings):
         return MixtureDensity(self.components, self.floor)
 
 
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 DetectorSpec = Annotated[
     MahalanobisSpec | KnnSpec | BandKnnSpec | KMeansSpec | MixtureSpec,
     Field(discriminator="name"),
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
