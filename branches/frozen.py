@@ -17,8 +17,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from branches.audio.cache import AudioCache
 from branches.beats import load_beats
-from branches.data.audio import AudioCache
 from branches.model import batches_of_like_length, features_of, patch_width
 from branches.pooling import Pooling, build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec

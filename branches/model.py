@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from branches.audio.cache import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
-from branches.data.audio import AudioCache
 from branches.frontend import fbank, frame_padding
 from branches.pooling import build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel

@@ -18,7 +18,7 @@ from scoring.errors import InputError
 from scoring.table import file_sha256
 
 if TYPE_CHECKING:
-    from branches.data.audio import AudioCache
+    from branches.audio.cache import AudioCache
 
 # Torch is loaded inside the functions that need it: a finished run on a built-in backbone does not.
 BUILT_IN = ("tiny",)

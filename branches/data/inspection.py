@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from branches.data.audio import read_clip
+from branches.audio import read_clip
 from scoring.errors import InputError
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from branches.data.audio import AudioCache
+from branches.audio.cache import AudioCache
 from branches.generator.conditions import Condition, Vocabulary, commonest, rare_conditions
 from branches.generator.flow import flow_loss
 from branches.generator.network import VelocityNetwork

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from branches.data.audio import AudioCache
+from branches.audio.cache import AudioCache
 from branches.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank, n_frames
 from branches.generator.conditions import Condition, conditions_of
 from branches.generator.network import TOKEN_FRAMES

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
-from branches.data.audio import AudioCache
+from branches.audio.cache import AudioCache
 from branches.frontend import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.spec import AugmentationSpec, BranchSpec, Channel
 from branches.training.augment import add_noise, at_other_speed

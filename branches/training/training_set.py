@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from branches.data.audio import AudioCache
+from branches.audio.cache import AudioCache
 from branches.data.dataset import training_rows
 from branches.spec import BranchSpec, Channel
 from branches.training.classes import classes_of

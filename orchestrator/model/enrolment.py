@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from branches.data.audio import read_clip
+from branches.audio import read_clip
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.manifest import CLIPS, bank_file, package_of, write_manifest
 from orchestrator.model.reference import Reference

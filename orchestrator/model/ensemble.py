@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from branches.audio.cache import AudioCache, in_memory
+from branches.audio.channels import cancelled_in_memory
 from branches.beats.lora import merge_lora
-from branches.data.audio import AudioCache, in_memory
-from branches.data.channels import cancelled_in_memory
 from branches.frozen import FrozenBackbone, view_of
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
 from branches.spec import Channel

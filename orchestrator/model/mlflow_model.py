@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from branches.data.audio import decode
+from branches.audio import decode
 from orchestrator.model.ensemble import Ensemble
 from scoring.errors import InputError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from branches.data.audio import read_clip
+from branches.audio import read_clip
 from orchestrator.model.ensemble import BATCH, Ensemble
 from scoring.errors import InputError
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import soundfile
-import torch
-import torchaudio
 from numpy.typing import NDArray
 
+from branches.audio.containers import open_recording
+from branches.audio.sample_rate import at_16_khz, check_rate
 from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
 from orchestrator.model.ensemble import BATCH, Ensemble
 from scoring.errors import InputError
@@ -60,13 +60,14 @@ def _batches(recording: Path, window: float, hop: float) -> Iterator[list[Window
     """Windows (samples, channels) at 16 kHz and where they begin, some at a time: a recording is never held whole."""
     batch: list[Window] = []
     try:
-        with soundfile.SoundFile(recording) as file:
+        with recording.open("rb") as content, open_recording(content, str(recording)) as file:
+            check_rate(file.samplerate, str(recording))
             length, step = round(window * file.samplerate), round(hop * file.samplerate)
             blocks = file.blocks(length, length - step, dtype="float32", always_2d=True)
             for i, block in enumerate(blocks):
                 if len(block) == length:
                     start = i * step / file.samplerate
-                    batch.append((start, _at_16_khz(block, file.samplerate, f"{recording} at {start:.1f} s")))
+                    batch.append((start, _resampled(block, file.samplerate, f"{recording} at {start:.1f} s")))
                 if len(batch) == BATCH:
                     yield batch
                     batch = []
@@ -76,14 +77,10 @@ def _batches(recording: Path, window: float, hop: float) -> Iterator[list[Window
         yield batch
 
 
-def _at_16_khz(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.float32]:
+def _resampled(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.float32]:
     if not np.isfinite(samples).all():
         raise InputError(f"{name}: a sample is not a finite number")
-    if rate == SAMPLE_RATE:
-        return samples
-    resampled = torchaudio.functional.resample(torch.from_numpy(samples.T.copy()), rate, SAMPLE_RATE)
-    found: NDArray[np.float32] = resampled.T.numpy()
-    return found
+    return at_16_khz(samples, rate, name)
 
 
 def plot_over_time(scores: pa.Table, title: str, path: Path) -> None:

@@ -24,7 +24,7 @@ from orchestrator.training.job import Job, StageReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from branches.data.audio import AudioCache
+    from branches.audio.cache import AudioCache
 
 _LAST = "check.json"  # of a set in a storage
 

@@ -133,8 +133,8 @@ def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: Run
 
 def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
-    from branches.data.audio import open_cache  # loads torch, which a finished run does not need
-    from branches.data.channels import with_cancellation
+    from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
+    from branches.audio.channels import with_cancellation
 
     audio = open_cache(job.data, index, job.decoded)
     if any(branch.spec.channel == "cancel" for branch in branches):

@@ -39,7 +39,7 @@ from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import write_table
 
 if TYPE_CHECKING:
-    from branches.data.audio import AudioCache
+    from branches.audio.cache import AudioCache
 
 EMBEDDINGS = "embeddings.npy"
 CLIPS = "clips.npy"  # digests of the clips that the embeddings are of
@@ -216,8 +216,8 @@ def _embed(
     # Loaded here, so that the driver, which imports this module, does not load torch.
     import torch
 
-    from branches.data.audio import open_cache
-    from branches.data.channels import with_cancellation
+    from branches.audio.cache import open_cache
+    from branches.audio.channels import with_cancellation
     from branches.frozen import frozen_embeddings, view_of
     from branches.model import embed, load_branch, relocate_branch, save_branch
     from branches.training.finetuning import train
@@ -255,7 +255,7 @@ def _gpu_memory(job: Job) -> dict[str, float]:
 
 def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | None:
     """The supplemental noise clips, decoded, if the branch mixes them in."""
-    from branches.data.audio import open_cache
+    from branches.audio.cache import open_cache
 
     if spec.augmentation.noise is None or spec.augmentation.noise.source != "supplemental":
         return None

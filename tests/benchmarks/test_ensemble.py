@@ -15,9 +15,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from branches.audio.cache import in_memory
 from branches.beats import BEATsConfig, save_beats
 from branches.beats.checkpoint import random_beats
-from branches.data.audio import in_memory
 from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
 from branches.frozen import FrozenBackbone, View
 from branches.model import features_of, load_branch

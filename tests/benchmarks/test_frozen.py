@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from branches.data.audio import open_cache
+from branches.audio.cache import open_cache
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import View, embed_views

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from branches import frozen
+from branches.audio.cache import open_cache
 from branches.beats import load_beats
-from branches.data.audio import open_cache
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import View, embed_views, frozen_embeddings, view_of

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branches.data.audio import AudioCache, open_cache
+from branches.audio.cache import AudioCache, open_cache
 from branches.data.dataset import class_labels, index_of, read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.generator import GeneratorSpec, generate, read_set, train_generator, write_set

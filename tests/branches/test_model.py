@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from branches.audio.cache import open_cache
 from branches.beats import load_beats
-from branches.data.audio import open_cache
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel, embed, load_branch, save_branch

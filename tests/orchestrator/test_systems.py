@@ -2,8 +2,8 @@
 
 import pytest
 
-from branches.data.audio import open_cache
-from branches.data.channels import with_cancellation
+from branches.audio.cache import open_cache
+from branches.audio.channels import with_cancellation
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import embed_views, view_of

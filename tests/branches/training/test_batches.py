@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from branches.data.audio import open_cache
+from branches.audio.cache import open_cache
 from branches.data.dataset import noise_index, read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import BranchSpec

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from branches.data.audio import open_cache
+from branches.audio.cache import open_cache
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from branches.data.audio import read_clip
+from branches.audio import read_clip
 from branches.data.synthetic import SyntheticClip, render
 from orchestrator.model.enrolment import enrol
 from orchestrator.model.ensemble import Ensemble

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from branches.data.audio import read_clip
+from branches.audio import read_clip
 from orchestrator.model.recordings import section_of
 from scoring.errors import InputError
 from tests.commands import tutti_here

@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from branches.data.audio import read_clip
+from branches.audio import read_clip
 from branches.data.synthetic import SyntheticClip, render
 from orchestrator.model.streaming import score_over_time
 from scoring.errors import InputError

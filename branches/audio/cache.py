@@ -1,15 +1,13 @@
-"""Audio: read and check recordings, and keep them decoded in a memory-mapped cache.
+"""Decoded clips in a memory-mapped cache.
 
 Every branch of a machine reads the same cache, so a clip is decoded once and the kernel shares its pages.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,64 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import soundfile
-import torch
-import torchaudio
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
+from branches.audio.containers import open_recording
+from branches.audio.decoding import read_clip
+from branches.audio.sample_rate import resampled_length
+from branches.frontend import SAMPLE_RATE
 from branches.spec import Channel
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
-
-
-def read_clip(path: Path) -> NDArray[np.float32]:
-    """The recording at 16 kHz: (samples, channels) float32, full scale = 1.
-
-    Raises
-    ------
-    InputError
-        Naming the file: unreadable, truncated, empty, shorter than one patch, or with a value that is not
-        a finite number.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return decode(content, str(path))
-
-
-def decode(content: bytes, name: str) -> NDArray[np.float32]:
-    """A recording's file, as bytes, at 16 kHz: (samples, channels) float32; errors as of `read_clip`."""
-    _check_not_truncated(content, name)
-    try:
-        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise InputError(f"{name}: not a readable recording ({error.error_string}); replace or remove it") from None
-    if not len(samples):
-        raise InputError(f"{name}: the recording is empty; replace or remove it")
-    if not np.isfinite(samples).all():
-        raise InputError(f"{name}: a sample is not a finite number; replace or remove it")
-    if rate != SAMPLE_RATE:
-        samples = torchaudio.functional.resample(torch.from_numpy(samples.T.copy()), rate, SAMPLE_RATE).T.numpy()
-    if len(samples) < MIN_SAMPLES:
-        raise InputError(
-            f"{name}: {len(samples) / SAMPLE_RATE:.3f} s is shorter than one patch "
-            f"({MIN_SAMPLES / SAMPLE_RATE:.3f} s); remove it"
-        )
-    return samples
-
-
-def _check_not_truncated(content: bytes, name: str) -> None:
-    """Libsndfile reads what is left of a cut file without a word, so compare the header with the size."""
-    if len(content) < 12 or content[:4] != b"RIFF":
-        return
-    (promised,) = struct.unpack("<I", content[4:8])
-    streamed = promised in (0, 0xFFFFFFFF)  # written to a pipe, where the length was not known
-    if not streamed and promised + 8 > len(content) + 1:  # some writers leave out the last padding byte
-        raise InputError(f"{name}: truncated: {len(content)} of {promised + 8} bytes; copy it again")
 
 
 @dataclass(frozen=True)
@@ -83,7 +34,7 @@ class AudioCache:
 
     samples: (total,) int16 or float32, memory-mapped; a clip's samples and channels are interleaved
     start, channels: (clips,) where a clip begins in `samples` and its number of channels; `start` has one more
-    cancelled: (total per channel,) the clips after far-microphone cancellation (`branches.data.channels`), or None
+    cancelled: (total per channel,) the clips after far-microphone cancellation (`branches.audio.channels`), or None
     """
 
     samples: NDArray[np.int16] | NDArray[np.float32]
@@ -103,7 +54,7 @@ class AudioCache:
         """`count` samples of a clip from sample `first`: (count,) float32, full scale = 1.
 
         `near` is the first channel and `far` the last; a mono clip has one channel for all. For `cancel` the
-        cache must have been through `branches.data.channels.with_cancellation`.
+        cache must have been through `branches.audio.channels.with_cancellation`.
         """
         if channel == "cancel":
             return self._cancelled(clip, first, count)
@@ -174,16 +125,16 @@ def _move(unfinished: Path, folder: Path) -> None:
 
 
 def _decode(root: Path, paths: list[str], folder: Path) -> None:
-    infos = [_info(root / path) for path in paths]
-    resampled = [path for path, info in zip(paths, infos, strict=True) if info.samplerate != SAMPLE_RATE]
+    headers = [_header(root / path) for path in paths]
+    resampled = [path for path, (_, rate, _, _) in zip(paths, headers, strict=True) if rate != SAMPLE_RATE]
     if resampled:
         log.warning(
             "%d of %d clips are not at %d Hz and are resampled, e.g. %s",
             len(resampled), len(paths), SAMPLE_RATE, resampled[0],
         )  # fmt: skip
-    exact = not resampled and all(info.subtype == "PCM_16" for info in infos)
-    frames = np.array([-(-info.frames * SAMPLE_RATE // info.samplerate) for info in infos])
-    channels = np.array([info.channels for info in infos])
+    exact = not resampled and all(subtype == "PCM_16" for *_, subtype in headers)
+    frames = np.array([resampled_length(count, rate) for count, rate, _, _ in headers])
+    channels = np.array([count for _, _, count, _ in headers])
     start = np.concatenate([[0], np.cumsum(frames * channels)])
     samples = np.lib.format.open_memmap(
         folder / "samples.npy", "w+", np.int16 if exact else np.float32, (int(start[-1]),)
@@ -197,8 +148,10 @@ def _decode(root: Path, paths: list[str], folder: Path) -> None:
     np.savez(folder / "layout.npz", start=start, channels=channels)
 
 
-def _info(path: Path) -> soundfile._SoundFileInfo:
+def _header(path: Path) -> tuple[int, int, int, str]:
+    """Frames, sampling rate, channels and sample format of a recording."""
     try:
-        return soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise InputError(f"{path}: not a readable recording ({error}); replace or remove it") from None
+        with path.open("rb") as content, open_recording(content, str(path)) as file:
+            return file.frames, file.samplerate, file.channels, file.subtype
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -3,8 +3,8 @@ import pytest
 import soundfile
 from scipy.signal import lfilter
 
-from branches.data.audio import open_cache
-from branches.data.channels import cancel, with_cancellation
+from branches.audio.cache import open_cache
+from branches.audio.channels import cancel, with_cancellation
 from branches.data.dataset import read_index
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from branches.data.audio import open_cache, read_clip
+from branches.audio import read_clip
+from branches.audio.cache import open_cache
 from branches.data.dataset import index_of
 from branches.data.inspection import inspect
 from branches.data.synthetic import SyntheticSize, write_dataset

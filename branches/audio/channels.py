@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
-from branches.data.audio import AudioCache
+from branches.audio.cache import AudioCache
 from branches.frontend import SAMPLE_RATE
 from scoring.atomic import atomic
 

@@ -1,0 +1,54 @@
+"""A recording's file, of any format, rate and channel count, as samples at 16 kHz."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from branches.audio.containers import open_recording
+from branches.audio.sample_rate import at_16_khz
+from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
+from scoring.errors import InputError
+
+
+def read_clip(path: Path) -> NDArray[np.float32]:
+    """The recording at 16 kHz: (samples, channels) float32, full scale = 1.
+
+    Raises
+    ------
+    InputError
+        Naming the file: unreadable, truncated, empty, shorter than one patch, or with a value that is not
+        a finite number.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode(content, str(path))
+
+
+def decode(content: bytes, name: str) -> NDArray[np.float32]:
+    """A recording's file, as bytes, at 16 kHz: (samples, channels) float32; errors as of `read_clip`."""
+    with open_recording(io.BytesIO(content), name) as file:
+        stated, rate = file.frames, file.samplerate
+        try:
+            samples = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{name}: truncated or damaged ({error.error_string}); copy it again") from None
+    if len(samples) < stated:  # of FLAC and MP3, whose files do not state their size
+        raise InputError(f"{name}: truncated: {len(samples)} of {stated} samples; copy it again")
+    if not len(samples):
+        raise InputError(f"{name}: the recording is empty; replace or remove it")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{name}: a sample is not a finite number; replace or remove it")
+    samples = at_16_khz(samples, rate, name)
+    if len(samples) < MIN_SAMPLES:
+        raise InputError(
+            f"{name}: {len(samples) / SAMPLE_RATE:.3f} s is shorter than one patch "
+            f"({MIN_SAMPLES / SAMPLE_RATE:.3f} s); remove it"
+        )
+    return samples

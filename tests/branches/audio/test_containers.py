@@ -1,0 +1,92 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from branches.audio import decode
+from branches.audio.containers import open_recording
+from scoring.errors import InputError
+
+SAMPLES = (np.random.default_rng(0).uniform(-0.5, 0.5, (16_000, 2)) * 32768).round().astype(np.int16)
+# Format and encoding as libsndfile names them.
+CONTAINERS = {
+    "wav": ("WAV", "PCM_16", "LITTLE"),
+    "rifx": ("WAV", "PCM_16", "BIG"),
+    "wavex": ("WAVEX", "PCM_16", "FILE"),
+    "rf64": ("RF64", "PCM_16", "FILE"),
+    "w64": ("W64", "PCM_16", "FILE"),
+    "aiff": ("AIFF", "PCM_16", "FILE"),
+    "au": ("AU", "PCM_16", "FILE"),
+    "nist": ("NIST", "PCM_16", "FILE"),
+    "flac": ("FLAC", "PCM_16", "FILE"),
+    "ogg": ("OGG", "VORBIS", "FILE"),
+    "mp3": ("MP3", "MPEG_LAYER_III", "FILE"),
+}
+LOSSY = ("ogg", "mp3")
+
+
+def recording(container):
+    kind, subtype, endian = CONTAINERS[container]
+    content = io.BytesIO()
+    soundfile.write(content, SAMPLES, 16_000, format=kind, subtype=subtype, endian=endian)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_whole_recording_is_read(container):
+    decoded = decode(recording(container), "clip")
+    if container in LOSSY:
+        assert len(decoded) == pytest.approx(16_000, abs=1_200)
+    else:
+        np.testing.assert_array_equal(decoded, SAMPLES / np.float32(32768))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_recording_that_was_cut_off_is_named(container, share):
+    content = recording(container)
+    with pytest.raises(InputError, match=r"^clip: (truncated|not a readable recording)"):
+        decode(content[: int(share * len(content))], "clip")
+
+
+def test_a_cut_wav_whose_first_length_was_mended_is_named():
+    cut = bytearray(recording("wav")[:20_000])
+    cut[4:8] = struct.pack("<I", len(cut) - 8)
+    with pytest.raises(InputError, match="clip: truncated: 20000 of 64044 bytes"):
+        decode(bytes(cut), "clip")
+
+
+@pytest.mark.parametrize(
+    "placeholder", [0, 0x7FFF_F000, 0x7FFF_F024, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0xFFFF_FFDB]
+)
+def test_lengths_that_a_writer_to_a_pipe_could_not_know_are_no_lengths(placeholder):
+    content = bytearray(recording("wav"))
+    data = content.index(b"data")
+    content[data + 4 : data + 8] = struct.pack("<I", placeholder)
+    for riff in (placeholder, min(placeholder + 36, 0xFFFF_FFFF)):
+        content[4:8] = struct.pack("<I", riff)
+        np.testing.assert_array_equal(decode(bytes(content), "clip"), SAMPLES / np.float32(32768))
+
+
+def test_a_wav_over_4_gib_whose_length_began_again_is_named(tmp_path):
+    # 2**32 bytes of sound more than the header can say, in a file with a hole.
+    content = recording("wav")
+    with (tmp_path / "long.wav").open("w+b") as file:
+        file.write(content)
+        file.truncate(len(content) + 2**32)
+        with pytest.raises(InputError, match=r"long.wav: its header speaks of 64044 of 4295031340 bytes.*RF64"):
+            open_recording(file, "long.wav")
+
+
+def test_tags_behind_the_sound_are_no_fault():
+    content = recording("wav") + b"LIST" + struct.pack("<I", 1_000) + bytes(1_000)
+    assert len(decode(content, "clip")) == 16_000
+
+
+@pytest.mark.parametrize("length", range(0, 60, 4))
+def test_the_beginning_of_a_header_is_an_error_and_no_traceback(length):
+    for container in CONTAINERS:
+        with pytest.raises(InputError, match=r"^clip: "):
+            decode(recording(container)[:length], "clip")
