@@ -42,14 +42,44 @@ def calibrate(clips: pa.Table, score: Array, method: Method = "location_scale") 
     return calibrated
 
 
+def recalibrate(table: pa.Table) -> tuple[Array, list[str]]:
+    """Calibrated scores (rows,) that follow from a table's scores, and the machines whose own ones do not.
+
+    Scores that were changed by hand leave the old `calibrated` beside them. The table's method is the one that gives
+    the calibrated scores of most of its machines and sections; `location_scale` if it has none.
+
+    Raises
+    ------
+    InputError
+        As `calibrate`.
+    """
+    score, stored = (table[column].to_numpy().astype(float) for column in ("score", "calibrated"))
+    if np.isnan(stored).any():
+        return calibrate(table, score), []
+    stale: dict[Method, list[str]] = {}
+    for method in METHODS:
+        fresh = calibrate(table, score, method)
+        stale[method] = [
+            machine for machine, _, group in groups(table) if not np.allclose(fresh[group], stored[group], 1e-6, 1e-6)
+        ]
+        if not stale[method]:
+            return stored, []
+    method = min(stale, key=lambda method: len(stale[method]))
+    return calibrate(table, score, method), sorted(set(stale[method]))
+
+
 def check_varied(train: Array, name: str, split: str = "training") -> None:
     """Raise `InputError` if scores (n,) tell no scale: fewer than two, or all equal."""
     if len(train) < 2:
         raise InputError(f"{name} has {len(train)} {split} clips; at least 2 are needed for a scale of its scores")
     if not train.std() > 1e-12 * max(1.0, float(np.abs(train).max())):
+        if np.ptp(train) > 1e-15 * np.abs(train).max():
+            problem = f"the {split} scores, about {train.mean():.3g}, vary by only {np.ptp(train):.1g}"
+            remedy = "subtract an offset or multiply them, so that they vary by about 1"
+        else:
+            problem, remedy = f"all {len(train)} {split} scores are equal", "the clips are copies of each other"
         raise InputError(
-            f"{name}: all {len(train)} {split} scores are equal, so they have no scale; "
-            "the clips are copies of each other or the branch's embeddings have collapsed"
+            f"{name}: {problem}, so they have no scale; {remedy}, or the branch's embeddings have collapsed"
         )
 
 

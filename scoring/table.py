@@ -55,6 +55,9 @@ def conform(table: pa.Table, name: str = "score table") -> pa.Table:
         Naming `name` and what is wrong: a missing column, a wrong type, an unknown value, a duplicate
         key, a missing or non-finite score, or no rows.
     """
+    twice = [column for column in SCHEMA.names if table.column_names.count(column) > 1]
+    if twice:
+        raise InputError(f"{name}: column {', '.join(twice)} stands twice; drop or rename one of the two")
     for column, value in _FILLED.items():
         if column not in table.column_names:
             filled = pa.array([value] * table.num_rows, SCHEMA.field(column).type)

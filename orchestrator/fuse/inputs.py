@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,9 +20,11 @@ from fusion.hierarchy import Tree
 from orchestrator.plan import Branch, make_plan, table_names
 from orchestrator.preflight import with_resolved_files
 from orchestrator.system import SystemSpec
-from scoring.calibration import calibrate, transductive_normalisation
+from scoring.calibration import recalibrate, transductive_normalisation
 from scoring.errors import InputError
 from scoring.table import is_transductive, metadata_of, read_table, with_scores
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.csv"
 COLUMNS = ("table", "family", "config", "seed")
@@ -40,10 +43,17 @@ class TableFiles(Mapping[str, pa.Table]):
 
     paths: Mapping[str, Path]
     transductive: bool = False
+    _warned: set[str] = field(default_factory=set, compare=False)
 
     def __getitem__(self, name: str) -> pa.Table:
         table = read_table(self.paths[name])
-        return transductive_normalisation(table) if self.transductive else _calibrated(table, name)
+        if self.transductive:
+            return transductive_normalisation(table)
+        table, stale = _calibrated(table, name)
+        if stale and name not in self._warned:
+            log.warning("%s: `calibrated` does not follow from `score` on %s: calibrated anew", name, ", ".join(stale))
+            self._warned.add(name)  # a table is read several times
+        return table
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.paths)
@@ -52,8 +62,8 @@ class TableFiles(Mapping[str, pa.Table]):
         return len(self.paths)
 
 
-def _calibrated(table: pa.Table, name: str) -> pa.Table:
-    """The table with calibrated scores, its own if it has them.
+def _calibrated(table: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
+    """The table with calibrated scores, and the machines whose own ones do not follow from their scores.
 
     Raises
     ------
@@ -61,13 +71,12 @@ def _calibrated(table: pa.Table, name: str) -> pa.Table:
         If it has no training rows to calibrate on, its own scores or those it is fused into.
     """
     if is_transductive(table):
-        return table
+        return table, []
     try:
-        fresh = calibrate(table, table["score"].to_numpy())
+        calibrated, stale = recalibrate(table)
     except InputError as error:
         raise InputError(f"{name}: {error}; {REMEDY}") from None
-    complete = table["calibrated"].null_count == 0
-    return table if complete else with_scores(table, table["score"].to_numpy(), fresh, metadata_of(table))
+    return with_scores(table, table["score"].to_numpy(), calibrated, metadata_of(table)), stale
 
 
 def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:

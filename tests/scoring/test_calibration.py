@@ -4,8 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scoring.calibration import METHODS, calibrate, gamma, location_scale, tail, transductive_normalisation
+from scoring.calibration import (
+    METHODS,
+    calibrate,
+    gamma,
+    location_scale,
+    recalibrate,
+    tail,
+    transductive_normalisation,
+)
 from scoring.errors import InputError
+from scoring.table import with_scores
 from tests.tables import make_table
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -99,3 +108,26 @@ def test_transductive_normalisation_is_of_the_test_rows_of_each_machine():
         assert own.std(ddof=1) == pytest.approx(1)
     with pytest.raises(InputError, match="fan section 0 has 0 test clips"):
         transductive_normalisation(make_table(["fan"], per_cell=0))
+
+
+@each_method
+def test_stored_calibration_is_kept_while_it_follows_from_the_scores(method):
+    clips = make_table()
+    score = clips["score"].to_numpy()
+    table = with_scores(clips, score, calibrate(clips, score, method), {})
+    calibrated, stale = recalibrate(table)
+    assert stale == []
+    np.testing.assert_array_equal(calibrated, table["calibrated"].to_numpy())
+
+    # One machine's scores are replaced, and its calibrated column stays.
+    changed = np.where(clips["machine"].to_numpy() == "pump", score[::-1], score)
+    calibrated, stale = recalibrate(with_scores(clips, changed, table["calibrated"].to_numpy(), {}))
+    assert stale == ["pump"]
+    np.testing.assert_allclose(calibrated, calibrate(clips, changed, method))
+
+
+@pytest.mark.parametrize("change", [lambda score: score * 1e-200, lambda score: score * 1e-3 + 1e12])
+def test_scores_that_vary_too_little_for_a_double_are_not_called_equal(change):
+    clips = make_table(["fan"])
+    with pytest.raises(InputError, match=r"vary by only .*; subtract an offset or multiply them"):
+        calibrate(clips, change(clips["score"].to_numpy()))

@@ -4,6 +4,7 @@ import json
 import pyarrow as pa
 import pytest
 
+from scoring.calibration import calibrate
 from scoring.metrics import official_metrics
 from scoring.table import conform, is_transductive, read_table, write_table
 from tests.commands import tutti, tutti_here
@@ -110,9 +111,21 @@ def test_weights_go_to_an_evaluation_set(fused, tmp_path):
     weights = result["delivered"]["table_weights"]
     assert applied["table_weights"] == {name: w for name, w in weights.items() if w > 0}
     table = read_table(tmp_path / "fused" / "fused.parquet")
-    expected = sum(w * hidden[name]["calibrated"].to_numpy() for name, w in weights.items())
+    expected = sum(w * calibrate(hidden[name], hidden[name]["score"].to_numpy()) for name, w in weights.items())
     assert table["score"].to_numpy() == pytest.approx(expected)
     assert table["calibrated"].null_count == 0
+
+
+def test_changed_scores_beside_their_old_calibration_are_calibrated_anew(tmp_path, caplog):
+    pool = make_pool(("fan", "pump"), 10)
+    folder = write_pool(tmp_path / "scores", pool)
+    better = pool["o0"].set_column(6, "score", make_table(("fan", "pump"), 10, train=40, separation=6.0)["score"])
+    write_table(better, folder / "o0.parquet")
+    run = tutti_here("fuse", "--tables", folder, "--out", tmp_path / "out", "--json")
+    assert run.exit_code == 0, run.output
+    delivered = json.loads(run.stdout)["delivered"]
+    assert delivered["table_weights"]["o0"] == max(delivered["table_weights"].values())
+    assert "o0: `calibrated` does not follow from `score` on fan, pump: calibrated anew" in caplog.text
 
 
 def test_scores_without_calibration_are_calibrated_on_their_training_rows(scores, fused, tmp_path):
