@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import sys
 from typing import Any
@@ -56,6 +57,9 @@ def main() -> None:
     tutti run s1 s2 --data DIR --out runs/a     train what is missing, fuse, deliver
     tutti fuse --tables DIR --out fused         fuse score tables made elsewhere
     """
+    # A name that the terminal's encoding lacks is shown with escapes, and ends nothing.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for package in ("orchestrator", "branches", "scoring", "fusion", "cluster"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -90,7 +90,7 @@ def _project() -> dict[str, Any]:
     """`[project]` of pyproject.toml: in a checkout the file itself, since what is installed may be older."""
     path = Path(__file__).resolve().parent.parent / "pyproject.toml"
     if path.exists():
-        project: dict[str, Any] = tomllib.loads(path.read_text())["project"]
+        project: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         return project
     needs = [text for text in metadata.requires(DISTRIBUTION) or () if "extra ==" not in text]
     return {"requires-python": metadata.metadata(DISTRIBUTION)["Requires-Python"], "dependencies": needs}

@@ -30,7 +30,9 @@ def shipped(systems: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
         # The package need not be installed there, but its version stands in every table.
         metadata = folder / "tutti_asd.egg-info" / "PKG-INFO"
         metadata.parent.mkdir()
-        metadata.write_text(f"Metadata-Version: 2.1\nName: tutti-asd\nVersion: {version('tutti-asd')}\n")
+        metadata.write_text(
+            f"Metadata-Version: 2.1\nName: tutti-asd\nVersion: {version('tutti-asd')}\n", encoding="utf-8"
+        )
         names = []
         for number, system in enumerate(systems):
             if Path(system).suffix in (".yaml", ".yml"):

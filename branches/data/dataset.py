@@ -12,7 +12,6 @@ and the folders `source_test` and `target_test` of 2021.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
@@ -24,11 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from branches.data.layout import FOLDERS, clip_paths
 from branches.spec import BranchSpec
 from scoring.errors import InputError
 from scoring.table import KEY, SCHEMA, groups
-
-log = logging.getLogger(__name__)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -44,12 +42,6 @@ _SECTION_NAME = re.compile(
     r"_(?P<number>\d{4,8})(?:_(?P<attributes>.+))?\.wav"
 )
 _ID_NAME = re.compile(r"(?:(?P<condition>normal|anomaly)_)?id_(?P<section>\d+)_(?P<number>\d{8})\.wav")
-_FOLDERS = {
-    "train": ("train", None),
-    "test": ("test", None),
-    "source_test": ("test", "source"),
-    "target_test": ("test", "target"),
-}
 
 
 @dataclass(frozen=True)
@@ -78,9 +70,9 @@ def parse_path(path: str) -> Clip:
         If the folder or the name is none of the challenge's, or they contradict each other.
     """
     machine, folder, name = PurePosixPath(path).parts[-3:]
-    if folder not in _FOLDERS:
-        raise InputError(f"{path}: the folder is none of {', '.join(_FOLDERS)}")
-    split, domain = _FOLDERS[folder]
+    if folder not in FOLDERS:
+        raise InputError(f"{path}: the folder is none of {', '.join(FOLDERS)}")
+    split, domain = FOLDERS[folder]
     if match := _SECTION_NAME.fullmatch(name):
         fields = match.groupdict()
         domain = fields["domain"] or domain
@@ -124,20 +116,10 @@ def read_index(root: str | Path) -> pa.Table:
     Raises
     ------
     InputError
-        If `root` is no data set, a name cannot be read, two clips share a key, or a machine and section with
-        test clips has fewer than three training clips.
+        If `root` is no data set, a name cannot be read or is not UTF-8, two clips share a key, or a machine and
+        section with test clips has fewer than three training clips.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the folder that holds one folder per machine")
-    paths = sorted(path.relative_to(root).as_posix() for folder in _FOLDERS for path in root.glob(f"*/{folder}/*.wav"))
-    if not paths:
-        hint = "; this is a machine's own folder, give its parent" if (root / "train").is_dir() else ""
-        raise InputError(f"{root}: not a data set: no <machine>/train/*.wav in it{hint}")
-    ignored = [p for folder in _FOLDERS for p in root.glob(f"*/{folder}/*.*") if p.suffix != ".wav" and not p.is_dir()]
-    if ignored:
-        log.warning("%d files whose names do not end in .wav are ignored, e.g. %s", len(ignored), ignored[0])
-    index = index_of(paths)
+    index = index_of(clip_paths(Path(root)))
     _check_unique(index)
     _check_training(index)
     return index
@@ -157,7 +139,10 @@ def _check_unique(index: pa.Table) -> None:
     counts = index.group_by(list(KEY)).aggregate([("path", "count"), ("path", "min")])
     twice = counts.filter(pc.greater(counts["path_count"], 1))
     if twice.num_rows:
-        raise InputError(f"{twice['path_min'][0]}: another folder of this machine holds a clip of the same name")
+        raise InputError(
+            f"{twice['path_min'][0]}: another folder of this machine holds a clip of the same name; rename one or "
+            "remove the copy (of 2021, source_test and target_test suffice: the baseline makes its test of them)"
+        )
 
 
 def _check_training(index: pa.Table) -> None:

@@ -74,7 +74,7 @@ def write_set(generated: GeneratedSet, folder: Path) -> None:
     with atomic_folder(folder) as unfinished:
         np.save(unfinished / "features.npy", generated.features)
         pq.write_table(generated.rows, unfinished / "rows.parquet")
-        (unfinished / "check.json").write_text(json.dumps(generated.check, indent=1))
+        (unfinished / "check.json").write_text(json.dumps(generated.check, indent=1), encoding="utf-8")
 
 
 def read_set(folder: Path) -> GeneratedSet:
@@ -88,7 +88,7 @@ def read_set(folder: Path) -> GeneratedSet:
     try:
         features = np.load(folder / "features.npy", mmap_mode="r")
         rows = pq.read_table(folder / "rows.parquet")
-        check = json.loads((folder / "check.json").read_text())
+        check = json.loads((folder / "check.json").read_text(encoding="utf-8"))
         if rows.schema != SCHEMA or features.shape[::2] != (rows.num_rows, N_MELS):
             raise ValueError("features and rows do not fit together")
     except (OSError, ValueError, EOFError) as error:  # Arrow's and JSON's errors are ValueErrors

@@ -176,7 +176,7 @@ def _by_table(path: Path, by_configuration: ByConfiguration, tree: Tree) -> dict
 def _read_weights(path: Path) -> tuple[dict[str, float], ByConfiguration, str]:
     """Weights by table, the same by sub-system and configuration, and the scale of the scores they apply to."""
     try:
-        delivered = json.loads(path.read_text())["delivered"]
+        delivered = json.loads(path.read_text(encoding="utf-8"))["delivered"]
         weights, scale = dict(delivered["table_weights"]), delivered["scale"]
         by_configuration = {subsystem: dict(c) for subsystem, c in dict(delivered.get("weights", {})).items()}
     except OSError as error:

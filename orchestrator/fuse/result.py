@@ -99,7 +99,7 @@ def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str) -> str:
 def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
     """The result that stands in `folder`, if it is this fusion's and its fused table is intact."""
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         intact = result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -124,7 +124,7 @@ def _metrics(table: pa.Table) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file through a temporary name."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1))
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def describe(fusion: Fusion) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def read_record(folder: Path) -> Record | None:
 def write_record(folder: Path, record: Record) -> None:
     """Write the record; a crash leaves the old one."""
     with atomic(folder / RECORD) as temporary:
-        temporary.write_text(record.model_dump_json(indent=1))
+        temporary.write_text(record.model_dump_json(indent=1), encoding="utf-8")
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -202,7 +202,7 @@ def tidy(out: Path, branch_ids: Sequence[str]) -> None:
 def record_reason(out: Path, kind: str, branch_id: str, record: Record, reason: str) -> Path:
     """Record why a branch is not finished, under `FAILURES` or `GIVEN_UP`; the text's file."""
     with new_folder(out, kind, branch_id) as folder:
-        (folder / REASON).write_text(reason)
+        (folder / REASON).write_text(reason, encoding="utf-8")
         tags = {**record.tags, "failure": reason.strip().splitlines()[-1][:500]}
         status = "FAILED" if kind == FAILURES else "KILLED"
         write_record(folder, record.model_copy(update={"status": status, "tags": tags, "files": checksums(folder)}))

@@ -101,5 +101,5 @@ def _node(out: Path) -> str:
     """The token of an output folder, which other nodes' folders under the same path do not have."""
     path = out / NODE
     if not path.exists():
-        path.write_text(uuid.uuid4().hex)
-    return path.read_text()
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")

@@ -87,7 +87,7 @@ def _result(run: Path, system: str | None) -> dict[str, Any]:
         wanted = "more than one system" if system is None else f"no result of system {system!r}"
         raise InputError(f"{run}: {wanted}; there are {', '.join(names)}")
     try:
-        result: dict[str, Any] = json.loads((run / SYSTEMS / system / RESULT).read_text())
+        result: dict[str, Any] = json.loads((run / SYSTEMS / system / RESULT).read_text(encoding="utf-8"))
         result["delivered"]["table_weights"], result["delivered"]["scale"], result["dataset"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{run / SYSTEMS / system / RESULT}: not a result of `tutti run`; run it again") from None

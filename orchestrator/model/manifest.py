@@ -130,4 +130,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with the checksums of the files that lie in `folder` now."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     checksums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
-    (folder / MANIFEST).write_text(manifest.model_copy(update={"files": checksums}).model_dump_json(indent=1))
+    (folder / MANIFEST).write_text(
+        manifest.model_copy(update={"files": checksums}).model_dump_json(indent=1), encoding="utf-8"
+    )

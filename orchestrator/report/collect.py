@@ -101,7 +101,7 @@ def collect(out: Path, dataset: str | None) -> Run:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         complete = {"system", "delivered", "branches", "machines"} <= result.keys()
     except (OSError, ValueError, AttributeError):
         complete = False

@@ -50,7 +50,7 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
         )
     path = out / REPORT
     with atomic(path) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

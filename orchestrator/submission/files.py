@@ -65,5 +65,5 @@ def write_submission(table: pa.Table, folder: Path) -> list[Path]:
 
 
 def _write_pairs(path: Path, pairs: object) -> None:
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(pairs)  # type: ignore[arg-type]

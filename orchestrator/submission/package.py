@@ -84,7 +84,7 @@ def _read_result(folder: Path) -> dict[str, Any]:
     """The result, if it belongs to the fused table beside it."""
     path = folder / RESULT
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if result["sha256"] == file_sha256(folder / FUSED) and result["dataset"]:
             return result
     except (OSError, ValueError, KeyError, TypeError):
@@ -105,13 +105,15 @@ def _form(out: Path) -> Path:
     """The authors' file in `out`, a form to fill in if it is new."""
     path = out / AUTHORS_FORM
     if not path.exists():
-        path.write_text(files("orchestrator").joinpath("templates/authors.yaml").read_text())
+        path.write_text(
+            files("orchestrator").joinpath("templates/authors.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+        )
     return path
 
 
 def _read_authors(path: Path, label: str | None) -> AuthorsFile:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise InputError(f"{path}: not a mapping with the keys {', '.join(AuthorsFile.model_fields)}")
         return AuthorsFile.model_validate({**raw, **({"label": label} if label else {})})
@@ -133,7 +135,7 @@ def _write_system(folder: Path, result: dict[str, Any], target: Path, authors: A
     head = f"# Made by tutti {version('tutti-asd')}: system {folder.name} on data set {result['dataset'][:16]}, "
     head += f"scores {result['sha256'][:16]}.\n# {_omegas(result['delivered'])}\n"
     text = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=120)
-    (target / f"{target.name}.meta.yaml").write_text(head + text)
+    (target / f"{target.name}.meta.yaml").write_text(head + text, encoding="utf-8")
 
 
 def _omegas(delivered: dict[str, Any]) -> str:

@@ -137,7 +137,7 @@ def _machines(title: str, figures: Mapping[str, float]) -> Table:
 
 
 def _system(folder: Path, record: Record) -> Shown:
-    result = json.loads((folder / RESULT).read_text())
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     delivered, measured = result["delivered"], result["machines"]
     heading, methods = summary(result)
     held_out = measured["lomo"] is not None
@@ -182,7 +182,7 @@ def _omega_line(result: Mapping[str, Any]) -> str:
 
 
 def _run(folder: Path, record: Record) -> Shown:
-    results = [json.loads(path.read_text()) for path in sorted((folder / SYSTEMS).glob(f"*/{RESULT}"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / SYSTEMS).glob(f"*/{RESULT}"))]
     branches = [branch for _, branch in records(folder) if branch.identity["role"] == "branch"]
     ended = {status: [branch for branch in branches if branch.status == status] for status in ("FINISHED", *_ENDED)}
     counts = [f"{len(ended['FINISHED'])} branches finished, {len(ended['FAILED'])} failed"]

@@ -235,7 +235,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
         If the store cannot be reached.
     """
     if not folder_id(out):
-        (out / ".id").write_text(uuid.uuid4().hex[:16])
+        (out / ".id").write_text(uuid.uuid4().hex[:16], encoding="utf-8")
     tracker = find_tracker(uri, out, experiment)
     if tracker is not None:
         return tracker
@@ -276,7 +276,7 @@ def _store(uri: str | None, out: Path) -> str:
 def folder_id(out: Path) -> str:
     """A name for the output folder that is the same on every host that runs a driver on it; empty if it has none."""
     path = out / ".id"
-    return path.read_text() if path.exists() else ""
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 @contextmanager

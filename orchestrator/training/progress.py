@@ -159,7 +159,9 @@ class Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # `trial.get_error()` reads a copy that is not there yet.
-        self._end(trial, "failed", reason(Path(trial.error_file).read_text() if trial.error_file else None))
+        self._end(
+            trial, "failed", reason(Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else None)
+        )
 
     def _end(self, trial: Any, state: State, text: str) -> None:
         row = self._row(trial)

@@ -86,4 +86,4 @@ def note_peak(path: Path, config: str, peak: float) -> None:
     peaks = read_peaks(path)
     if peak > peaks.get(config, 0.0):
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps({**peaks, config: round(peak, 3)}))
+            temporary.write_text(json.dumps({**peaks, config: round(peak, 3)}), encoding="utf-8")

@@ -286,7 +286,7 @@ def _write(
         summary[name] = official.as_dict() if official else None
         metrics |= flat_metrics(official, f"{name}.")
         omegas.append(official.omega if official else None)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     return omegas[0], metrics
 
 

@@ -163,13 +163,6 @@ def test_folders_that_are_no_data_set(dataset, tmp_path):
         read_index(dataset / "pump")
 
 
-def test_files_that_are_ignored_are_told(dataset, caplog):
-    wav = next((dataset / "pump" / "test").iterdir())
-    wav.rename(wav.with_suffix(".WAV"))
-    assert read_index(dataset).num_rows == 19
-    assert "1 files whose names do not end in .wav are ignored" in caplog.text
-
-
 def test_a_clip_that_cannot_be_opened_is_named(dataset):
     wav = next((dataset / "pump" / "test").iterdir())
     wav.unlink()
