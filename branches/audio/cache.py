@@ -18,8 +18,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.audio.containers import open_recording
-from branches.audio.decoding import read_clip
+from branches.audio.decoding import read_clip, read_header
 from branches.audio.sample_rate import resampled_length
 from branches.frontend import SAMPLE_RATE
 from branches.spec import Channel
@@ -125,16 +124,16 @@ def _move(unfinished: Path, folder: Path) -> None:
 
 
 def _decode(root: Path, paths: list[str], folder: Path) -> None:
-    headers = [_header(root / path) for path in paths]
-    resampled = [path for path, (_, rate, _, _) in zip(paths, headers, strict=True) if rate != SAMPLE_RATE]
+    headers = [read_header(root / path) for path in paths]
+    resampled = [path for path, header in zip(paths, headers, strict=True) if header.rate != SAMPLE_RATE]
     if resampled:
         log.warning(
             "%d of %d clips are not at %d Hz and are resampled, e.g. %s",
             len(resampled), len(paths), SAMPLE_RATE, resampled[0],
         )  # fmt: skip
-    exact = not resampled and all(subtype == "PCM_16" for *_, subtype in headers)
-    frames = np.array([resampled_length(count, rate) for count, rate, _, _ in headers])
-    channels = np.array([count for _, _, count, _ in headers])
+    exact = not resampled and all(header.subtype == "PCM_16" for header in headers)
+    frames = np.array([resampled_length(header.frames, header.rate) for header in headers])
+    channels = np.array([header.channels for header in headers])
     start = np.concatenate([[0], np.cumsum(frames * channels)])
     samples = np.lib.format.open_memmap(
         folder / "samples.npy", "w+", np.int16 if exact else np.float32, (int(start[-1]),)
@@ -146,12 +145,3 @@ def _decode(root: Path, paths: list[str], folder: Path) -> None:
         samples[start[i] : start[i + 1]] = np.rint(clip * 32768) if exact else clip
     samples.flush()
     np.savez(folder / "layout.npz", start=start, channels=channels)
-
-
-def _header(path: Path) -> tuple[int, int, int, str]:
-    """Frames, sampling rate, channels and sample format of a recording."""
-    try:
-        with path.open("rb") as content, open_recording(content, str(path)) as file:
-            return file.frames, file.samplerate, file.channels, file.subtype
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None

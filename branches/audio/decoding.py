@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -13,6 +14,24 @@ from branches.audio.containers import open_recording
 from branches.audio.sample_rate import at_16_khz
 from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
 from scoring.errors import InputError
+
+
+class Header(NamedTuple):
+    """What a recording's file says of it; `subtype` is the sample format as libsndfile names it."""
+
+    frames: int
+    rate: int
+    channels: int
+    subtype: str
+
+
+def read_header(path: Path) -> Header:
+    """The header of a recording; errors as of `read_clip`, for what can be seen without decoding."""
+    try:
+        with path.open("rb") as content, open_recording(content, str(path)) as file:
+            return Header(file.frames, file.samplerate, file.channels, file.subtype)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_clip(path: Path) -> NDArray[np.float32]:
