@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from branches.audio.cache import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
-from branches.frontend import fbank, frame_padding
+from branches.frontend import SAMPLE_RATE, fbank, frame_padding
 from branches.pooling import build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel
 from branches.training.strategies import prepare
@@ -158,7 +158,14 @@ def embed(model: BranchModel, audio: AudioCache, channel: Channel, batch_size: i
 
 
 def batches_of_like_length(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Positions of clips of about the same length, so that little is padded."""
+    """Positions of clips of about the same length, so that little is padded; of long clips fewer at a time.
+
+    Attention needs memory for the square of the length: a batch takes what `batch_size` clips of 10 s take.
+    """
     order = np.argsort(lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
+    first = 0
+    while first < len(order):
+        longest = lengths[order[first : first + batch_size][-1]] / (10 * SAMPLE_RATE)
+        size = batch_size if longest <= 1 else max(1, int(batch_size / longest**2))
+        yield order[first : first + size]
+        first += size

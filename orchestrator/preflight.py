@@ -95,6 +95,24 @@ def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> 
     return notes
 
 
+def check_lengths(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> None:
+    """Raise `InputError`, naming the longest clip, if a branch's network cannot hold its attention in memory."""
+    from branches.beats import load_beats
+    from branches.beats.memory import LONG_CLIP, check_attention_memory
+    from branches.frontend import n_frames
+
+    longest = int(audio.lengths.argmax())
+    frames = n_frames(int(audio.lengths[longest]))
+    if frames <= LONG_CLIP:
+        return
+    for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
+        heads = load_beats(path, sha256=sha256).config.encoder_attention_heads
+        try:
+            check_attention_memory(heads, frames)
+        except InputError as error:
+            raise InputError(f"{index['path'][longest]}: {error}") from None
+
+
 def check_noise(noise: pa.Table, branches: Sequence[Branch]) -> None:
     """Raise `InputError` if a branch wants supplemental noise clips and there are none."""
     if not noise.num_rows and any(n.source == "supplemental" for n in _noises(branches)):

@@ -72,11 +72,11 @@ def _stated_end(file: BinaryIO, size: int) -> int | None:
     """Where the file ends according to its header; None where it does not say."""
     file.seek(0)
     head = file.read(_HEAD)
-    if head[:4] in (b"RIFF", b"RIFX"):
+    if head[:4] in (b"RIFF", b"RIFX") and head[8:12] == b"WAVE":
         return _riff_end(file, "<" if head[:4] == b"RIFF" else ">", size)
     if head[:4] == b"RF64" and head[12:16] == b"ds64":
         return 8 + int(struct.unpack("<Q", head[20:28])[0])
-    if head[:4] == b"FORM":
+    if head[:4] == b"FORM" and head[8:11] == b"AIF":
         return 8 + int(struct.unpack(">I", head[4:8])[0])
     if head[:4] == b"riff":  # Sony Wave64: a GUID, then the whole size
         return int(struct.unpack("<Q", head[16:24])[0])

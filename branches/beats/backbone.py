@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from branches.beats.config import BEATsConfig
 from branches.beats.encoder import Encoder
+from branches.beats.memory import LONG_CLIP, check_attention_memory
 from branches.frontend import MIN_SAMPLES, N_MELS, fbank, frame_padding
 from scoring.errors import InputError
 
@@ -119,7 +120,8 @@ class BEATs(nn.Module):
             (B, P, D) or (B, P, n·D), and the patch mask (B, P) bool or None if `padding` is.
 
         Raises:
-            InputError: a shape is wrong, the clip too short, or there is no such layer.
+            InputError: a shape is wrong, the clip too short or too long for this process's memory, or there is no
+                such layer.
         """
         if padding is None:
             return self._encode(features, None, layers, combine)
@@ -151,6 +153,8 @@ class BEATs(nn.Module):
                 f"features are {tuple(features.shape)}, must be (batch, frames ≥ {self.config.input_patch_size}, "
                 f"{N_MELS}); a clip needs at least {MIN_SAMPLES} samples"
             )
+        if features.shape[1] > LONG_CLIP:
+            check_attention_memory(self.config.encoder_attention_heads, features.shape[1])
         patches = self.patch_embedding(features.unsqueeze(1)).flatten(2).transpose(1, 2)
         x: Tensor = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
         return x

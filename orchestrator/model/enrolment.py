@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from branches.audio import read_clip
+from branches.audio.cache import in_memory
+from branches.audio.formats import formats_of
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.manifest import CLIPS, bank_file, package_of, write_manifest
 from orchestrator.model.reference import Reference
@@ -46,7 +48,8 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     names = [path.name for path in recordings]
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
-    embeddings = ensemble.embed([read_clip(path) for path in recordings])
+    clips_read = [read_clip(path) for path in recordings]
+    embeddings = ensemble.embed(clips_read)
     clips = _rows(machine, section, names, ensemble.clips.schema)
     manifest = ensemble.manifest
     domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
@@ -64,7 +67,8 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
             np.save(path, np.concatenate([np.load(path), added]))
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
         enrolled = {**manifest.enrolled, f"{machine} section {section}": len(names)}
-        write_manifest(folder, manifest.model_copy(update={"enrolled": enrolled}))
+        formats = {**manifest.formats, **formats_of(in_memory(clips_read), clips)}
+        write_manifest(folder, manifest.model_copy(update={"enrolled": enrolled, "formats": formats}))
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
     return threshold

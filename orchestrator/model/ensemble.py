@@ -73,6 +73,11 @@ class Ensemble:
         reference = self.reference(machine, section)
         return reference.score(self.embed(recordings))
 
+    def differences(self, machine: str, samples: NDArray[np.float32]) -> str:
+        """In what a recording (samples, channels) at 16 kHz is unlike the machine's clips; empty if in nothing."""
+        known = self.manifest.formats.get(machine)
+        return known.differences(samples) if known else ""
+
     def reference(self, machine: str, section: int = 0) -> Reference:
         """What is known of a machine and section; fitted when it is first asked for."""
         if section not in self.machines.get(machine, []):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from branches.audio.formats import read_formats
 from branches.beats import load_beats, save_beats
 from branches.beats.checkpoint import local_file, read_content
 from branches.data.dataset import index_of
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 # What the entry imports; the rest of what tutti depends on is for training and fusing.
 REQUIRED = (
-    *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic"),
+    *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "psutil"),
     *("filelock", "fsspec", "pandas", "mlflow"),
 )
 
@@ -126,6 +127,7 @@ def _write_package(run: Path, result: Mapping[str, Any], weights: Mapping[str, f
         scale=result["delivered"]["scale"],
         members=tuple(members),
         branches=branches,
+        formats=read_formats(run),
         files={},
     )
     write_manifest(folder, manifest)
@@ -203,11 +205,17 @@ def _save_model(folder: Path, out: Path) -> None:
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
-    inputs = [ColSpec("string", "machine"), ColSpec("binary", "audio"), ColSpec("long", "section", required=False)]
+    # What is required is checked by the model: MLflow's own answer would repeat the recordings. A section may be null.
+    inputs = [
+        *(ColSpec(kind, name, required=False) for kind, name in (("string", "machine"), ("binary", "audio"))),
+        ColSpec(AnyType(), "section", required=False),
+    ]
     outputs = [
         *(ColSpec("double", name) for name in ("score", "calibrated", "threshold")),
         ColSpec("boolean", "anomaly"),
         ColSpec("string", "contributions"),
+        ColSpec("string", "warning"),
     ]
     return ModelSignature(Schema(inputs), Schema(outputs))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from branches.audio.formats import Format
 from branches.spec import BranchSpec
 from scoring.detectors import DetectorSpec
 from scoring.errors import InputError
@@ -45,6 +46,7 @@ class Manifest(BaseModel):
 
     scale: of the scores that the weights apply to, see `fusion.scales`
     branches: specs by branch_id; paths of backbones are those within the package
+    formats: of the machines' clips, where they are known
     enrolled: machines that were added afterwards, with the number of their clips
     files: SHA-256 by path within the package
     """
@@ -59,6 +61,7 @@ class Manifest(BaseModel):
     members: tuple[Member, ...]
     branches: dict[str, BranchSpec]
     enrolled: dict[str, int] = {}
+    formats: dict[str, Format] = {}
     files: dict[str, str]
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from branches.audio import read_clip
+from branches.beats.memory import TooLong
 from orchestrator.model.ensemble import BATCH, Ensemble
 from scoring.errors import InputError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".wav", ".flac")
 _SECTION = re.compile(r"(?:section|(?:normal_|anomaly_)?id)_(\d+)_")
@@ -68,12 +74,25 @@ def section_of(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
+def warn_of_differences(ensemble: Ensemble, machine: str, samples: NDArray[np.float32], name: str) -> None:
+    """Log in what a recording (samples, channels) at 16 kHz is unlike the clips that the model was made with."""
+    if differences := ensemble.differences(machine, samples):
+        log.warning("%s is unlike the clips of %s, so its score and decision may mean little: it is %s",
+                    name, machine, differences)  # fmt: skip
+
+
 def _rows(ensemble: Ensemble, machine: str, section: int, paths: Sequence[Path]) -> list[dict[str, object]]:
     names = [member.name for member in ensemble.manifest.members]
     rows: list[dict[str, object]] = []
     for first in range(0, len(paths), BATCH):
         some = paths[first : first + BATCH]
-        scores = ensemble.score(machine, [read_clip(path) for path in some], section)
+        clips = [read_clip(path) for path in some]
+        for path, samples in zip(some, clips, strict=True):
+            warn_of_differences(ensemble, machine, samples, str(path))
+        try:
+            scores = ensemble.score(machine, clips, section)
+        except TooLong as error:
+            raise InputError(f"{max(zip(map(len, clips), some, strict=True))[1]}: {error}") from None
         for i, path in enumerate(some):
             rows.append(
                 {

@@ -14,6 +14,7 @@ from branches.audio.containers import open_recording
 from branches.audio.sample_rate import at_16_khz, check_rate
 from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
 from orchestrator.model.ensemble import BATCH, Ensemble
+from orchestrator.model.recordings import warn_of_differences
 from scoring.errors import InputError
 
 MIN_HOP = 0.01  # seconds; the log-mels have no finer step
@@ -46,6 +47,8 @@ def score_over_time(
     threshold = ensemble.reference(machine, section).threshold
     columns: dict[str, list[NDArray[np.generic]]] = {"start": [], "score": [], "calibrated": [], "anomaly": []}
     for batch in _batches(recording, window, hop):
+        if not columns["start"]:
+            warn_of_differences(ensemble, machine, batch[0][1], f"a window of {recording}")
         scores = ensemble.score(machine, [samples for _, samples in batch], section)
         start = np.array([seconds for seconds, _ in batch])
         for name, part in zip(columns, (start, scores.score, scores.calibrated, scores.anomaly), strict=True):

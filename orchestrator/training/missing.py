@@ -26,7 +26,7 @@ from orchestrator.ledger.folders import (
 )
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
-from orchestrator.preflight import check_machines, check_models, check_noise, notes_on
+from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
 from orchestrator.run_options import RunOptions
 from orchestrator.training.generated import on_sets, pull_sets
 from orchestrator.training.job import Job
@@ -135,8 +135,11 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
     from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
     from branches.audio.channels import with_cancellation
+    from branches.audio.formats import write_formats
 
     audio = open_cache(job.data, index, job.decoded)
+    check_lengths(index, audio, branches)
+    write_formats(job.out, audio, index)
     if any(branch.spec.channel == "cancel" for branch in branches):
         with_cancellation(audio, job.derived)
     if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from tests.test_readme import answer, free_port
 
@@ -76,6 +77,52 @@ def test_a_section_may_be_given(run, url):
     status, found = ask(url, row(clip, "rotor", section=5))
     assert status == 400
     assert "row 0: the model does not know machine rotor section 5" in found["message"]
+
+
+def test_a_section_may_be_null_or_absent_in_some_rows(run, url):
+    clip = run.clips("rotor")[0]
+    _, expected = ask(url, row(clip, "rotor"))
+    for section in (None, 0, 0.0, "0"):
+        status, answer = ask(url, row(clip, "rotor", section=section), row(clip, "rotor"))
+        assert status == 200, answer
+        assert answer["predictions"] == 2 * expected["predictions"]
+    for section in (0.7, "first", [0]):
+        status, answer = ask(url, row(clip, "rotor"), row(clip, "rotor", section=section))
+        assert status == 400
+        assert answer["message"].startswith("row 1: section")
+
+
+def test_every_form_of_request_is_understood_and_none_is_repeated_in_an_error(run, url):
+    clip = run.clips("rotor")[0]
+    _, expected = ask(url, row(clip, "rotor"))
+    audio = row(clip, "rotor")["audio"]
+    for machine in ("rotor", "nowhere"):
+        for body in (
+            {"dataframe_split": {"columns": ["machine", "audio"], "data": [[machine, audio]]}},
+            {"instances": [{"machine": machine, "audio": audio}]},
+            {"inputs": {"machine": [machine], "audio": [audio]}},
+            {"inputs": {"machine": [machine], "audio": [{"b64": audio}]}},
+        ):
+            status, answer = post(url, json.dumps(body).encode())
+            if machine == "rotor":
+                assert (status, answer) == (200, expected)
+            else:
+                assert status == 400
+                assert answer["message"].startswith("row 0: the model does not know machine nowhere")
+    for body in ({"inputs": {"audio": [audio]}}, {"inputs": {"machine": ["rotor"]}}):
+        status, answer = post(url, json.dumps(body).encode())
+        assert status == 400
+        assert answer["message"].startswith("row 0: no ")
+        assert len(json.dumps(answer)) < 1_000
+
+
+def test_a_recording_unlike_the_machines_clips_has_a_warning(run, url, tmp_path):
+    samples, rate = soundfile.read(run.clips("rotor")[0])
+    soundfile.write(tmp_path / "short.wav", samples[: rate // 3], rate)
+    _, answer = ask(url, row(run.clips("rotor")[0], "rotor"), row(tmp_path / "short.wav", "rotor"))
+    usual, short = (r["warning"] for r in answer["predictions"])
+    assert usual == ""
+    assert short == "unlike the clips of rotor: 0.333 s long, those 1 s"
 
 
 def test_bad_requests_are_answered_and_the_server_lives_on(run, url, tmp_path):

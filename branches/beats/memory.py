@@ -1,0 +1,51 @@
+"""What a clip's attention needs, against what there is: a clip of minutes ends in an error, not in a killed process."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from branches.frontend import FRAME_SHIFT, N_MELS, PATCH_SIZE, SAMPLE_RATE
+from scoring.errors import InputError
+
+LONG_CLIP = 6_000
+"""Frames, a minute: shorter clips are not asked about."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class TooLong(InputError):
+    """A clip whose attention does not fit into memory."""
+
+
+def check_attention_memory(heads: int, frames: int) -> None:
+    """Raise `TooLong` if the attention of one clip of so many frames does not fit into this process's memory."""
+    patches = frames // PATCH_SIZE * (N_MELS // PATCH_SIZE)
+    needed = 2 * heads * patches**2 * 4  # the position bias, and a clip's gated one
+    available = available_memory()
+    if needed > available:
+        seconds = frames * FRAME_SHIFT / SAMPLE_RATE
+        raise TooLong(
+            f"{seconds:.0f} s are too long to be judged as one clip: attention needs {needed / 1e9:.3g} GB, and "
+            f"{available / 1e9:.3g} GB are free; cut it into clips, or score it with `tutti score --window 10`"
+        )
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: of the machine, of its container, and by its own limit."""
+    limits = [psutil.virtual_memory().available]
+    with suppress(OSError, ValueError):  # without cgroups, or "max"
+        limits.append(int((_CGROUP / "memory.max").read_text("utf-8")) - _used_by_container())
+    of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if of_process != resource.RLIM_INFINITY:
+        limits.append(of_process - psutil.Process().memory_info().vms)
+    return max(0, min(limits))
+
+
+def _used_by_container() -> int:
+    """Bytes in use without the file cache, which gives way."""
+    lines = (_CGROUP / "memory.stat").read_text("utf-8").splitlines()
+    inactive = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return int((_CGROUP / "memory.current").read_text("utf-8")) - inactive
