@@ -196,8 +196,10 @@ def _ray(subject: Subject) -> Iterator[Check]:
 
 
 def _store(subject: Subject) -> Iterator[Check]:
+    from orchestrator.tracking.store import database_of
+
     uri = subject.tracking_uri
-    path = subject.out / "mlflow.db" if uri is None else Path(uri.removeprefix("sqlite:///"))
+    path = subject.out / "mlflow.db" if uri is None else database_of(uri)
     if (uri is None or uri.startswith("sqlite:///")) and not path.exists():
         yield Check("mlflow", "ok", f"{path} will be made by the first run")
         return

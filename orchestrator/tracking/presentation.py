@@ -6,10 +6,12 @@ which every run has, and `loss`. Beside them `hmean/<machine>`, `auc_source/<mac
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ _COST = ("seconds", "cpus", "gpus", "memory_gib", "gpu_memory_gib")
 _ENDED = {"FAILED": "Failed", "KILLED": "Given up"}
 _ROWS = 30  # of a table in a description, which MLflow cuts at 8000 characters
 _TEXT = 7500
+_NAME = 200  # characters of a metric's name, of which MLflow takes 250
+_OTHER_CHARACTERS = re.compile(r"[^\w./ -]")
 _DECIMALS = 3  # of a metric, which the UI would cut at the width of its column; the tables have all
 
 
@@ -57,10 +61,19 @@ class Shown:
 
 def shown(folder: Path, record: Record) -> Shown:
     """What MLflow shows of the record in a folder of the ledger, or of the run that has the ledger in `folder`."""
-    role = record.identity["role"]
-    if role == "branch":
-        return _branch(folder, record)
-    return _system(folder, record) if role == "fusion" else _run(folder, record)
+    makers = {"branch": _branch, "fusion": _system}
+    complete = makers.get(record.identity["role"], _run)(folder, record)
+    return replace(complete, metrics=_accepted(complete.metrics))
+
+
+def _accepted(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under names that MLflow takes: few characters, and not many; two names never become one."""
+    names = {name: _OTHER_CHARACTERS.sub("_", name)[:_NAME] for name in metrics}
+    changed = {name for name, accepted in names.items() if accepted != name}
+    twice = {accepted for accepted, count in Counter(names.values()).items() if count > 1}
+    for name in changed & {name for name, accepted in names.items() if accepted in twice}:
+        names[name] += f"_{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+    return {names[name]: value for name, value in metrics.items()}
 
 
 def detectors(record: Record) -> list[str]:

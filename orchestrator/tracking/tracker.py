@@ -29,6 +29,7 @@ from cluster.session import require_server
 from orchestrator.ledger.folders import TABLES, Record, Status, read_record
 from orchestrator.plan import digest
 from orchestrator.tracking.presentation import FORM, Shown, shown
+from orchestrator.tracking.store import database_of, sqlite_uri
 from orchestrator.tracking.views import experiment_tags
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -261,7 +262,7 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
 def _store(uri: str | None, out: Path) -> str:
     """The store's URI, absolute, since workers have another working directory; a server must answer at once."""
     if uri is None:
-        return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+        return sqlite_uri(out / "mlflow.db")
     if urlsplit(uri).password:  # it would be in logs and in the list of processes
         raise InputError(
             "--tracking-uri has a password in it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
@@ -269,7 +270,7 @@ def _store(uri: str | None, out: Path) -> str:
     if uri.startswith(("http://", "https://")):
         require_server(uri, "MLflow server", "check --tracking-uri")
     elif uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        return sqlite_uri(database_of(uri), urlsplit(uri).query)
     return uri
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from orchestrator.tracking.store import sqlite_uri
 from orchestrator.tracking.views import BRANCHES, TREE, link
 from scoring.errors import InputError
 
@@ -39,7 +40,7 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> int:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputError(f"port {port} is taken; give another --port") from None
-    server, store = f"http://127.0.0.1:{port}", f"sqlite:///{database}"
+    server, store = f"http://127.0.0.1:{port}", sqlite_uri(database)
     stores = ["--backend-store-uri", store, "--registry-store-uri", store]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     process = subprocess.Popen(

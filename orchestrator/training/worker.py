@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -291,14 +290,13 @@ def _write(
 
 
 def flat_metrics(metrics: Metrics | None, prefix: str = "") -> dict[str, float]:
-    """Metrics under the names that MLflow shows: `omega`, `fan.auc_source`, …; absent cells are left out."""
+    """Metrics by name: `omega`, `fan.auc_source`, …; absent cells are left out."""
     if metrics is None:
         return {}
     cells = {"omega": metrics.omega}
     for machine, values in metrics.as_dict()["machines"].items():
         cells |= {f"{machine}.{cell}": value for cell, value in values.items()}
-    # MLflow takes few characters in a name, and a machine is named by whoever made its folder.
-    return {prefix + re.sub(r"[^\w./ -]", "_", name): value for name, value in cells.items() if value is not None}
+    return {prefix + name: value for name, value in cells.items() if value is not None}
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
