@@ -6,14 +6,22 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.processes import end_at_once, sigterm_blocked, starting
 from scoring.errors import InputError
 
+log = logging.getLogger(__name__)
+
+START_REMEDY = "free memory and /dev/shm; `ray stop` ends what an earlier session left"
+# A socket's path has at most 107 bytes, of which Ray takes 68 below this folder.
+LONGEST_FOLDER = 39
+_PACKAGES = Path(__file__).resolve().parents[1]
 _OPTIONS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
 
 
@@ -28,6 +36,8 @@ def prepare_environment(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences a warning
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow is the record
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if address == "local":
+        _short_folder()
     if address == "local" and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -45,19 +55,20 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     Raises
     ------
     InputError
-        If nothing answers at `address`.
+        If nothing answers at `address`, or Ray cannot start here.
     """
     prepare_environment(address)
     check_address(address)
     import ray
 
-    with starting():
+    # Ray puts the working directory before all else on its workers' path, where a script of the user's called
+    # `scoring.py` would be taken for the package. In the packages' own folder there is none.
+    with chdir(_PACKAGES):
         if address == "local":
-            with sigterm_blocked():
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_OPTIONS)
-            end_at_once()
+            _start(num_cpus)
         else:
-            _connect(address)
+            with starting():
+                _connect(address)
     try:
         yield
     finally:
@@ -83,6 +94,40 @@ class Cluster:
         if not self._open:
             self._stack.enter_context(session(self._address))
             self._open = True
+
+
+def _start(num_cpus: int | None) -> None:
+    """Start Ray here; a busy machine makes it time out, so it is tried twice."""
+    import ray
+
+    for attempt in (1, 2):
+        try:
+            with starting():
+                with sigterm_blocked():
+                    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_OPTIONS)
+                end_at_once()
+            return
+        except Exception as error:  # Ray raises whatever its parts do
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            if attempt == 2:
+                raise InputError(f"Ray does not start here ({reason}); {START_REMEDY}") from None
+            log.warning("Ray does not start (%s), trying once more", reason)
+
+
+def _short_folder() -> None:
+    """Have Ray put its sockets where their paths are short enough; schedulers' temporary folders are not.
+
+    Raises
+    ------
+    InputError
+        If `RAY_TMPDIR` itself is too long.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    if len(os.fsencode(given or tempfile.gettempdir())) <= LONGEST_FOLDER:
+        return
+    if given:
+        raise InputError(f"RAY_TMPDIR={given} is too long for Ray's sockets; export RAY_TMPDIR=/tmp")
+    os.environ["RAY_TMPDIR"] = "/tmp"
 
 
 def _connect(address: str) -> None:

@@ -174,12 +174,12 @@ def _gpu(device: int, driver: str | None) -> Check:
 
 def _ray(subject: Subject) -> Iterator[Check]:
     """A session in a process of its own: it may hang, and it changes the environment."""
-    from cluster.session import check_address
+    from cluster.session import START_REMEDY, check_address
 
     check_address(subject.address)
     remedy = "see `ray status` on its head node, and RAY_AUTH_MODE on both sides"
     if subject.address == "local":
-        remedy = "free memory and /dev/shm; `ray stop` ends what an earlier session left"
+        remedy = START_REMEDY
     command = [sys.executable, "-c", _RAY, subject.address]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS, check=False)

@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -34,6 +35,8 @@ _IMPORTED_ONCE = [
     "branches.generator",
     "ray",
 ]
+# The forkserver's socket lies in the temporary folder, with 27 bytes of its own of the 107 that a path may have.
+_LONGEST_FOLDER = 80
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -102,6 +105,8 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
     WorkFailed
         If `work` raised something; its last line says what.
     """
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
     _context.set_forkserver_preload(_IMPORTED_ONCE)
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_child, args=(sender, work, arguments), daemon=True)

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
+import scoring.errors
 from cluster.capacity import require
 from cluster.session import session
 from scoring.errors import InputError
@@ -58,6 +60,55 @@ def test_a_sigterm_while_ray_starts_is_an_interruption(seconds):
     assert starting.communicate(timeout=100)[0] == "interrupted\n"
     left = [process for process in psutil.process_iter() if group_of(process) == starting.pid]
     assert not psutil.wait_procs(left, 10)[1]
+
+
+def test_a_sigterm_is_heeded_at_once_while_ray_starts():
+    code = INTERRUPTED
+    code = code.replace("import session", "import session\nfrom cluster.processes import sigterm_blocked")
+    code = code.replace("with session(num_cpus=1):", "with sigterm_blocked():")
+    code = code.replace("time.sleep(20)", "for _ in range(200): time.sleep(0.1)")  # Ray waits in such steps
+    begun = time.monotonic()
+    assert subprocess.check_output([sys.executable, "-c", code, "1"], text=True, timeout=60) == "interrupted\n"
+    assert time.monotonic() - begun < 15  # the block would have lasted 20 s
+
+
+LOCAL = (
+    "from cluster.session import session\nimport ray\nwith session(num_cpus=1): print(ray.get(ray.remote({}).remote()))"
+)
+
+
+def test_a_long_temporary_folder_is_no_hindrance(tmp_path):
+    folder = tmp_path / ("as_schedulers_make_them_" + 60 * "x")
+    folder.mkdir()
+    code = LOCAL.format("lambda: 7")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"} | {"TMPDIR": str(folder)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, timeout=100) == "7\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        with pytest.raises(InputError, match="is too long for Ray's sockets; export RAY_TMPDIR=/tmp"), session():
+            pass
+
+
+def test_scripts_of_the_working_folder_are_not_taken_for_packages(tmp_path):
+    for package in ("scoring", "cluster", "fusion", "branches", "orchestrator"):
+        (tmp_path / f"{package}.py").write_text("raise SystemExit('a script of the user')")
+    code = LOCAL.format("lambda: __import__('scoring.errors').errors.__file__")
+    root = str(Path(scoring.errors.__file__).parents[1])
+    command = [sys.executable, "-c", f"import sys; sys.path[0] = {root!r}\n{code}"]
+    assert subprocess.check_output(command, cwd=tmp_path, text=True, timeout=100).strip() == scoring.errors.__file__
+    version = [sys.executable, "-m", "orchestrator", "--version"]
+    (tmp_path / "orchestrator.py").unlink()  # which Python itself would run
+    environment = {**os.environ, "PYTHONPATH": root}
+    assert b"tutti" in subprocess.check_output(version, cwd=tmp_path, env=environment, timeout=100)
+
+
+def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(monkeypatch, caplog):
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    with pytest.raises(InputError, match=r"^Ray does not start .*/proc/nowhere.*; free memory") as refused, session():
+        pass
+    assert "\n" not in str(refused.value)
+    assert len([record for record in caplog.records if "trying once more" in record.getMessage()]) == 1
+    assert not ray.is_initialized()
 
 
 def group_of(process):
