@@ -17,7 +17,7 @@ from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
 from branches.frontend import SAMPLE_RATE, fbank, frame_padding
 from branches.pooling import build_pooling
-from branches.spec import BackboneSpec, BranchSpec, Channel
+from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, Channel
 from branches.training.strategies import prepare
 from scoring.atomic import atomic
 from scoring.errors import InputError
@@ -79,7 +79,7 @@ def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     `load_branch` gives the branch back, `branches.beats.load_beats` its backbone.
     """
     backbone = model.spec.backbone
-    elsewhere = backbone.path == "tiny" or "://" in backbone.path
+    elsewhere = backbone.path in BUILT_IN or "://" in backbone.path
     location = backbone.path if elsewhere else str(Path(backbone.path).resolve())
     branch = {"spec": model.spec.model_dump_json(), "head": model.head_state()}
     save_beats(model.backbone, path, base=(location, backbone.sha256), branch=branch)
@@ -119,7 +119,7 @@ def relocate_branch(
     Parameters
     ----------
     spec: of the branch, as it shall stand in the copy
-    backbone: path, if relative to the folder of `target`, or `tiny`
+    backbone: path, if relative to the folder of `target`, or a built-in name
     """
     content = read_content(source)
     content["base"] = {"path": backbone, "sha256": None}

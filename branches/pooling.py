@@ -15,6 +15,7 @@ from branches.frontend import N_MELS, PATCH_SIZE
 from branches.spec import (
     AttentiveStatisticsSpec,
     BandMeanSpec,
+    BandStatisticsSpec,
     GeneralisedMeanSpec,
     MeanSpec,
     PoolingSpec,
@@ -99,6 +100,23 @@ class BandMeanPooling(Pooling):
         return _band_mean(_by_band(patches), _moments(padding))
 
 
+class BandStatisticsPooling(Pooling):
+    """Mean and standard deviation over time of each frequency band: (B, P, D) → (B, 8, 2 D)."""
+
+    bands = N_BANDS
+
+    def __init__(self, spec: BandStatisticsSpec, dim: int) -> None:
+        super().__init__(spec, dim)
+        self.output_dim = 2 * dim
+
+    def forward(self, patches: Tensor, padding: Tensor | None) -> Tensor:
+        """See `Pooling.forward`."""
+        moments, padded = _by_band(patches), _moments(padding)
+        mean = _band_mean(moments, padded)
+        variance = _band_mean((moments - mean[:, None]).square(), padded)
+        return torch.cat([mean, (variance + 1e-6).sqrt()], dim=-1)
+
+
 class RelativeDeviationPooling(Pooling):
     """Mean over time of each frequency band with weights (1 + d / d_max)^γ: (B, P, D) → (B, 8, D).
 
@@ -158,6 +176,7 @@ POOLINGS: dict[type, Any] = {
     AttentiveStatisticsSpec: AttentiveStatisticsPooling,
     GeneralisedMeanSpec: GeneralisedMeanPooling,
     BandMeanSpec: BandMeanPooling,
+    BandStatisticsSpec: BandStatisticsPooling,
     RelativeDeviationSpec: RelativeDeviationPooling,
 }
 

@@ -20,6 +20,8 @@ EMBEDDING_VERSION = 1  # embeddings of the same weights: decoding, channels, log
 
 Channel = Literal["near", "far", "mean", "cancel"]
 
+BUILT_IN = ("small", "tiny")  # backbones that are no files of the user's
+
 
 def _by_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
@@ -35,7 +37,7 @@ class FileSpec(Settings):
 class BackboneSpec(FileSpec):
     """A BEATs checkpoint, and which of its layers the branch listens to."""
 
-    path: str = Field("tiny", description="path or URI of a checkpoint, or `tiny`: a small random network")
+    path: str = Field("tiny", description="path or URI of a checkpoint, `small`, or `tiny`: random, for tests")
     layers: tuple[int, ...] = Field((-1,), min_length=1, description="outputs to use: n-th layer, −1 the last")
     combine: Literal["concat", "mean"] = Field("concat", description="how several layers become one output")
 
@@ -149,6 +151,12 @@ class BandMeanSpec(Settings):
     name: Literal["band_mean"] = "band_mean"
 
 
+class BandStatisticsSpec(Settings):
+    """Mean and standard deviation over time of each frequency band."""
+
+    name: Literal["band_statistics"] = "band_statistics"
+
+
 class RelativeDeviationSpec(Settings):
     """Mean over time of each frequency band, weighted towards what departs from it."""
 
@@ -157,7 +165,12 @@ class RelativeDeviationSpec(Settings):
 
 
 PoolingSpec = Annotated[
-    MeanSpec | AttentiveStatisticsSpec | GeneralisedMeanSpec | BandMeanSpec | RelativeDeviationSpec,
+    MeanSpec
+    | AttentiveStatisticsSpec
+    | GeneralisedMeanSpec
+    | BandMeanSpec
+    | BandStatisticsSpec
+    | RelativeDeviationSpec,
     Field(discriminator="name"),
     BeforeValidator(by_name),
 ]

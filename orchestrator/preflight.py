@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from branches.data.dataset import class_labels
-from branches.spec import BackboneSpec, FileSpec, LoraSpec, NoiseSpec
+from branches.spec import BUILT_IN, BackboneSpec, FileSpec, LoraSpec, NoiseSpec
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
@@ -20,8 +20,7 @@ from scoring.table import file_sha256
 if TYPE_CHECKING:
     from branches.audio.cache import AudioCache
 
-# Torch is loaded inside the functions that need it: a finished run on a built-in backbone does not.
-BUILT_IN = ("tiny",)
+# Torch is loaded inside the functions that need it: a finished run on `tiny` does not.
 
 
 def with_resolved_files(system: SystemSpec) -> SystemSpec:
@@ -37,7 +36,7 @@ def with_resolved_files(system: SystemSpec) -> SystemSpec:
 
 def resolve_file(spec: FileSpec) -> FileSpec:
     """One checkpoint's local file and digest; see `with_resolved_files`."""
-    if spec.path in BUILT_IN or spec.path.startswith("random:"):
+    if spec.path == "tiny" or spec.path.startswith("random:"):
         return spec
     from branches.beats.checkpoint import local_file
 
@@ -47,7 +46,7 @@ def resolve_file(spec: FileSpec) -> FileSpec:
         remedy = " (--backbone FILE takes another one)" if isinstance(spec, BackboneSpec) else ""
         raise InputError(f"{error}{remedy}") from None
     # Another node fetches a URI itself; a path must be the same everywhere.
-    path = spec.path if "://" in spec.path else str(file.resolve())
+    path = spec.path if spec.path in BUILT_IN or "://" in spec.path else str(file.resolve())
     return spec.model_copy(update={"path": path, "sha256": file_sha256(file)})
 
 

@@ -3,7 +3,7 @@
 name: mine
 branch:                     # settings that all configurations share
   channel: near
-tiny:                       # what replaces shared settings with `--backbone tiny`
+tiny:                       # what replaces shared settings with `--backbone tiny` or `small`
   training: {steps: 50}
 subsystems:
   beats:
@@ -24,13 +24,13 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from branches.spec import BackboneSpec, BranchSpec, FileSpec
+from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, FileSpec
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
 from scoring.settings import Settings
 
 SYSTEMS = Path(__file__).parent / "systems"
-# Blocks of settings for all configurations, and in place of them with the built-in tiny backbone.
+# Blocks of settings for all configurations, and in place of them with a built-in backbone.
 _SHARED = ("branch", "tiny")
 _SEED = "seed: unknown key here; a configuration lists its `seeds`"
 # By key and pydantic's kind of error, where its message alone leaves people in the dark.
@@ -108,7 +108,7 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
             allowed = ", ".join(built_in_systems())
             raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {allowed}")
     raw = _read_yaml(path)
-    mistakes = _share_settings(raw, backbone == "tiny")
+    mistakes = _share_settings(raw, backbone in BUILT_IN)
     for override in overrides:
         _override(raw, override)
     try:
@@ -151,7 +151,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _share_settings(raw: dict[str, Any], tiny: bool) -> list[str]:
+def _share_settings(raw: dict[str, Any], built_in: bool) -> list[str]:
     """Copy the settings under `branch` into every configuration that does not say otherwise; what is wrong with them.
 
     Settings that are wrong are copied nowhere, so that each mistake is told once.
@@ -162,7 +162,7 @@ def _share_settings(raw: dict[str, Any], tiny: bool) -> list[str]:
         settings = raw.pop(block, None) or {}
         wrong = [f"{block}.{mistake}" for mistake in _mistakes_in(settings)]
         mistakes += wrong
-        if not wrong and (block != "tiny" or tiny):
+        if not wrong and (block != "tiny" or built_in):
             shared.update(settings)
     subsystems = raw.get("subsystems")
     for configurations in subsystems.values() if isinstance(subsystems, dict) else []:

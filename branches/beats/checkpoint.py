@@ -22,12 +22,16 @@ from torch import Tensor, nn
 from branches.beats.backbone import BEATs
 from branches.beats.config import TINY, BEATsConfig
 from branches.beats.lora import add_lora
+from branches.spec import BUILT_IN
 from scoring.atomic import atomic
 from scoring.errors import InputError
 
 _TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 _TINY_SEED = 20_221_218
 _MIN_DIGEST = 8
+SMALL = Path(__file__).with_name("small.pt")
+# Of that file: with a new network come a new digest and other branches.
+SMALL_SHA256 = "fad7e3899a5dac3864b9d3f5d8cb4eefc116f8e9a00c0c13bbb3779db9f3e083"
 
 
 def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs:
@@ -35,7 +39,8 @@ def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs
 
     Args:
         path: a released or saved checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "tiny": a small
-            random network whose weights are always the same. A fine-tuned checkpoint comes with its adapters.
+            random network whose weights are always the same, or "small": the trained network that comes with tutti
+            (`branches.pretraining`). A fine-tuned checkpoint comes with its adapters.
         sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
             (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched
             once, without it each time, because only the file's content says whether it is still the same.
@@ -92,7 +97,7 @@ def _base_state(base: Any, folder: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's base."""
     match base:
         case {"path": str() as path, "sha256": str() | None as sha256}:
-            location = path if path == "tiny" or "://" in path else str(folder / path)
+            location = path if path in BUILT_IN or "://" in path else str(folder / path)
             return load_beats(location, sha256).state_dict()
     raise InputError(f"base is {base!r}, must be a path and a sha256")
 
@@ -218,13 +223,25 @@ def local_file(path: str, sha256: str | None) -> Path:
         raise InputError(f"sha256 {sha256!r} must be {_MIN_DIGEST} to 64 hex digits")
     if "://" in path and not path.startswith("file://"):
         return _fetch(path, digest)
+    if path == "small":
+        return _shipped(digest)
     file = Path(path.removeprefix("file://"))
     if not file.is_file():
-        raise InputError(f"{path}: no such file; give a BEATs checkpoint's path or URI, or the name tiny")
+        raise InputError(f"{path}: no such file; give a BEATs checkpoint's path or URI, or the name small or tiny")
     if digest:
         with file.open("rb") as stream:
             _check(path, hashlib.file_digest(stream, "sha256").hexdigest(), digest)
     return file
+
+
+def _shipped(wanted: str) -> Path:
+    """The file of `small`, which must be the one that this version of tutti was released with."""
+    digest = hashlib.sha256(SMALL.read_bytes()).hexdigest() if SMALL.is_file() else "none"
+    if digest != SMALL_SHA256:
+        raise InputError(f"small: {SMALL} is not the file that comes with tutti; install tutti anew")
+    if not digest.startswith(wanted):
+        raise InputError(f"small has sha256 {digest}, not {wanted}…: it is of another version of tutti")
+    return SMALL
 
 
 def _check(path: str, digest: str, wanted: str) -> None:

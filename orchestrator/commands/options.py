@@ -23,7 +23,9 @@ systems_argument = click.argument(
 data_option = click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Data set in the challenge's layout."
 )
-backbone_option = click.option("--backbone", help="BEATs checkpoint (path or URI) for every branch, or `tiny`.")
+backbone_option = click.option(
+    "--backbone", help="BEATs checkpoint (path or URI) for every branch, or built in: `small`, `tiny`."
+)
 set_option = click.option(
     "--set",
     "overrides",

@@ -18,7 +18,7 @@ from branches.audio.channels import cancelled_in_memory
 from branches.beats.lora import merge_lora
 from branches.frozen import FrozenBackbone, view_of
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
-from branches.spec import Channel
+from branches.spec import BUILT_IN, Channel
 from orchestrator.model.manifest import CLIPS, Manifest, bank_file, branch_file, package_of, read_manifest
 from orchestrator.model.reference import Reference, Scores
 from scoring.banks import attributes_as_text
@@ -148,7 +148,7 @@ def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, li
             networks.setdefault(spec.channel, []).append(_Network([name], model.to(device)))
     for (channel, path), names in frozen.items():
         views = [view_of(manifest.branches[name]) for name in names]
-        location = path if path == "tiny" else str(folder / path)
+        location = path if path in BUILT_IN else str(folder / path)
         located = [
             v.model_copy(update={"backbone": v.backbone.model_copy(update={"path": location})}) for v in views if v
         ]

@@ -22,7 +22,7 @@ from branches.beats import load_beats, save_beats
 from branches.beats.checkpoint import local_file, read_content
 from branches.data.dataset import index_of
 from branches.model import relocate_branch
-from branches.spec import BackboneSpec, BranchSpec
+from branches.spec import BUILT_IN, BackboneSpec, BranchSpec
 from orchestrator.fuse.result import RESULT
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
 from orchestrator.model.manifest import (
@@ -163,14 +163,14 @@ def _pack_branch(source: Path, branch_id: str, spec: BranchSpec, table: pa.Table
     location = _pack_backbone(spec.backbone, folder)
     packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": location, "sha256": None})})
     if not spec.is_frozen:
-        relative = location if location == "tiny" else f"../{location}"
+        relative = location if location in BUILT_IN else f"../{location}"
         relocate_branch(source / WEIGHTS, folder / branch_file(branch_id), packed, relative)
     return packed
 
 
 def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
     """Store a backbone once; its place within the package."""
-    if spec.path == "tiny":
+    if spec.path in BUILT_IN:
         return spec.path
     try:
         file = local_file(spec.path, spec.sha256)

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from branches.spec import AugmentationSpec, BranchSpec, FileSpec
+from branches.spec import BUILT_IN, AugmentationSpec, BranchSpec, FileSpec
 from orchestrator.cost import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
-from orchestrator.preflight import BUILT_IN
 from orchestrator.submission.schema import AuthorsFile, SystemNames
 from orchestrator.system import ConfigurationSpec, SystemSpec
 from scoring.metrics import CELLS

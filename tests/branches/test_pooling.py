@@ -24,7 +24,7 @@ def test_padded_patches_have_no_say(name):
     padding = torch.zeros(2, 32, dtype=torch.bool)
     padding[1, 16:] = True
     pooled = pool(patches, padding)
-    assert pooled.shape == ((2, 8, 12) if pool.bands == 8 else (2, pool.output_dim))
+    assert pooled.shape == ((2, 8, pool.output_dim) if pool.bands == 8 else (2, pool.output_dim))
     torch.testing.assert_close(pooled[1:], pool(patches[1:, :16], None))
     torch.testing.assert_close(pooled[:1], pool(patches[:1], None))
     noisy = torch.where(padding[..., None], torch.randn(2, 32, 12) * 100, patches)
@@ -52,6 +52,13 @@ def test_bands_are_kept_apart():
     expected = torch.arange(8.0)[None, :, None].expand(1, 8, 2)
     for name in ("band_mean", "relative_deviation"):
         torch.testing.assert_close(pooling(name, 2)(patches, None), expected)
+
+
+def test_band_statistics_are_mean_and_deviation_over_time():
+    patches = torch.randn(3, 40, 5)
+    moments = patches.reshape(3, 5, 8, 5)
+    expected = torch.cat([moments.mean(1), moments.std(1, correction=0)], dim=-1)
+    torch.testing.assert_close(pooling("band_statistics", 5)(patches, None), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_generalised_mean_goes_from_the_mean_to_the_maximum_and_keeps_the_sign():
