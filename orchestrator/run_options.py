@@ -25,6 +25,6 @@ class RunOptions:
     cpus_per_branch: int = 1
     gpus_per_branch: float | None = None
     memory_per_branch: float | None = None
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 600.0
     stop_hopeless: bool = False
     fuse_incomplete: bool = False

@@ -63,7 +63,7 @@ def train_generator(
     channel: Channel,
     checkpoint: Path | None = None,
     report: Report = lambda step, loss: None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = 600.0,
     device: str = "cpu",
 ) -> Generator:
     """Train a generator on the training rows of `index`; the same settings and clips give the same weights on a CPU.
@@ -97,7 +97,9 @@ def train_generator(
     def start() -> Progress:
         torch.manual_seed(spec.seed)
         network = VelocityNetwork(spec, len(vocabulary)).to(device)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=device == "cuda"
+        )
         return Progress({"network": network}, optimizer, signature)
 
     progress = resume(start, checkpoint)

@@ -1,14 +1,16 @@
 """Batches of training clips: which clips a step takes, cut and augmented as waveforms.
 
-Everything a batch draws comes from the seed and the number of its step, so batches may be made ahead, on another
-thread, and after a restart they are the same.
+Everything a batch draws comes from the seed and the number of its step, so batches may be made ahead, on as many
+threads as there are CPUs, and after a restart they are the same.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +32,18 @@ class Batch:
     features: list[NDArray[np.float32]] = field(default_factory=list)
 
 
-def batches(spec: BranchSpec, clips: TrainingClips, first_step: int) -> Iterator[Batch]:
-    """The batch of each micro-step (`accumulation` to a step) from `first_step` on, the next one made meanwhile."""
+def batches(spec: BranchSpec, clips: TrainingClips, first_step: int, workers: int = 1) -> Iterator[Batch]:
+    """The batch of each micro-step (`accumulation` to a step) from `first_step` on, the next `workers` made meanwhile.
+
+    NumPy and SciPy let other threads work while they resample and copy.
+    """
     training = spec.training
-    numbers = range(first_step * training.accumulation, training.steps * training.accumulation)
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        pending = [ahead.submit(make_batch, spec, clips, number) for number in numbers[:1]]
-        for number in numbers:
-            batch = pending.pop().result()
-            if number + 1 < numbers.stop:
-                pending.append(ahead.submit(make_batch, spec, clips, number + 1))
+    numbers = iter(range(first_step * training.accumulation, training.steps * training.accumulation))
+    with ThreadPoolExecutor(workers) as ahead:
+        pending = deque(ahead.submit(make_batch, spec, clips, number) for number in islice(numbers, workers))
+        while pending:
+            batch = pending.popleft().result()
+            pending.extend(ahead.submit(make_batch, spec, clips, number) for number in islice(numbers, 1))
             yield batch
 
 

@@ -6,10 +6,12 @@ checkpoint at step k continues exactly as if it had not stopped.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,8 @@ class Progress:
         """The parameters that the optimizer changes."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint; a crash leaves the old one."""
+    def packed(self) -> memoryview:
+        """The checkpoint as it is now, on the host, so that it can be written while the training goes on."""
         state = {
             "signature": self.signature,
             "step": self.step,
@@ -63,8 +65,9 @@ class Progress:
             "averaged": self.averaged,
             "modules": {name: _changing(module) for name, module in self.modules.items()},
         }
-        with atomic(path) as temporary:
-            torch.save(state, temporary)
+        content = io.BytesIO()
+        torch.save(state, content)
+        return content.getbuffer()
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; what is raised by a damaged one depends on the damage."""
@@ -87,6 +90,48 @@ def _fixed(module: nn.Module) -> dict[str, Tensor]:
 def _changing(module: nn.Module) -> dict[str, Tensor]:
     fixed = _fixed(module)
     return {name: value for name, value in module.state_dict().items() if name not in fixed}
+
+
+class _Checkpoints:
+    """Writes checkpoints to a file beside the training; a crash leaves the one before."""
+
+    def __init__(self, path: Path | None, seconds: float) -> None:
+        self._path, self._seconds = path, seconds
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last = time.monotonic()
+        self._writing: Future[None] | None = None
+
+    @property
+    def due(self) -> bool:
+        return self._path is not None and time.monotonic() - self._last >= self._seconds
+
+    def write(self, progress: Progress) -> None:
+        self.finish()  # a disk slower than `seconds` shall not fill the memory
+        self._writing = self._thread.submit(self._write, progress.packed())
+        self._last = time.monotonic()
+
+    def _write(self, content: memoryview) -> None:
+        assert self._path is not None
+        with atomic(self._path) as temporary:
+            temporary.write_bytes(content)
+
+    def finish(self) -> None:
+        """Wait for the file; raise what its writing did."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def discard(self) -> None:
+        """Leave no checkpoint."""
+        self.finish()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> _Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
 
 def resume(start: Callable[[], Progress], checkpoint: Path | None) -> Progress:
@@ -116,7 +161,7 @@ def run(
     ----------
     progress: where to go on from; changed in place
     loss_of: the loss of the batch of this number, a scalar with gradients; a step has `accumulation` of them
-    checkpoint: file to save to every `checkpoint_seconds`, or None
+    checkpoint: file to save to every `checkpoint_seconds`, or None; it is written while the next steps are taken
     report: see `Report`; a training that goes on from a checkpoint begins with what was reported before it
 
     Raises
@@ -130,33 +175,32 @@ def run(
     for point in progress.curve:
         report(*point)
     report_every = max(1, training.steps // 50)
-    saved = time.monotonic()
-    while progress.step < training.steps:
-        progress.recent.append(_descend(progress, training, loss_of))
-        progress.step += 1
-        to_report = progress.step % report_every == 0 or progress.step == training.steps
-        to_save = checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds
-        if to_report or to_save:
-            _check(progress, checkpoint)
-        if to_report:
-            progress.curve.append((progress.step, float(torch.stack(progress.recent).mean())))
-            progress.recent = []
-            report(*progress.curve[-1])
-        if checkpoint is not None and to_save:
-            progress.save(checkpoint)
-            saved = time.monotonic()
+    with _Checkpoints(checkpoint, checkpoint_seconds) as checkpoints:
+        while progress.step < training.steps:
+            progress.recent.append(_descend(progress, training, loss_of))
+            progress.step += 1
+            to_report = progress.step % report_every == 0 or progress.step == training.steps
+            to_save = checkpoints.due
+            if to_report or to_save:
+                _check(progress, checkpoints)
+            if to_report:
+                progress.curve.append((progress.step, float(torch.stack(progress.recent).mean())))
+                progress.recent = []
+                report(*progress.curve[-1])
+            if to_save:
+                checkpoints.write(progress)
+        checkpoints.finish()
     with torch.no_grad():
         for parameter, averaged in zip(progress.trained, progress.averaged, strict=bool(progress.averaged)):
             parameter.copy_(averaged)
 
 
-def _check(progress: Progress, checkpoint: Path | None) -> None:
+def _check(progress: Progress, checkpoints: _Checkpoints) -> None:
     """Refuse to go on, report or save once a loss is not finite."""
     losses = torch.stack(progress.recent).tolist()
     bad = [loss for loss in losses if not math.isfinite(loss)]
     if bad:
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+        checkpoints.discard()
         step = progress.step - len(losses) + losses.index(bad[0])
         raise InputError(f"the loss is {bad[0]} at step {step}: training diverged; lower the learning rate")
 

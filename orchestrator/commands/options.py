@@ -50,6 +50,14 @@ address_option = click.option(
 )
 
 
+def _one_gpu_at_most(context: click.Context, parameter: click.Parameter, gpus: float | None) -> float | None:
+    if gpus is not None and gpus > 1:
+        raise click.BadParameter(
+            "a branch fits one GPU and computes on no second; give 1 or less, and more branches at once use more GPUs"
+        )
+    return gpus
+
+
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that trains, but `--address`."""
     for option in (
@@ -60,13 +68,24 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--stop-hopeless", is_flag=True, help="Give up branches whose loss does not fall, and fuse without them."
         ),
-        click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True),
+        click.option(
+            "--checkpoint-seconds",
+            type=click.FloatRange(min=0),
+            default=600.0,
+            show_default=True,
+            help="How often a branch under way is saved, while it goes on.",
+        ),
         click.option(
             "--storage",
             metavar="URI",
             help="Where nodes that share no file system share what they make: s3://…, gs://…, file://….",
         ),
-        click.option("--gpus-per-branch", type=click.FloatRange(min=0), help="Default: 1 where there are GPUs."),
+        click.option(
+            "--gpus-per-branch",
+            type=click.FloatRange(min=0),
+            callback=_one_gpu_at_most,
+            help="At most 1; 0.5 puts two branches on one. Default: 1 where there are GPUs.",
+        ),
         click.option(
             "--memory-per-branch",
             type=click.FloatRange(min=0, min_open=True),

@@ -44,6 +44,7 @@ EMBEDDINGS = "embeddings.npy"
 CLIPS = "clips.npy"  # digests of the clips that the embeddings are of
 WEIGHTS = "branch.pt"
 
+LOOK_SECONDS = 20.0  # whether there is another checkpoint to store
 HOPELESS_AFTER = 0.25  # of the steps
 HOPELESS_POINTS = 5  # of the loss curve, which has 50
 
@@ -71,7 +72,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
     with FileLock(job.out / "pull.lock"):  # for the branches of this node
         storage.pull(job.cache.relative_to(job.out).as_posix())
     storage.pull_branch(branch.branch_id)
-    with storage.following(_checkpoint(branch, job), job.checkpoint_seconds):
+    with storage.following(_checkpoint(branch, job), min(job.checkpoint_seconds, LOOK_SECONDS)):
         omega = _train_and_score(branch, job, index, report)
         storage.push_branch(branch.branch_id)
     return omega
@@ -95,7 +96,6 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
         curve.append((step, loss))
         report("branch", step, branch.spec.training.steps, loss)
         if job.stop_hopeless and (reason := hopeless(curve, branch.spec.training.steps)):
-            checkpoint.unlink(missing_ok=True)
             raise Hopeless(reason)
 
     stored = job.out / BRANCHES / branch.branch_id
@@ -106,7 +106,11 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
         if embeddings is None:
             if not (folder / WEIGHTS).exists():
                 finished = None
-            embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
+            try:
+                embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
+            except Hopeless:
+                checkpoint.unlink(missing_ok=True)
+                raise
             _save_embeddings(folder, embeddings, index)
         omega, metrics = _write(branch, job, index, embeddings, folder)
         entry = branch_record(branch, job.fingerprint)
@@ -238,7 +242,7 @@ def _embed(
             return frozen
     generated = generated_clips(spec, job, index, audio, report)
     clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
-    model = train(spec, clips, _checkpoint(branch, job), record, job.checkpoint_seconds, job.device)
+    model = train(spec, clips, _checkpoint(branch, job), record, job.checkpoint_seconds, job.device, job.threads)
     save_branch(model, weights)
     return embed(model, audio, spec.channel)
 

@@ -174,6 +174,10 @@ def lines_of(run):
             ["submit", "demo", "--data", "{data}", "--out", "{out}", "--address", "http://127.0.0.1:1"],
             "no Ray dashboard",
         ),
+        (
+            ["run", "demo", "--data", "{data}", "--out", "{out}", "--gpus-per-branch", "2"],
+            "a branch fits one GPU and computes on no second",
+        ),
         (["sync", "{out}"], "no run has ended there"),
         (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),

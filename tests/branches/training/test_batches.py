@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from branches.audio.cache import open_cache
 from branches.data.dataset import noise_index, read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import BranchSpec
+from branches.training import batches as batching
 from branches.training.batches import batch_rows, batches, make_batch, sampling
 from branches.training.training_set import training_clips
 
@@ -61,16 +63,23 @@ def test_balanced_batches_hear_rare_classes(data):
     assert counts.min() > 0.7 * counts.mean()
 
 
-@pytest.mark.parametrize("first", [0, 3])
-def test_batches_made_ahead_are_those_made_alone(data, first):
+@pytest.mark.parametrize(("first", "workers"), [(0, 1), (3, 1), (0, 3), (3, 8)])
+def test_batches_made_ahead_are_those_made_alone(data, first, workers):
     spec = spec_with({"noise": {"probability": 1.0}, "gain_db": 6, "speed": 0.1})
     clips = clips_for(data, spec)
-    made = list(batches(spec, clips, first))
+    made = list(batches(spec, clips, first, workers))
     assert len(made) == 5 - first
     for number, batch in enumerate(made, first):
         alone = make_batch(spec, clips, number)
         assert np.array_equal(batch.labels, alone.labels)
         assert all(np.array_equal(a, b) for a, b in zip(batch.waveforms, alone.waveforms, strict=True))
+
+
+def test_as_many_batches_are_put_together_at_once_as_there_are_workers(data, monkeypatch):
+    together = threading.Barrier(3)  # passed by three at once, or by none
+    monkeypatch.setattr(batching, "make_batch", lambda *a: (together.wait(60), make_batch(*a))[1])
+    spec = spec_with(training={"steps": 6, "batch_size": 8, "crop_seconds": 0.6})
+    assert len(list(batches(spec, clips_for(data, spec), 0, workers=3))) == 6
 
 
 def test_accumulation_makes_more_batches(data):

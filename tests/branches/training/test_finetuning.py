@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel
 from branches.pooling import POOLINGS
 from branches.spec import BranchSpec, MixupSpec, SubclusterAdaCosSpec
+from branches.training import loop
 from branches.training.augment import mixing
 from branches.training.finetuning import _mixed_loss, train
 from branches.training.loop import learning_rate
@@ -220,3 +222,36 @@ def test_the_learning_rate_warms_up_and_falls():
     assert rates[:3] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_slow_disk_does_not_stop_the_training(clips, tmp_path, monkeypatch):
+    """A checkpoint is of the step it was taken at, whenever it comes to be written."""
+    release, steps = threading.Event(), []
+    write = loop._Checkpoints._write
+
+    def slow(self, content):
+        assert release.wait(60)
+        write(self, content)
+
+    def report(step, loss):
+        steps.append(step)
+        if step == 3:  # two steps after the first checkpoint was begun
+            assert not list(tmp_path.iterdir())
+            release.set()
+            raise Stopped
+
+    clock = iter([0.0, 1.0])  # the first step is saved, no other
+    monkeypatch.setattr(loop._Checkpoints, "_write", slow)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock, 1.0))
+    checkpoint = tmp_path / "branch.pt"
+    with pytest.raises(Stopped):
+        train(SPEC, clips, checkpoint, report, checkpoint_seconds=1)
+    assert steps == [1, 2, 3]
+    assert torch.load(checkpoint, weights_only=True)["step"] == 1
+    monkeypatch.undo()
+    assert torch.equal(weights(train(SPEC, clips, checkpoint)), weights(train(SPEC, clips)))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(clips, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        train(SPEC, clips, tmp_path / "gone" / "branch.pt", checkpoint_seconds=0)
