@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 
 from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, FileSpec
+from orchestrator.yaml_loader import load_yaml
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
 from scoring.settings import Settings
@@ -124,22 +125,9 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
     return with_files(system, lambda file: file.model_copy(update=other) if isinstance(file, BackboneSpec) else file)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice in a mapping is an error and not the last one's."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
-            if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -204,7 +192,14 @@ def _override(raw: dict[str, Any], override: str) -> None:
                 # A choice that is given by its name alone, or by default, gets settings beside it.
                 within = {"name": within} if isinstance(within, str) else {**(within or {})}
                 settings[parent] = settings = within
-            settings[last] = yaml.safe_load(value)
+            settings[last] = _value(override, value)
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: {' '.join(str(error).split())}") from None
 
 
 def with_files(system: SystemSpec, change: Callable[[FileSpec], FileSpec]) -> SystemSpec:

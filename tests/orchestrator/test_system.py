@@ -93,12 +93,29 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen}}}}", "the pooling attentive_statistics must be"),
         ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen, pooling: mean}, seeds: [0, 1]}}}", "give one"),
         ("{", "not YAML"),
+        ("name: x\nbranch: {training: {steps: yes}}\nsubsystems: {a: {b: }}", "steps: .*integer.* 'yes'"),
+        ("name: x\nbranch: {training: {steps: true}}\nsubsystems: {a: {b: }}", "steps must not be a truth value"),
+        ("name: x\nsubsystems: {a: {b: {seeds: [true]}}}", "seeds must not be a truth value"),
+        ("name: x\nbranch: {training: {steps: 010}}\nsubsystems: {a: {b: }}", "010 is not a decimal number"),
+        ("name: x\nbranch: {training: {steps: 1:30}}\nsubsystems: {a: {b: }}", "1:30 is not a decimal number"),
+        ("name: x\nsubsystems: {a: {b: {seeds: [00]}}}", "00 is not a decimal number"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file(write, text, message):
     with pytest.raises(InputError, match=message) as raised:
         load_system(write(text))
     assert "mine.yaml" in str(raised.value)
+
+
+def test_scalars_are_what_they_look_like(write):
+    text = "name: no\nbranch: {training: {steps: 10, learning_rate: 1e-4}}\nsubsystems: {on: {off: {seeds: [0]}}}"
+    system = load_system(write(text), overrides=["branch.training.batch_size=4"])
+    assert system.name == "no"
+    (configuration,) = system.subsystems["on"].values()
+    training = configuration.branch.training
+    assert (training.steps, training.learning_rate, training.batch_size) == (10, 1e-4, 4)
+    with pytest.raises(InputError, match=r"--set branch.training.steps=010: 010 is not a decimal number"):
+        load_system(write(text), overrides=["branch.training.steps=010"])
 
 
 def test_all_mistakes_of_a_file_are_told_at_once(write):
