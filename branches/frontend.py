@@ -77,13 +77,6 @@ def fbank(waveforms: Tensor) -> Tensor:
         raise InputError(f"waveforms must be a (batch, samples) float tensor, not {shape} {dtype}")
     if waveforms.shape[1] < FRAME_LENGTH:
         raise InputError(f"a clip of {shape[1]} samples is shorter than one frame; needed are {MIN_SAMPLES}")
-    features: Tensor = _eager_fbank(waveforms)
-    return features
-
-
-# Compiled code would gain nothing on two matrix products, and could not change the precision setting.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _eager_fbank(waveforms: Tensor) -> Tensor:
     device = waveforms.device
     with torch.autocast(device.type, enabled=False), _full_precision():
         frames = waveforms.float().unfold(-1, FRAME_LENGTH, FRAME_SHIFT)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import differential_evolution
 
 from fusion.hierarchy import Parts, Weights, factors
 from fusion.labelled import LabelledScores
@@ -32,7 +32,7 @@ def evolution(
     for point, start in zip(population, starts, strict=False):
         over, inside = factors(start, parts)
         point[:] = np.concatenate([to_point(over), *map(to_point, inside)])
-    optimum = differential_evolution(
+    optimum = scipy.optimize.differential_evolution(
         lambda points: -scores.omega(_weights(points.T, parts)),
         [(0, 1)] * population.shape[1],
         init=population,

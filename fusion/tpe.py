@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import hyperopt
 import numpy as np
-from hyperopt.early_stop import no_progress_loss
 
 from fusion.hierarchy import Weights
 from fusion.labelled import LabelledScores
@@ -39,6 +37,9 @@ def tpe(scores: LabelledScores, starts: Sequence[Weights], rng: np.random.Genera
 
 
 def _search(scores: LabelledScores, starts: Sequence[Weights], rng: np.random.Generator) -> Weights:
+    import hyperopt  # which takes a second to load
+    from hyperopt.early_stop import no_progress_loss
+
     labels = [str(i) for i in range(len(scores.values))]
 
     def weights(point: dict[str, float]) -> Weights:

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.special import ndtri, ndtri_exp
 
 from scoring.errors import InputError
@@ -98,7 +98,7 @@ def gamma(train: Array, scores: Array) -> Array:
     1931), which is finite on both sides of the gamma's bound and keeps the order.
     """
     z = location_scale(train, scores)
-    skew = float(np.clip(stats.skew(train, bias=len(train) < 3), -2, 2))
+    skew = float(np.clip(scipy.stats.skew(train, bias=len(train) < 3), -2, 2))
     if abs(skew) < 1e-6:
         return z
     return 6 / skew * (np.cbrt(1 + skew * z / 2) - 1 + skew**2 / 36)

@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
-from scoring.neighbours import Metric, directions
+from scoring.neighbours import directions
+from scoring.settings import Metric
 
 CLIPS_PER_COMPONENT = 10
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from scoring.calibration import check_varied
 from scoring.errors import InputError
@@ -29,8 +29,8 @@ def gamma_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> f
     and the likelihood of a free location is unbounded: a Pearson type III distribution, which is the gamma
     shifted, and the normal where the scores have no skew.
     """
-    skew = float(np.nan_to_num(stats.skew(train)))
-    return float(stats.pearson3.ppf(quantile, skew, loc=train.mean(), scale=train.std()))
+    skew = float(np.nan_to_num(scipy.stats.skew(train)))
+    return float(scipy.stats.pearson3.ppf(quantile, skew, loc=train.mean(), scale=train.std()))
 
 
 def empirical_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> float:

@@ -11,16 +11,16 @@ these are brought down exactly as well. Nothing is approximated: refitting n tim
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
 from scoring.errors import InputError
+from scoring.settings import Shrinkage
 
 Array = NDArray[np.float64]
-Shrinkage = Literal["ledoit_wolf", "oas"] | float
 
 BLOCK = 4096  # rows in work at a time
 TINY = 1e-24  # of the squared size: what rounding leaves of no variance

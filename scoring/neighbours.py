@@ -8,16 +8,16 @@ anew in double precision.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
+from scoring.settings import Density, Metric
+
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Metric = Literal["cosine", "euclidean"]
-Density = Literal["none", "ratio", "difference"]
 
 BLOCK = 4096  # queries, and clips of the bank, that are compared at once
 SMALL = 1e-12  # a density between copies

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+Metric = Literal["cosine", "euclidean"]
+Density = Literal["none", "ratio", "difference"]
+Shrinkage = Literal["ledoit_wolf", "oas"] | float
 
 
 class Settings(BaseModel):

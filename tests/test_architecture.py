@@ -78,6 +78,8 @@ def test_one_file_of_fusion_knows_ray():
         ("scoring.banks, scoring.metrics, fusion.search", ["torch", "ray", "mlflow"]),
         ("orchestrator.cli, orchestrator.doctor", ["torch", "ray", "mlflow", "numpy"]),
         ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
+        ("orchestrator.cost, fusion.search", ["torch", "ray", "mlflow", "sklearn", "scipy.stats", "hyperopt"]),
+        ("orchestrator.model.recordings", ["torch._dynamo", "scipy.signal", "mlflow", "ray"]),
         ("orchestrator.training.process", ["torch", "mlflow", "sklearn", "scipy"]),
     ],
 )

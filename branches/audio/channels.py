@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import scipy
 from filelock import FileLock
 from numpy.typing import NDArray
-from scipy.signal import ShortTimeFFT
-from scipy.signal.windows import hann
 
 from branches.audio.cache import AudioCache
 from branches.frontend import SAMPLE_RATE
@@ -28,7 +28,11 @@ WINDOW, HOP = 1024, 512
 _FLOOR = 1e-12
 # A clip that cancelling leaves less of, as a share of its energy, is one recording on both channels.
 SILENCE = 1e-6
-_STFT = ShortTimeFFT(hann(WINDOW, sym=False), HOP, SAMPLE_RATE)
+
+
+@cache
+def _stft() -> scipy.signal.ShortTimeFFT:
+    return scipy.signal.ShortTimeFFT(scipy.signal.windows.hann(WINDOW, sym=False), HOP, SAMPLE_RATE)
 
 
 def cancel(near: NDArray[np.float32], far: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -38,9 +42,10 @@ def cancel(near: NDArray[np.float32], far: NDArray[np.float32]) -> NDArray[np.fl
     """
     if len(near) < WINDOW:
         return near
-    c, f = _STFT.stft(near), _STFT.stft(far)
+    stft = _stft()
+    c, f = stft.stft(near), stft.stft(far)
     h = (c * f.conj()).sum(axis=1) / ((np.abs(f) ** 2).sum(axis=1) + _FLOOR)
-    cancelled: NDArray[np.float64] = _STFT.istft(c - h[:, None] * f, k1=len(near))
+    cancelled: NDArray[np.float64] = stft.istft(c - h[:, None] * f, k1=len(near))
     return cancelled.astype(np.float32)
 
 

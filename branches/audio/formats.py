@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter
-from scipy.signal.windows import hann
 
 from branches.audio.cache import AudioCache
 from branches.frontend import SAMPLE_RATE
@@ -61,7 +60,7 @@ def bandwidth(samples: NDArray[np.float32]) -> float:
     """Hz up to which a recording (samples, channels) at 16 kHz is louder than the rounding of 16-bit files."""
     padded = np.pad(samples, ((0, max(0, _WINDOW - len(samples))), (0, 0)))
     starts = np.unique(np.linspace(0, len(padded) - _WINDOW, _FRAMES).astype(int))
-    window = hann(_WINDOW, sym=False)
+    window = np.hanning(_WINDOW + 1)[:-1]
     frames = padded[starts[:, None] + np.arange(_WINDOW)] * window[:, None]
     power = (np.abs(np.fft.rfft(frames, axis=1)) ** 2).mean(axis=0).max(axis=-1) / (window**2).sum()
     loud = np.flatnonzero(power > _FLOOR)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from math import ceil, gcd
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import resample
-from scipy.signal.windows import hann
 
 from branches.frontend import SAMPLE_RATE
 from scoring.errors import InputError
@@ -36,7 +35,7 @@ def at_16_khz(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.
     before = unit * ceil(EDGE * rate / unit)
     whole = unit * ceil((len(samples) + 2 * before) / unit)
     continued = _continued(samples, before, whole, min(round(EDGE * rate), len(samples) - 1))
-    resampled: NDArray[np.float32] = resample(continued, whole * SAMPLE_RATE // rate, axis=0)
+    resampled: NDArray[np.float32] = scipy.signal.resample(continued, whole * SAMPLE_RATE // rate, axis=0)
     first = before * SAMPLE_RATE // rate
     return resampled[first : first + resampled_length(len(samples), rate)].astype(np.float32)
 
@@ -52,7 +51,7 @@ def check_rate(rate: int, name: str) -> None:
 
 def _continued(samples: NDArray[np.float32], before: int, whole: int, edge: int) -> NDArray[np.float32]:
     """Samples (whole, channels) of a recording that stands after `before` others, continued at its ends and faded."""
-    fade = hann(2 * edge, sym=False)[:edge, None].astype(np.float32)
+    fade = scipy.signal.windows.hann(2 * edge, sym=False)[:edge, None].astype(np.float32)
     after = before + len(samples)
     continued = np.zeros((whole, samples.shape[1]), np.float32)
     continued[before:after] = samples

@@ -93,7 +93,9 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.dropout)
         # All layers use one table; as in the released files it is filed under the first.
-        table = nn.Embedding(config.num_buckets, config.encoder_attention_heads)
+        heads = config.encoder_attention_heads
+        # Initialising it on the meta device would load torch's compiler, which takes a second.
+        table = nn.Embedding(config.num_buckets, heads, _weight=torch.empty(config.num_buckets, heads))
         self.layers[0].self_attn.relative_attention_bias = table  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, patch_mask: Tensor | None, depth: int) -> list[Tensor]:

@@ -81,7 +81,7 @@ class Quantizer(nn.Module):
     def __init__(self, width: int, n_codes: int, dim: int) -> None:
         super().__init__()
         self.quantize_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
-        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(n_codes, dim)})
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(n_codes, dim, _weight=torch.empty(n_codes, dim))})
 
     def forward(self, encoded: Tensor) -> Tensor:
         """(B, P, D) → (B, P) int64."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.model.ensemble import Ensemble
 
 _path = click.Path(path_type=Path)
+_existing = click.Path(path_type=Path, exists=True)  # said before torch is loaded
 _TABLES, _PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
 
 
@@ -37,8 +38,8 @@ def export(folder: Path, system: str | None, out: Path) -> None:
 
 
 @click.command()
-@click.argument("model", type=_path)
-@click.argument("clips", nargs=-1, required=True, type=_path, metavar="CLIP...")
+@click.argument("model", type=_existing)
+@click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
 @click.option("--machine", help="Default: as the challenge's folders say, MACHINE/test/CLIP.")
 @click.option("--section", type=click.IntRange(min=0), help="Default: as the clip's name says (section_02_…), else 0.")
 @click.option("--out", type=_path, help="Write the scores there, too; .csv or .parquet.")
@@ -95,6 +96,7 @@ def _check_target(path: Path | None, suffixes: tuple[str, ...]) -> None:
 
 
 def _open(model: Path, device: str) -> Ensemble:
+    click.echo(f"loading {model}", err=True)
     from orchestrator.model.ensemble import Ensemble
     from orchestrator.model.manifest import warn_of_other_version
 
@@ -144,8 +146,8 @@ def _print(table: pa.Table) -> None:
 
 
 @click.command()
-@click.argument("model", type=_path)
-@click.argument("clips", nargs=-1, required=True, type=_path, metavar="CLIP...")
+@click.argument("model", type=_existing)
+@click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
 @click.option("--machine", required=True, help="Name of the new machine.")
 @click.option("--section", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--out", required=True, type=_path, help="Folder of the new model; must not exist.")

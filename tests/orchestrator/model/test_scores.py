@@ -103,7 +103,7 @@ def test_sections_are_taken_from_names(run, model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.wav", "--machine", "rotor"], "nowhere.wav: no such file"),
+        (["nowhere.wav", "--machine", "rotor"], "'nowhere.wav' does not exist"),
         (["{clip}"], "not in a folder <machine>/test; give --machine"),
         (["{text}", "--machine", "rotor"], "text.wav: not a readable recording"),
         (["{clip}", "--machine", "press"], "does not know machine press section 0"),
