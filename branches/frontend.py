@@ -80,6 +80,8 @@ def fbank(waveforms: Tensor) -> Tensor:
     device = waveforms.device
     with torch.autocast(device.type, enabled=False), _full_precision():
         frames = waveforms.float().unfold(-1, FRAME_LENGTH, FRAME_SHIFT)
+        # The matrix takes the mean out as well, but of a large offset only what float32 has digits for.
+        frames = frames - frames.mean(-1, keepdim=True)
         real, imaginary = (frames @ _frame_to_spectrum(device)).chunk(2, dim=-1)
         mel = torch.addcmul(real.square(), imaginary, imaginary) @ _mel_banks(device)
         # The floor is Kaldi's: the spacing of float32 at 1.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from branches.beats.backbone import BEATs
 from branches.beats.config import TINY, BEATsConfig
 from branches.beats.lora import add_lora
+from branches.beats.wrappings import plain_keys, plain_values, unwrapped
 from branches.spec import BUILT_IN
 from scoring.atomic import atomic
 from scoring.errors import InputError
@@ -196,14 +197,17 @@ def read_content(path: str | os.PathLike[str], sha256: str | None = None) -> dic
     """
     file = local_file(str(path), sha256)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with plain_values():
+            content = unwrapped(torch.load(file, map_location="cpu", weights_only=True))
     except MemoryError:
         raise
+    except InputError as error:
+        raise InputError(f"{path} is not a BEATs checkpoint: it {error}") from None
     except Exception as error:  # the unpickler fails in any way on a file that is no pickle
         raise InputError(f"{path} is not a BEATs checkpoint: not a file of tensors saved by torch") from error
     match content:
         case {"cfg": dict(), "model": dict() as state} if all(isinstance(t, Tensor) for t in state.values()):
-            return content
+            return {**content, "model": plain_keys(state)}
     raise InputError(f'{path} is not a BEATs checkpoint: it must hold "cfg" and "model" (a state dict)')
 
 

@@ -92,9 +92,11 @@ class SubclusterAdaCos(Objective):
     """Cross-entropy of scaled cosines to several clusters of each class; a class has its clusters' probability.
 
     The scale follows the training: s = log(B) / cos(min(π/4, θ)), B being the mean over clips of the summed
-    exponentials of the other classes' logits and θ the median angle to the true class. Zhang et al., "AdaCos:
-    adaptively scaling cosine logits for effectively learning deep face representations", 2019; Wilkinghoff,
-    "Sub-cluster AdaCos: learning representations for anomalous sound detection", 2021. One cluster is AdaCos.
+    exponentials of the other classes' logits and θ the median angle to the true class (Zhang et al., "AdaCos:
+    adaptively scaling cosine logits for effectively learning deep face representations", 2019). The clusters are of
+    Wilkinghoff, "Sub-cluster AdaCos: learning representations for anomalous sound detection", 2021, the rule for the
+    scale is not: it is AdaCos' own with a class's summed clusters for its logit and the nearest cluster for its angle,
+    where that paper sums over all clusters, the true class's too. One cluster is AdaCos.
     """
 
     def __init__(self, spec: AdaCosSpec | SubclusterAdaCosSpec, dim: int, n_classes: int) -> None:

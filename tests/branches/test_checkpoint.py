@@ -1,6 +1,8 @@
 """Checkpoints load as they are, are saved in the same format, and what is wrong with one is named."""
 
+import argparse
 import copy
+import datetime
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 
@@ -107,6 +110,50 @@ def test_what_is_wrong_is_named_with_the_file(changed, change, message):
         load_beats(changed(change))
     assert str(error.value).startswith(str(changed(change)))
     assert "\n" not in str(error.value)
+
+
+def numpy_numbers(content):
+    content["cfg"].update(dropout=np.float64(0.0), encoder_layers=np.int64(content["cfg"]["encoder_layers"]))
+    content["epoch"] = np.float32(3)
+
+
+def namespace(content):
+    content["cfg"] = argparse.Namespace(**content["cfg"])
+
+
+def prefixed(*prefixes):
+    def change(content):
+        content["model"] = {"".join(prefixes) + key: value for key, value in content["model"].items()}
+
+    return change
+
+
+def parametrised(content):
+    for kind, number in (("g", 0), ("v", 1)):
+        value = content["model"].pop(f"encoder.pos_conv.0.weight_{kind}")
+        content["model"][f"encoder.pos_conv.0.parametrizations.weight.original{number}"] = value
+
+
+@pytest.mark.parametrize(
+    "change", [numpy_numbers, namespace, prefixed("module."), prefixed("module.", "_orig_mod."), parametrised]
+)
+def test_what_training_scripts_wrap_around_a_checkpoint_comes_off(changed, change):
+    expected = load_beats(FIXTURES / "pretrained.pt").state_dict()
+    loaded = load_beats(changed(change)).state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(when=datetime.date(2026, 1, 1)), "it holds datetime.date; save tensors, numbers and text"),
+        (lambda c: c["model"].update({"module.extra": torch.ones(1)}), "unexpected key module.extra"),
+    ],
+)
+def test_what_is_ambiguous_stays_an_error(changed, change, message):
+    with pytest.raises(InputError, match=message):
+        load_beats(changed(change))
 
 
 def test_a_tokenizer_is_no_backbone():

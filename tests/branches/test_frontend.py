@@ -49,6 +49,13 @@ def test_equals_kaldi(n_samples, level, seed):
     torch.testing.assert_close(features, by_kaldi(noise * level), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("offset", [0.1, 0.5, 0.99])
+def test_an_offset_does_not_cost_precision(offset):
+    generator = torch.Generator().manual_seed(0)
+    waveform = (offset + torch.randint(-1, 2, (1, 16_000), generator=generator) / 32768).float()
+    torch.testing.assert_close(fbank(waveform), by_kaldi(waveform), atol=1e-5, rtol=0)
+
+
 def test_silence_is_kaldis_floor():
     silence = torch.zeros(1, 800)
     torch.testing.assert_close(fbank(silence), by_kaldi(silence))
