@@ -1,5 +1,7 @@
 # Everything a fresh clone needs: Python >= 3.11, make and git.
 PYTHON ?= python3
+# Of the fault tests, such as 2/3: every third from the second on.
+PART ?= 1/1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -12,7 +14,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 faults: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m faults
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m faults --part $(PART)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
