@@ -78,7 +78,7 @@ def fbank(waveforms: Tensor) -> Tensor:
     if waveforms.shape[1] < FRAME_LENGTH:
         raise InputError(f"a clip of {shape[1]} samples is shorter than one frame; needed are {MIN_SAMPLES}")
     device = waveforms.device
-    with torch.autocast(device.type, enabled=False), _full_precision():
+    with torch.autocast(device.type, enabled=False), full_precision():
         frames = waveforms.float().unfold(-1, FRAME_LENGTH, FRAME_SHIFT)
         # The matrix takes the mean out as well, but of a large offset only what float32 has digits for.
         frames = frames - frames.mean(-1, keepdim=True)
@@ -90,17 +90,20 @@ def fbank(waveforms: Tensor) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Quiet bins drown in the rounding of TF32 or bfloat16 products, whose error is that of the loudest bin."""
-    chosen = torch.get_float32_matmul_precision()
-    if chosen == "highest":
-        yield
-        return
+def full_precision() -> Iterator[None]:
+    """No TF32 in products of float32, nor in convolutions, where it is PyTorch's default.
+
+    In features, quiet bins would drown in its rounding, whose error is that of the loudest bin; in embeddings, a
+    model that is served on a CPU would have other scores than the run that made it.
+    """
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(chosen)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @cache

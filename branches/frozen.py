@@ -8,7 +8,7 @@ branch of the node maps into memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from branches.audio.cache import AudioCache
 from branches.beats import load_beats
+from branches.frontend import full_precision
 from branches.model import batches_of_like_length, features_of, patch_width
 from branches.pooling import Pooling, build_pooling
 from branches.spec import BackboneSpec, BranchSpec, Channel, MeanSpec, PoolingSpec
@@ -47,7 +48,12 @@ def view_of(spec: BranchSpec) -> View | None:
 
 
 def frozen_embeddings(
-    view: View, views: Sequence[View], audio: AudioCache, folder: Path, device: str
+    view: View,
+    views: Sequence[View],
+    audio: AudioCache,
+    folder: Path,
+    device: str,
+    share: Callable[[Path], None] = lambda path: None,
 ) -> NDArray[np.float32]:
     """Embeddings of all clips, (clips, D) or (clips, 8, D), mapped from a file in `folder`.
 
@@ -57,6 +63,7 @@ def frozen_embeddings(
     views: all that the run will want; what goes with `view` is computed with it
     folder: shared by all branches on the same data and with the same code
     device: `cpu` or `cuda`
+    share: called with each file when it has been made; may put another in its place
     """
     path = folder / _name(view)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +74,13 @@ def frozen_embeddings(
             for made, embeddings in zip(missing, embed_views(missing, audio, device), strict=True):
                 with atomic(folder / _name(made)) as temporary, temporary.open("wb") as file:
                     np.save(file, embeddings)
+                share(folder / _name(made))
     embeddings_found: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return embeddings_found
 
 
-def _source(view: View) -> tuple[str, str]:
-    return view.backbone.sha256 or view.backbone.path, view.channel
+def _source(view: View) -> tuple[str, str, str]:
+    return view.backbone.sha256 or view.backbone.path, view.backbone.precision, view.channel
 
 
 def _name(view: View) -> str:
@@ -110,12 +118,14 @@ class FrozenBackbone:
         ]
         self._asked = [self._backbone.layer_numbers(spec.layers) for spec in self._specs]
         self._wanted = sorted({n for numbers in self._asked for n in numbers})
+        self._bfloat16 = source.precision == "bfloat16"
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, padding: Tensor | None) -> list[Tensor]:
         """Normalised log-mels (B, F, 128) and padded frames (B, F) → each view's (B, D) or (B, 8, D)."""
-        patches, patch_padding = self._backbone.encode(features, padding, self._wanted)
-        layers = dict(zip(self._wanted, patches.chunk(len(self._wanted), dim=-1), strict=True))
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self._bfloat16), full_precision():
+            patches, patch_padding = self._backbone.encode(features, padding, self._wanted)
+        layers = dict(zip(self._wanted, patches.float().chunk(len(self._wanted), dim=-1), strict=True))
         return [
             pooling(_combined([layers[n] for n in numbers], spec), patch_padding)
             for spec, pooling, numbers in zip(self._specs, self._poolings, self._asked, strict=True)

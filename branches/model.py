@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from branches.audio.cache import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
-from branches.frontend import SAMPLE_RATE, fbank, frame_padding
+from branches.frontend import SAMPLE_RATE, fbank, frame_padding, full_precision
 from branches.pooling import build_pooling
 from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, Channel
 from branches.training.strategies import prepare
+from branches.transfer import to_device
 from scoring.atomic import atomic
 from scoring.errors import InputError
 
@@ -27,14 +28,14 @@ class BranchModel(nn.Module):
     """Backbone, pooling and the linear layer that gives the embedding; frozen branches have no such layer.
 
     spec: the branch
-    encode_in_bfloat16: whether the encoder computes in it
+    train_in_bfloat16: whether the encoder computes in it while training; embeddings have the precision of the spec
     backbone: with its adapters, if the strategy has any; None loads the spec's
     """
 
-    def __init__(self, spec: BranchSpec, encode_in_bfloat16: bool = False, backbone: BEATs | None = None) -> None:
+    def __init__(self, spec: BranchSpec, train_in_bfloat16: bool = False, backbone: BEATs | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.encode_in_bfloat16 = encode_in_bfloat16
+        self.train_in_bfloat16 = train_in_bfloat16
         self.backbone = load_beats(spec.backbone.path, sha256=spec.backbone.sha256) if backbone is None else backbone
         self.groups = prepare(self.backbone, spec.strategy) if backbone is None else []
         self.backbone.layer_numbers(spec.backbone.layers)
@@ -50,7 +51,8 @@ class BranchModel(nn.Module):
         Only the encoder computes in bfloat16: in what follows, variances and angles would cancel.
         """
         spec = self.spec.backbone
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.encode_in_bfloat16):
+        bfloat16 = self.train_in_bfloat16 if self.training else spec.precision == "bfloat16"
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=bfloat16), full_precision():
             patches, patch_padding = self.backbone.encode(features, padding, spec.layers, spec.combine)
         return patches.float(), patch_padding
 
@@ -105,7 +107,7 @@ def load_branch(path: str | os.PathLike[str], device: str = "cpu") -> BranchMode
             raise InputError(f"the spec in it is of another version of tutti ({error.error_count()} errors)") from None
     backbone = load_beats(path)
     with torch.random.fork_rng(devices=[]):
-        model = BranchModel(spec, encode_in_bfloat16=device == "cuda", backbone=backbone)
+        model = BranchModel(spec, backbone=backbone)
     with naming(path):
         load_state(model, {**head, **{f"backbone.{k}": v for k, v in backbone.state_dict().items()}})
     return model.eval().to(device)
@@ -130,15 +132,12 @@ def relocate_branch(
 
 def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Log-mels (B, F, 128) of waveforms of any lengths, with padded frames (B, F) or None if lengths are equal."""
-    lengths = torch.tensor([len(w) for w in waveforms])
-    longest = int(lengths.max())
-    batch = torch.from_numpy(np.stack([np.pad(w, (0, longest - len(w))) for w in waveforms]))
-    if device.type == "cuda":  # from pinned memory the processor does not wait for the copy
-        batch = batch.pin_memory()
-    features = fbank(batch.to(device, non_blocking=True))
-    if bool((lengths == longest).all()):
+    lengths = [len(w) for w in waveforms]
+    batch = torch.from_numpy(np.stack([np.pad(w, (0, max(lengths) - len(w))) for w in waveforms]))
+    features = fbank(to_device(batch, device))
+    if len(set(lengths)) == 1:
         return features, None
-    return features, frame_padding(lengths.to(device), features.shape[1])
+    return features, frame_padding(to_device(torch.tensor(lengths), device), features.shape[1])
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ as in T5 (Raffel et al. 2020, arXiv:1910.10683); the gate g is computed from eac
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ def distance_buckets(length: int, num_buckets: int, max_distance: int) -> Tensor
     return torch.where(size < exact, size, far) + per_side * (distance > 0)
 
 
+@lru_cache(maxsize=64)  # lengths: made anew, the host would wait at each step for the copy
+def _buckets_on(device: torch.device, length: int, num_buckets: int, max_distance: int) -> Tensor:
+    with torch.inference_mode(False):  # it may take part in training later
+        return distance_buckets(length, num_buckets, max_distance).to(device)
+
+
 def relative_bias(table: Tensor, length: int, max_distance: int) -> Tensor:
     """Position bias r between all pairs of patches.
 
@@ -47,7 +54,7 @@ def relative_bias(table: Tensor, length: int, max_distance: int) -> Tensor:
     Returns:
         (H, P, P); [h, i, j] is for query i and key j.
     """
-    buckets = distance_buckets(length, table.shape[0], max_distance).to(table.device)
+    buckets = _buckets_on(table.device, length, table.shape[0], max_distance)
     by_distance = table[buckets].T
     # Row i holds the distances −i … P−1−i: a window that slides back by one from row to row. The layout matters:
     # every layer multiplies this by its gates, which is six times as slow with the heads innermost.

@@ -71,7 +71,8 @@ class BEATsTokenizer(AcousticTokenizer):
 
     def _nearest(self, features: Tensor) -> Tensor:
         encoded, _ = self.backbone.encode(features)
-        labels: Tensor = self.quantizer(encoded)
+        with torch.autocast(features.device.type, enabled=False):  # near codes differ by less than bfloat16 tells
+            labels: Tensor = self.quantizer(encoded.float())
         return labels
 
 
@@ -109,7 +110,8 @@ class RandomProjectionTokenizer(AcousticTokenizer):
         patches = _patches(features)
         # Else a patch's level, which is far larger than its shape, would decide on most labels.
         shapes = F.layer_norm(patches, patches.shape[-1:])
-        return nearest_code(shapes @ self.projection, self.codes)
+        with torch.autocast(features.device.type, enabled=False):
+            return nearest_code(shapes @ self.projection, self.codes)
 
 
 def nearest_code(x: Tensor, codes: Tensor) -> Tensor:

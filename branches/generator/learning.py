@@ -22,6 +22,7 @@ from branches.generator.scale import BandScale
 from branches.spec import Channel, GeneratorSpec
 from branches.training.batches import batch_rows
 from branches.training.loop import Progress, Report, resume, run
+from branches.transfer import to_device
 from scoring.errors import InputError
 
 
@@ -48,12 +49,12 @@ class Generator:
 
     def words(self, conditions: list[Condition]) -> Tensor:
         """Numbers (B, K) of conditions (B,), on the network's device."""
-        return torch.from_numpy(self.vocabulary.encode(conditions)).to(self.device)
+        return to_device(torch.from_numpy(self.vocabulary.encode(conditions)), self.device)
 
     def scale_of(self, conditions: list[Condition]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, 1, 128) of the bands under conditions (B,), on the network's device."""
         mean, std = self.scale.of(conditions)
-        return mean.to(self.device), std.to(self.device)
+        return to_device(mean, self.device), to_device(std, self.device)
 
 
 def train_generator(
@@ -131,9 +132,9 @@ def _loss(generator: Generator, drawn: NDArray[np.int64], step: int) -> Tensor:
     conditions = [clips.conditions[i] for i in chosen]
     mean, std = generator.scale_of(conditions)
     data = (clips.crops(chosen, rng.integers(clips.last_start(chosen) + 1), device) - mean) / std
-    kept = torch.from_numpy(rng.random((len(chosen), 1)) >= spec.condition_dropout).to(device)
+    kept = to_device(torch.from_numpy(rng.random((len(chosen), 1)) >= spec.condition_dropout), device)
     # Samples begin at 1 - strength; what comes before is never asked for.
-    t = torch.from_numpy(1 - spec.strength * rng.random(len(chosen), np.float32)).to(device)
+    t = to_device(torch.from_numpy(1 - spec.strength * rng.random(len(chosen), np.float32)), device)
     source = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
     noise = torch.randn(data.shape, generator=source, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -15,6 +15,7 @@ from branches.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank, n_f
 from branches.generator.conditions import Condition, conditions_of
 from branches.generator.network import TOKEN_FRAMES
 from branches.spec import Channel
+from branches.transfer import to_device
 from scoring.errors import InputError
 
 
@@ -40,7 +41,7 @@ class RealClips:
         count = _samples(self.frames)
         starts = zip(self.rows[clips], first, strict=True)
         waveforms = np.stack([self.audio.waveform(int(row), self.channel, int(at), count) for row, at in starts])
-        return fbank(torch.from_numpy(waveforms).to(device))
+        return fbank(to_device(torch.from_numpy(waveforms), device))
 
     def last_start(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
         """The last sample (B,) at which a crop of each clip can begin."""

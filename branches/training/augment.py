@@ -10,6 +10,7 @@ from torch import Tensor
 
 from branches.frontend import FBANK_STD
 from branches.spec import AugmentationSpec, MixupSpec
+from branches.transfer import to_device
 
 # No share of a mixture is smaller, since its logarithm is taken.
 _SMALLEST_SHARE = 1e-3
@@ -46,7 +47,7 @@ def _stretch(n_clips: int, length: int, longest: int, device: torch.device) -> T
     width = torch.randint(0, min(longest, length) + 1, (n_clips, 1))
     start = (torch.rand(n_clips, 1) * (length - width + 1)).long()
     position = torch.arange(length)
-    return ((position >= start) & (position < start + width)).to(device)
+    return to_device((position >= start) & (position < start + width), device)
 
 
 def mixing(n_clips: int, spec: MixupSpec | None) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def mixing(n_clips: int, spec: MixupSpec | None) -> tuple[Tensor, Tensor]:
     """
     if spec is None:
         return torch.arange(n_clips), torch.ones(n_clips)
-    shares = torch.distributions.Beta(spec.alpha, spec.alpha).sample((n_clips,))
+    shares = torch.distributions.Beta(spec.alpha, spec.alpha, validate_args=False).sample((n_clips,))
     mixed = torch.rand(n_clips) < spec.probability
     return torch.randperm(n_clips), torch.where(mixed, shares, 1.0)
 

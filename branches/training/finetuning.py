@@ -19,6 +19,7 @@ from branches.training.loop import Progress, Report, resume, run
 from branches.training.masked_prediction import MaskedPrediction
 from branches.training.objectives import Objective, build_objective
 from branches.training.training_set import TrainingClips
+from branches.transfer import to_device
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class _Parts:
     def __init__(self, spec: BranchSpec, n_classes: int, device: str) -> None:
         torch.manual_seed(spec.seed)
         self.device = torch.device(device)
-        self.model = BranchModel(spec, encode_in_bfloat16=device == "cuda").to(device)
+        self.model = BranchModel(spec, train_in_bfloat16=device == "cuda").to(device)
         dim = spec.embedding_dim * self.model.pooling.bands
         self.objective = build_objective(spec.objective, dim, n_classes).to(device)
         self.masked: MaskedPrediction | None = None
@@ -112,14 +113,15 @@ def _loss(spec: BranchSpec, parts: _Parts, batch: Batch) -> Tensor:
     """Mean loss of a batch: mixed, masked, encoded, classified."""
     model, masked, augmentation = parts.model, parts.masked, spec.augmentation
     features, padding = _features(batch, parts.device)
-    labels = torch.from_numpy(batch.labels).to(parts.device)
-    partner, share = (t.to(parts.device) for t in mixing(len(labels), augmentation.mixup))
+    labels = to_device(torch.from_numpy(batch.labels), parts.device)
+    partner, share = (to_device(t, parts.device) for t in mixing(len(labels), augmentation.mixup))
     if augmentation.mixup is not None:
         features = mix(features, partner, share)
         if padding is not None:
             padding = padding | (padding[partner] & (share < 1)[:, None])
-    hidden = masked.labels(features) if masked else []
     if masked:
+        with torch.autocast(parts.device.type, torch.bfloat16, enabled=model.train_in_bfloat16):
+            hidden = masked.labels(features)
         features, where = masked.mask(features)
     patches, patch_padding = model.encode(spec_augment(features, augmentation), padding)
     embeddings = model.pool(patches, patch_padding).flatten(1)
@@ -148,7 +150,7 @@ def _features(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None
     """
     if not batch.features:
         return features_of(batch.waveforms, device)
-    clips: list[Tensor] = [torch.from_numpy(features).to(device) for features in batch.features]
+    clips: list[Tensor] = [to_device(torch.from_numpy(features), device) for features in batch.features]
     if batch.waveforms:
         recorded, _ = features_of(batch.waveforms, device)
         kept = [n_frames(len(waveform)) // PATCH_SIZE * PATCH_SIZE for waveform in batch.waveforms]
@@ -157,4 +159,5 @@ def _features(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None
     lengths = [len(clip) for clip in clips]
     if len(set(lengths)) == 1:
         return features, None
-    return features, torch.arange(features.shape[1], device=device) >= torch.tensor(lengths, device=device)[:, None]
+    last = to_device(torch.tensor(lengths), device)[:, None]
+    return features, torch.arange(features.shape[1], device=device) >= last

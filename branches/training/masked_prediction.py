@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from branches.beats import load_tokenizer
 from branches.frontend import N_MELS, PATCH_SIZE
 from branches.spec import MaskedPredictionSpec
+from branches.transfer import to_device
 
 
 class MaskedPrediction(nn.Module):
@@ -29,7 +30,7 @@ class MaskedPrediction(nn.Module):
         """Mask each patch of features (B, F, 128) with the spec's probability: features, and what is masked (B, P)."""
         n_clips, n_frames, _ = features.shape
         moments, bands = n_frames // PATCH_SIZE, N_MELS // PATCH_SIZE
-        masked = (torch.rand(n_clips, moments, bands) < self.spec.mask).to(features.device)
+        masked = to_device(torch.rand(n_clips, moments, bands) < self.spec.mask, features.device)
         wide = masked.repeat_interleave(PATCH_SIZE, 1).repeat_interleave(PATCH_SIZE, 2)
         wide = F.pad(wide, (0, 0, 0, n_frames - wide.shape[1]))
         return features.masked_fill(wide, 0.0), masked.flatten(1)
@@ -40,8 +41,10 @@ class MaskedPrediction(nn.Module):
 
     def forward(self, patches: Tensor, labels: list[Tensor], counted: Tensor) -> Tensor:
         """Weighted mean cross-entropy, over the tokenizers, of the patches (B, P, D) that are `counted` (B, P)."""
-        chosen = patches[counted]
-        if not len(chosen):
-            return patches.sum() * 0.0
-        losses = [F.cross_entropy(head(chosen), label[counted]) for head, label in zip(self.heads, labels, strict=True)]
+        # All patches are told and weighted: to choose those that count, the host would have to wait for the GPU.
+        share = (counted / counted.sum().clamp_min(1)).flatten()
+        losses = [
+            (share * F.cross_entropy(head(patches).flatten(0, 1), label.flatten(), reduction="none")).sum()
+            for head, label in zip(self.heads, labels, strict=True)
+        ]
         return self.spec.weight * torch.stack(losses).mean()

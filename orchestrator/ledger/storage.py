@@ -86,6 +86,17 @@ class Storage:
             if stored.get(relative) != path.stat().st_size:
                 self._put(path, relative)
 
+    def share(self, path: Path) -> None:
+        """Store a file that other nodes may make too, unless one was before; then its file takes the place of ours.
+
+        So all nodes go on with the same numbers, whatever hardware each has.
+        """
+        name = path.relative_to(self._out).as_posix()
+        if name in self._stored(name):
+            self._get(name, path)
+        else:
+            self._put(path, name)
+
     def pull_run(self) -> None:
         """Fetch what an earlier driver has left: all but branches, and what is each node's."""
         stored = {name for name in self._stored("") if name.partition("/")[0] not in _LOCAL}

@@ -138,15 +138,15 @@ class _Network:
 def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, list[_Network]]:
     """The networks of all branches, by the channel they hear."""
     networks: dict[Channel, list[_Network]] = {}
-    frozen: dict[tuple[Channel, str], list[str]] = {}
+    frozen: dict[tuple[Channel, str, str], list[str]] = {}
     for name, spec in manifest.branches.items():
         if spec.is_frozen:
-            frozen.setdefault((spec.channel, spec.backbone.path), []).append(name)
+            frozen.setdefault((spec.channel, spec.backbone.path, spec.backbone.precision), []).append(name)
         else:
             model = load_branch(folder / branch_file(name))
             merge_lora(model.backbone)  # an adapter beside each projection costs time at every recording
             networks.setdefault(spec.channel, []).append(_Network([name], model.to(device)))
-    for (channel, path), names in frozen.items():
+    for (channel, path, _), names in frozen.items():
         views = [view_of(manifest.branches[name]) for name in names]
         location = path if path in BUILT_IN else str(folder / path)
         located = [

@@ -237,7 +237,8 @@ def _embed(
     view, frozen = view_of(spec), None
     if view is not None:
         views = [v for v in map(view_of, job.specs) if v is not None]
-        frozen = frozen_embeddings(view, views, audio, job.derived, job.device)
+        share = Storage(job.storage, job.out).share if job.storage else lambda path: None
+        frozen = frozen_embeddings(view, views, audio, job.derived, job.device, share)
         if spec.is_frozen:
             return frozen
     generated = generated_clips(spec, job, index, audio, report)

@@ -71,3 +71,16 @@ def test_pseudo_labels_need_a_plain_mean_of_the_last_layer():
 
 def test_the_folder_is_made(audio, tmp_path):
     assert len(frozen_embeddings(view_of(SPECS[0]), [], audio, tmp_path / "new" / "folder", "cpu")) == len(audio)
+
+
+def test_another_node_s_embeddings_take_the_place_of_ours(audio, tmp_path):
+    view = view_of(SPECS[0])
+    other = np.full_like(frozen_embeddings(view, [], audio, tmp_path / "one", "cpu"), 7)
+    shared = frozen_embeddings(view, [], audio, tmp_path / "two", "cpu", lambda path: np.save(path, other))
+    np.testing.assert_array_equal(shared, other)
+
+
+def test_a_frozen_backbone_computes_in_the_precision_that_is_asked_for(audio, tmp_path):
+    exact, coarse = (view_of(spec(backbone={"precision": p})) for p in ("float32", "bfloat16"))
+    made = [frozen_embeddings(view, [exact, coarse], audio, tmp_path, "cpu") for view in (exact, coarse)]
+    assert 0 < np.abs(made[0] - made[1]).max() < 0.05 * np.abs(made[0]).max()

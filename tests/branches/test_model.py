@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from branches.audio.cache import open_cache
-from branches.beats import load_beats
+from branches.beats import BEATs, load_beats
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
+from branches.frozen import FrozenBackbone, view_of
 from branches.model import BranchModel, embed, load_branch, save_branch
 from branches.spec import BranchSpec
 from scoring.errors import InputError
@@ -71,6 +72,46 @@ def test_a_saved_branch_is_loaded_as_it_was(tmp_path, strategy):
     assert torch.equal(loaded(features, None), model(features, None))
     backbone = load_beats(tmp_path / "branch.pt")
     assert torch.equal(backbone.encode(features)[0], model.backbone.encode(features)[0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_branch_embeds_after_training_as_it_is_served(tmp_path, precision):
+    """However it was trained: on a GPU the encoder trains in bfloat16."""
+    torch.manual_seed(0)
+    model = BranchModel(spec(backbone={"precision": precision}), train_in_bfloat16=True)
+    computed = []
+    model.backbone.layers[0].fc1.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
+    features = torch.randn(2, 64, 128)
+    model.train()(features, None)
+    trained = model.eval()(features, None)
+    assert computed == [torch.bfloat16, getattr(torch, precision)]
+    save_branch(model, tmp_path / "branch.pt")
+    assert torch.equal(load_branch(tmp_path / "branch.pt")(features, None), trained)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_is_embedded_in_tf32(frozen, monkeypatch):
+    """Which products and convolutions may use on a GPU, the latter by default."""
+    view = view_of(spec(strategy="frozen", pooling="mean"))
+    model = FrozenBackbone([view], "cpu") if frozen else BranchModel(spec()).eval()
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("medium")
+    encode = BEATs.encode
+    monkeypatch.setattr(
+        BEATs,
+        "encode",
+        lambda *a: (
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)),
+            encode(*a),
+        )[1],
+    )
+    try:
+        model(torch.randn(2, 64, 128), None)
+        assert seen == [("highest", False)]
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_what_was_not_trained_is_not_written(tmp_path):

@@ -78,3 +78,19 @@ def test_short_clips_are_named():
     for tokenizer in (load_tokenizer("random:1"), load_tokenizer(FIXTURES / "tokenizer.pt")):
         with pytest.raises(InputError, match="frames"):
             tokenizer.labels(noise(1, 2799))
+
+
+@pytest.mark.parametrize("path", ["random:0", FIXTURES / "tokenizer.pt"], ids=["random", "released"])
+def test_labels_under_autocast_are_chosen_in_float32(path):
+    """On a GPU the tokenizers' encoders may cost more than the step; what is nearest is still told exactly."""
+    tokenizer = load_tokenizer(path)
+    waveforms = 0.1 * torch.randn(4, 16_000, generator=torch.Generator().manual_seed(0))
+    exact = tokenizer.labels(waveforms)
+    computed = []
+    if path != "random:0":
+        tokenizer.backbone.layers[0].fc1.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
+        tokenizer.quantizer.quantize_layer.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = tokenizer.labels(waveforms)
+    assert (labels == exact).float().mean() > (0.8 if computed else 0.999)
+    assert computed in ([], [torch.bfloat16, torch.float32])

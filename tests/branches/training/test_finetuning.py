@@ -205,7 +205,7 @@ def test_a_diverging_training_says_so_and_leaves_no_checkpoint(clips, tmp_path):
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda s: s().name)
 @pytest.mark.parametrize("pooling", POOLINGS, ids=lambda s: s().name)
 def test_only_the_encoder_computes_in_bfloat16(objective, pooling):
-    model = BranchModel(with_settings(pooling=pooling().model_dump()), encode_in_bfloat16=True)
+    model = BranchModel(with_settings(pooling=pooling().model_dump()), train_in_bfloat16=True)
     head = build_objective(objective(), 8 * model.pooling.bands, 3)
     seen = []
     model.backbone.layers[0].fc1.register_forward_hook(lambda *a: seen.append(a[-1].dtype))

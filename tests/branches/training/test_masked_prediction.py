@@ -43,8 +43,7 @@ def test_only_what_is_counted_is_predicted(auxiliary):
     ]
     torch.testing.assert_close(loss, 0.5 * torch.stack(expected).mean())
     loss.backward()
-    assert patches.grad[0, 5].abs().sum() > 0
-    assert patches.grad.abs().sum() == patches.grad[0, 5].abs().sum()
+    assert torch.equal((patches.grad != 0).any(-1), counted)
     nothing = auxiliary(patches, labels, torch.zeros_like(counted))
     assert nothing.item() == 0.0
 

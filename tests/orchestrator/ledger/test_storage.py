@@ -173,3 +173,14 @@ def test_what_cannot_be_written_to_is_told(tmp_path):
     ):
         with pytest.raises(InputError, match=told):
             Storage(uri, tmp_path)
+
+
+def test_of_a_file_that_two_nodes_make_the_first_counts(nodes):
+    (first, one), (second, two) = nodes
+    for out, content in ((first, b"by a GPU"), (second, b"by a CPU")):
+        (out / "cache").mkdir()
+        (out / "cache" / "frozen.npy").write_bytes(content)
+    one.share(first / "cache" / "frozen.npy")
+    two.share(second / "cache" / "frozen.npy")
+    one.share(first / "cache" / "frozen.npy")
+    assert {(out / "cache" / "frozen.npy").read_bytes() for out in (first, second)} == {b"by a GPU"}
