@@ -47,7 +47,8 @@ class Validation:
 
     in_sample: on the labels that everything was chosen on
     lomo: on machines that had no say in method, strength or weights: what to expect of an unheard machine
-    interval: of LOMO Omega, over clips drawn anew
+    held_out: scores (rows,) of the labelled clips by the weights chosen without their machine; None if there is no LOMO
+    interval: of LOMO Omega, over resampled clips
     clips: Omega in per cent on clips, of the same machines, that had no say in the weights
     gains: of LOMO Omega over the best single configuration and over uniform weights
     methods: every method that was tried
@@ -60,6 +61,7 @@ class Validation:
 
     in_sample: Metrics
     lomo: Metrics | None
+    held_out: NDArray[np.float64] | None
     interval: Interval | None
     clips: float
     gains: dict[str, Comparison]
@@ -101,10 +103,12 @@ class Evidence:
             m: estimates.weights(*self._without(m)) if lomo else estimates.weights(delivered) for m in pool.machines
         }
         uniform = dict.fromkeys(pool.machines, estimates.weights(UNIFORM))
-        interval, gains = self._bootstrap() if lomo else (None, {})
+        held_out = self._held_out(estimates.choose) if lomo else None
+        interval, gains = (None, {}) if held_out is None else self._bootstrap(held_out)
         return Validation(
             in_sample=estimates.in_sample(delivered),
             lomo=lomo,
+            held_out=held_out,
             interval=interval,
             clips=self._clip_omega(delivered),
             gains=gains,
@@ -164,9 +168,9 @@ class Evidence:
             fused[rows] = self.estimates.weights(candidate, left_out) @ values
         return fused
 
-    def _bootstrap(self) -> tuple[Interval, dict[str, Comparison]]:
+    def _bootstrap(self, delivered: NDArray[np.float64]) -> tuple[Interval, dict[str, Comparison]]:
         simple = {candidate[0]: self._held_out(lambda _, c=candidate: c) for candidate in (SINGLE, UNIFORM)}  # type: ignore[misc]
-        systems = np.stack([self._held_out(self.estimates.choose), *simple.values()])
+        systems = np.stack([delivered, *simple.values()])
         against = {name: i for i, name in enumerate(simple, start=1)}
         rng = np.random.default_rng(self._problem.seed)
         return compare(self._pools[CALIBRATED].with_values(systems), against, rng)

@@ -14,6 +14,11 @@ from fusion.objective import Objective
 from scoring.metrics import LabelledCells, harmonic_mean
 
 
+def labelled_rows(table: pa.Table) -> NDArray[np.int64]:
+    """The rows of a table whose labels tell something, in the order of `LabelledScores.values`."""
+    return np.unique(LabelledCells.from_table(table).measurable().rows)
+
+
 @dataclass(frozen=True)
 class LabelledScores:
     """Scores of C members on the labelled test clips of the development machines.

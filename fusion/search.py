@@ -15,19 +15,19 @@ import pyarrow as pa
 from fusion.evidence import Choice, Evidence, Validation
 from fusion.hierarchy import Tree, averaging, by_subsystem, configurations_of, parts_of, tables_of, uniform_weights
 from fusion.joined import Joined, apply_weights
-from fusion.labelled import LabelledScores
+from fusion.labelled import LabelledScores, labelled_rows
 from fusion.methods import METHODS
 from fusion.scales import CALIBRATED, RANK, on_scale
 from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
 from fusion.validation import UNIFORM, WORTH
 from scoring.metrics import has_labels
-from scoring.table import is_transductive
+from scoring.table import conform, is_transductive, with_scores
 
 __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
 # Raised by hand when the same tables come to give other weights, or a result gets other fields; every system is fused
 # once more.
-FUSION_VERSION = 1
+FUSION_VERSION = 2
 
 WHY = {
     "best_single": "on machines left out uniform weights do not beat it, and nothing does beyond noise",
@@ -48,6 +48,8 @@ class Fusion:
     configuration_weights: weight of each configuration, by sub-system
     validation: None without labels
     table: the fused score table
+    held_out: the labelled clips, each scored by the weights chosen without its machine, so that its Omega is the LOMO
+        Omega; None if there is none
     """
 
     method: str
@@ -58,6 +60,7 @@ class Fusion:
     configuration_weights: dict[str, dict[str, float]]
     validation: Validation | None
     table: pa.Table
+    held_out: pa.Table | None
 
     @property
     def transductive(self) -> bool:
@@ -110,6 +113,7 @@ def fuse(
         configuration_weights=by_subsystem(system, weights),
         validation=validation,
         table=joined.fused(by_table, scale, metadata or {}),
+        held_out=_held_out(joined, validation, metadata or {}),
     )
 
 
@@ -122,6 +126,13 @@ def _labelled(joined: Joined) -> dict[str, LabelledScores] | None:
         return None
     ranks = on_scale(RANK, joined.clips, joined.values)
     return {CALIBRATED: plain, RANK: LabelledScores.of(joined.names, ranks, joined.first)}
+
+
+def _held_out(joined: Joined, validation: Validation | None, metadata: Mapping[str, str]) -> pa.Table | None:
+    if validation is None or validation.held_out is None:
+        return None
+    clips = joined.first.replace_schema_metadata(joined.clips.schema.metadata).take(labelled_rows(joined.first))
+    return conform(with_scores(clips, validation.held_out, None, {**metadata, "weights": "chosen without the machine"}))
 
 
 def _search(

@@ -81,3 +81,11 @@ def petaflop(spec: BranchSpec, clips: int) -> float:
     trained = FLOP_PER_PARAMETER[spec.strategy.name] * _clip_passes(spec) * spec.training.crop_seconds
     embedded = 2 * clips * CLIP_SECONDS
     return parameters * PATCHES_PER_SECOND * (trained + embedded) / 1e15
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `12 min`, `3 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -28,7 +28,7 @@ from orchestrator.ledger.lease import stored_run
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
-from orchestrator.report import REPORT, write_report
+from orchestrator.report import REPORT, refresh_report
 from orchestrator.run_options import RunOptions
 from orchestrator.submission import write_submission
 from orchestrator.system import SystemSpec
@@ -109,10 +109,10 @@ def _bring(
     for system in [system for system in systems if plan.trees[system.name]]:
         folder = options.out / SYSTEMS / system.name
         tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
-        results[system.name] = fused_system(system, dataset.fingerprint, plan, tables, folder, _runner(cluster))
+        results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(cluster))
         write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
     if results:
-        write_report(options.out, dataset.fingerprint)
+        refresh_report(options.out, dataset.fingerprint)
     if failure is not None:
         raise failure
     if empty := [system.name for system in systems if not plan.trees[system.name]]:

@@ -14,16 +14,24 @@ from scoring.errors import InputError
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def report(folder: Path) -> None:
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@click.option(
+    "--audio", type=click.IntRange(min=0), default=0, help="With N false alarms and N misses to listen to.", metavar="N"
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Their data set, if it is no longer where the run had it."
+)
+def report(folder: Path, audio: int, data: Path | None) -> None:
     """Write a run's HTML report anew from its results.
 
     \b
     Example: tutti report runs/a
+             tutti report runs/a --audio 5
     """
+    click.echo(f"writing the report of {folder}", err=True)
     from orchestrator.report import write_report
 
-    click.echo(write_report(folder))
+    click.echo(write_report(folder, audio=audio, data=data))
 
 
 @click.group()

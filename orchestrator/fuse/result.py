@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
 from orchestrator.ledger.folders import Record, checksums, write_record
@@ -23,6 +28,8 @@ from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
 FUSED = "fused.parquet"
+HELD_OUT = "held_out.parquet"
+MADE = "made.json"  # when, with what command and version: what differs between two runs of the same
 RESULT = "result.json"
 
 log = logging.getLogger(__name__)
@@ -30,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def fused_system(
     system: SystemSpec,
-    dataset: str,
+    dataset: Dataset,
     plan: Plan,
     tables: Mapping[str, pa.Table],
     folder: Path,
@@ -42,7 +49,7 @@ def fused_system(
     """
     tree = plan.trees[system.name]
     members = {name: tables[name] for name in tables_of(tree)}
-    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, members, dataset)}
+    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, members, dataset.fingerprint)}
     finished = finished_result(folder, tags["fusion_id"])
     if finished is not None:
         return finished
@@ -51,14 +58,14 @@ def fused_system(
     about = {
         "system": system.name,
         "description": system.description,
-        "dataset": dataset,
+        "dataset": dataset.fingerprint,
         "branches": [_branch(name, table, plan) for name, table in members.items()],
         "missing": [
             b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}
         ],
         "spec": system.model_dump(),
     }
-    result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner)
+    result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner, dataset.root)
     record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
     write_record(folder, record)
     return result
@@ -72,6 +79,7 @@ def fuse_into(
     metadata: Mapping[str, str],
     about: Mapping[str, Any],
     runner: Runner,
+    data: Path | None = None,
 ) -> tuple[dict[str, Any], Fusion]:
     """Fuse tables and write `fused.parquet` and `result.json` into `folder`.
 
@@ -82,6 +90,16 @@ def fuse_into(
     fusion = fuse(tables, tree, metadata, runner=runner, folder=searches)
     folder.mkdir(parents=True, exist_ok=True)
     checksum = write_table(fusion.table, folder / FUSED)
+    (folder / HELD_OUT).unlink(missing_ok=True)  # of an earlier fusion
+    if fusion.held_out is not None:
+        write_table(fusion.held_out, folder / HELD_OUT)
+    made = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": version("tutti-asd"),
+        "command": shlex.join(["tutti", *sys.argv[1:]]),
+        **({"data": str(data.resolve())} if data else {}),
+    }
+    write_json(folder / MADE, made)
     result = {**about, **describe(fusion), "fusion_id": fusion_id, "sha256": checksum}
     write_json(folder / RESULT, result)
     shutil.rmtree(searches, ignore_errors=True)
@@ -155,11 +173,27 @@ def describe(fusion: Fusion) -> dict[str, Any]:
 def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, float | None]]]:
     """A line on what is delivered, and rows of name, in-sample and LOMO Omega: what a command prints."""
     delivered = result["delivered"]
-    name = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
     mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
     rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
-    return f"{mark}{name} delivered ({delivered['why']})", rows
+    return f"{mark}{delivered_as(delivered)} delivered ({delivered['why']})", rows
+
+
+def omega_of(result: Mapping[str, Any]) -> float | None:
+    """The Omega to compare a system by: on machines left out; in-sample where weights could not be chosen by labels."""
+    delivered = result["delivered"]
+    omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
+    return omega
+
+
+def delivered_as(delivered: Mapping[str, Any]) -> str:
+    """What a system delivers, for people: the configuration, or the method and how many configurations it weighs."""
+    configurations = {f"{s}/{c}": weight for s, cs in delivered["weights"].items() for c, weight in cs.items()}
+    used = [name for name, weight in configurations.items() if weight > 0]
+    if len(used) == 1:
+        return f"{used[0]} alone"
+    method = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
+    return f"{method} weights of {len(used)} of {len(configurations)} configurations"
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

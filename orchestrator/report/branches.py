@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.ticker import LogLocator
 
 from orchestrator.ledger.folders import Record
 from orchestrator.report.collect import Run
@@ -147,11 +148,17 @@ def cost_figure(run: Run) -> Markup | None:
         return None
     drawn = figure(WIDTH * 0.6, 3.0)
     axes = drawn.subplots()
+    per_hour, period = (1, "hours") if max(system[0] for system in systems) > 1 else (60, "minutes")
+    branches = [(per_hour * hours, omega) for hours, omega in branches]
+    systems = [(per_hour * hours, omega, name) for hours, omega, name in systems]
     for points, look in ((branches, _BRANCHES), (systems, _SYSTEMS)):
         axes.scatter([point[0] for point in points], [point[1] for point in points], **look)
     for hours, omega, name in systems:
         axes.annotate(name, (hours, omega), (6, 4), textcoords="offset points")
     axes.axhline(CHANCE, color=ORANGE, ls="--", lw=1, label="chance")
-    axes.set(xscale="log", xlabel=f"{unit.upper()[:-1]}-hours", ylabel="Omega (%)")
+    axes.set(xscale="log", xlabel=f"{unit.upper()[:-1]}-{period}", ylabel="Omega (%)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     legend(drawn, [axes])
     return as_svg(drawn, "Omega against cost")

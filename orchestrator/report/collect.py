@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.fuse.result import FUSED, RESULT
+from orchestrator.fuse.result import FUSED, HELD_OUT, MADE, RESULT, omega_of
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, Record, read_record
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.decisions import Thresholds, thresholds
@@ -22,21 +22,37 @@ from scoring.table import read_table
 class System:
     """One fused system.
 
-    result: what stands in its `result.json`
+    result, made: what stands in its `result.json` and `made.json`
     fused: its score table; None if that is lost
-    intervals: of the in-sample metrics; None without labels
+    held_out: its labelled clips, each scored with weights chosen without the clip's machine; None if there are none
+    intervals, held_out_intervals: of the in-sample metrics, and of those on machines left out; None without labels
     limits: threshold of each machine and section; None where there are no training clips
     """
 
     result: dict[str, Any]
+    made: dict[str, str]
     fused: pa.Table | None = None
+    held_out: pa.Table | None = None
     intervals: Intervals | None = None
+    held_out_intervals: Intervals | None = None
     limits: Thresholds | None = None
 
     @property
     def name(self) -> str:
         """As its file calls it."""
         return str(self.result["system"])
+
+    @property
+    def size(self) -> str:
+        """Machines and clips of its table."""
+        if self.fused is None:
+            return "the table is lost"
+        return f"{len(self.fused['machine'].unique())} machines, {self.fused.num_rows} clips"
+
+    @property
+    def omega(self) -> float | None:
+        """On machines left out where that is known, else in-sample."""
+        return omega_of(self.result)
 
     @property
     def configurations(self) -> int:
@@ -53,11 +69,13 @@ class System:
 class Run:
     """All that lies in a run's folder.
 
+    folder: the run folder, as it was given
     records: of the finished branches that the systems use, by branch_id
     notes: what could not be read
     """
 
     name: str
+    folder: str
     systems: list[System]
     records: dict[str, Record]
     notes: list[str]
@@ -96,7 +114,7 @@ def collect(out: Path, dataset: str | None) -> Run:
         record = read_record(out / BRANCHES / branch_id)
         if record is not None:
             records[branch_id] = record
-    return Run(out.resolve().name, systems, records, notes)
+    return Run(out.resolve().name, str(out), systems, records, notes)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,13 +129,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _system(folder: Path, result: dict[str, Any], notes: list[str]) -> System:
+    made = json.loads((folder / MADE).read_text(encoding="utf-8")) if (folder / MADE).exists() else {}
     try:
         fused = read_table(folder / FUSED)
     except InputError as error:
         notes.append(f"{error}. Figures that need this table are left out; fuse the system again to get them.")
-        return System(result)
+        return System(result, made)
     try:
         limits = thresholds(fused)
     except InputError:  # tables that were made elsewhere may have no training clips
         limits = None
-    return System(result, fused, bootstrap_intervals(fused) if has_labels(fused) else None, limits)
+    held_out = read_table(folder / HELD_OUT) if (folder / HELD_OUT).exists() else None
+    intervals, held_out_intervals = (
+        bootstrap_intervals(table) if table is not None and has_labels(table) else None for table in (fused, held_out)
+    )
+    return System(result, made, fused, held_out, intervals, held_out_intervals, limits)

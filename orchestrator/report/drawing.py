@@ -23,6 +23,7 @@ BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#999999", "#222222"
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", BLACK)
 DASHES = ("-", "--", ":", "-.")
 WIDTH = 10.5  # inches; the width of the page
+NARROW = 3.6  # figures that a telephone shows without scrolling
 
 _METADATA = {"Date": None, "Creator": None}
 _STYLE: dict[Any, Any] = {
@@ -86,28 +87,37 @@ def as_svg(drawn: Figure, label: str) -> Markup:
         drawn.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata=_METADATA)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+    narrow = ' class="narrow"' if drawn.get_figwidth() < NARROW else ""
+    return Markup(text.replace("<svg", f'<svg{narrow} role="img" aria-label="{escape(label)}"', 1))
 
 
 def matrix(
     values: NDArray[np.float64],
     rows: Sequence[str],
-    columns: Sequence[str],
+    columns: Sequence[str] | None,
     label: str,
     numbers: bool,
     form: str,
     limits: tuple[float, float],
 ) -> Markup:
-    """A heat map of (rows, columns), NaN left white; `numbers` writes each value into its cell."""
+    """A heat map of (rows, columns), NaN left white; `numbers` writes each value into its cell.
+
+    columns: None numbers the rows, and has the same numbers for columns
+    """
+    if columns is None:
+        rows, columns = [f"{name}  {i}" for i, name in enumerate(rows, 1)], [str(i + 1) for i in range(len(rows))]
     longest = max(map(len, rows))
     cell = 0.55 if numbers else 0.16
     height, width = (0.22 if numbers else 0.16) * len(rows), max(cell * len(columns), 3.0)
-    turned = max(map(len, columns)) * 0.075
+    tilted = max(map(len, columns)) > 3
+    turned = max(map(len, columns)) * 0.05 if tilted else 0.1
     drawn = figure(min(WIDTH, width + 0.075 * longest + 1.2), height + turned + 0.6)
     axes = drawn.subplots()
     image = axes.imshow(values, "cividis", aspect="auto", interpolation="none", vmin=limits[0], vmax=limits[1])
     axes.set(yticks=range(len(rows)), yticklabels=rows, xticks=range(len(columns)))
-    axes.set_xticklabels(columns, rotation=90)
+    axes.set_xticklabels(
+        columns, rotation=40 if tilted else 0, ha="left" if tilted else "center", rotation_mode="anchor"
+    )
     axes.tick_params(
         length=0, labelsize=8 if numbers else 6.5, top=True, labeltop=True, bottom=False, labelbottom=False
     )
@@ -116,9 +126,10 @@ def matrix(
     if not numbers:
         drawn.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=40)
     else:
-        middle = sum(limits) / 2
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
-                colour = "white" if value < middle else BLACK
+                # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
+                bright = np.dot(image.to_rgba(np.array([value]))[0][:3], [0.2126, 0.7152, 0.0722]) >= 0.46
+                colour = BLACK if bright else "white"
                 axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=7.5)
     return as_svg(drawn, label)

@@ -27,7 +27,7 @@ def weight_tree(system: System) -> Markup:
     axes.set(xlim=(-0.02, 1.75), ylim=(len(leaves) - 0.5, -1.2))
     axes.text(1.33, -0.9, "weight", ha="right", va="center", color=GREY)
     if marginal:
-        axes.text(1.75, -0.9, "LOMO Omega lost without it", ha="right", va="center", color=GREY)
+        axes.text(1.75, -0.9, "LOMO Omega it adds", ha="right", va="center", color=GREY)
     heights = {s: float(np.mean([i for i, leaf in enumerate(leaves) if leaf[0] == s])) for s in weights}
     root = float(np.mean(list(heights.values())))
     axes.text(0, root, system.name, ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
@@ -87,9 +87,7 @@ def correlation(system: System) -> Markup | None:
     names = complementarity["configurations"]
     values = np.array(complementarity["correlation"], float)
     numbers = len(names) <= _NUMBERS_UP_TO
-    return matrix(
-        values, names, names, f"Correlation of the configurations of {system.name}", numbers, "{:.2f}", (0, 1)
-    )
+    return matrix(values, names, None, f"Correlation of the configurations of {system.name}", numbers, "{:.2f}", (0, 1))
 
 
 def pruning(system: System) -> Markup | None:

@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from orchestrator.cost import duration
+from orchestrator.fuse.result import RESULT, delivered_as
+from orchestrator.ledger.folders import BRANCHES, RECORD, SYSTEMS
 from orchestrator.report import branches, fusions, separation
 from orchestrator.report.collect import Run, System, collect
 from orchestrator.report.drawing import style
+from orchestrator.report.sound import most_wrong
+from orchestrator.report.verdict import verdict
 from scoring.atomic import atomic
 from scoring.bootstrap import Interval
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 _MATRIX_UP_TO = 400  # score tables with a row in the heat map; more cannot be read
 
 
-def write_report(out: Path, dataset: str | None = None) -> Path:
+def refresh_report(out: Path, dataset: str) -> None:
+    """Write the report anew unless it is of the results that are in the run folder."""
+    stamp = _stamp(out, dataset)
+    try:
+        with (out / REPORT).open(encoding="utf-8") as file:
+            current = stamp in file.read(1000)
+    except (OSError, ValueError):
+        current = False
+    if not current:
+        log.info("writing %s", out / REPORT)
+        write_report(out, dataset)
+
+
+def write_report(out: Path, dataset: str | None = None, audio: int = 0, data: Path | None = None) -> Path:
     """Write `out/report.html` from the results in a folder of `tutti run` or `tutti fuse`, and return its path.
 
-    With a data set's fingerprint, results on other data that lie in the same folder are left out.
+    Parameters
+    ----------
+    dataset: fingerprint of a data set; results on other data that lie in the same folder are left out
+    audio: with so many false alarms and misses of each system to listen to
+    data: where their recordings are; None looks where the run had them
 
     Raises
     ------
@@ -36,10 +63,15 @@ def write_report(out: Path, dataset: str | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = _percent
+    environment.filters.update(
+        percent=_percent, signed=_signed, delivers=delivered_as, duration=lambda hours: duration(3600 * hours)
+    )
     with style():
         page = environment.get_template("report.html").render(
             run=run,
+            stamp=_stamp(out, dataset),
+            verdict=verdict(run),
+            recordings={system.name: most_wrong(system, audio, data) for system in run.systems if audio},
             rows=_table(run),
             figures={system.name: _figures(system) for system in run.systems},
             heat_map=branches.heat_map(run) if len(run.tables) <= _MATRIX_UP_TO else None,
@@ -85,13 +117,25 @@ def _on_machine(system: System, machine: str) -> _Cell:
     intervals = system.intervals.machines.get(machine, {}) if system.intervals else {}
     measured = system.result["machines"]
     in_sample, lomo = ((measured[kind] or {}).get(machine, {}).get("hmean") for kind in ("in_sample", "lomo"))
-    return _Cell(in_sample, lomo, intervals.get("hmean"))
+    held_out = system.held_out_intervals.machines.get(machine, {}) if system.held_out_intervals else {}
+    return _Cell(in_sample, lomo, intervals.get("hmean"), held_out.get("hmean"))
 
 
 def _overall(system: System) -> _Cell:
     delivered = system.result["delivered"]
     interval = system.intervals.omega if system.intervals else None
     return _Cell(delivered["in_sample"], delivered["lomo"], interval, delivered["ci"])
+
+
+def _stamp(out: Path, dataset: str | None) -> str:
+    """Stands for the results of a run folder, and for the version that draws them."""
+    files = [*out.glob(RESULT), *out.glob(f"{SYSTEMS}/*/{RESULT}"), *out.glob(f"{BRANCHES}/*/{RECORD}")]
+    contents = b"".join(path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(f"{version('tutti-asd')} {dataset}".encode() + contents).hexdigest()[:16]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _percent(value: float | None) -> str:

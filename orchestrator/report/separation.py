@@ -10,7 +10,6 @@ import pyarrow as pa
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
 from orchestrator.report.collect import System
 from orchestrator.report.drawing import BLACK, BLUE, GREY, ORANGE, as_svg, legend, panels
@@ -18,6 +17,7 @@ from scoring.metrics import MAX_FPR
 from scoring.table import groups, rows_of
 
 _BINS = 30
+_TICKS, _TICK_LABELS = [0, 0.5, 1], ["0", "½", "1"]  # short ones, which do not meet those of the next panel
 
 
 def roc(system: System) -> Markup | None:
@@ -46,7 +46,8 @@ def roc(system: System) -> Markup | None:
         for name, (x, y) in by_domain.items():
             colour, dashes = looks[name]
             panel.plot(x, y, color=colour, ls=dashes, label=name)
-        panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
+        panel.set(xticks=_TICKS, xticklabels=_TICK_LABELS, yticks=_TICKS, yticklabels=_TICK_LABELS)
     _outer(axes, "false alarms", "anomalies found")
     legend(drawn, axes)
     return as_svg(drawn, f"ROC curves of {system.name} by machine")
@@ -79,6 +80,8 @@ def _curve(
     score: NDArray[np.float64], anomaly: NDArray[np.bool_], normal: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """False alarms and hits."""
+    from sklearn.metrics import roc_curve  # which takes a second to load
+
     scores = np.concatenate([score[anomaly], score[normal]])
     x, y, _ = roc_curve(np.arange(len(scores)) < anomaly.sum(), scores)
     return x, y

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.fuse.result import RESULT, summary
+from orchestrator.fuse.result import RESULT, omega_of, summary
 from orchestrator.ledger.folders import SYSTEMS, TABLES, Record, records
 
 # Of what is shown. With another number everything is sent anew, once.
@@ -174,13 +174,6 @@ def _system(folder: Path, record: Record) -> Shown:
 
 def _flat(machines: Mapping[str, Mapping[str, float | None]] | None) -> dict[str, float]:
     return {f"{m}.{cell}": v for m, cells in (machines or {}).items() for cell, v in cells.items() if v is not None}
-
-
-def omega_of(result: Mapping[str, Any]) -> float | None:
-    """The Omega to compare a system by: on machines left out; in-sample where weights could not be chosen by labels."""
-    delivered = result["delivered"]
-    omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
-    return omega
 
 
 def _omega_line(result: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ray import tune
 
-from orchestrator.cost import petaflop
+from orchestrator.cost import duration, petaflop
 from orchestrator.plan import Branch
 
 if TYPE_CHECKING:
@@ -232,11 +232,3 @@ def reason(trace: str | None) -> str:
 
 def _to_go(seconds: float | None) -> str:
     return f", about {duration(seconds)} to go" if seconds else ""
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `12 min`, `3 h 05 min`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -59,6 +59,7 @@ def test_every_method_has_its_figures(fused):
     assert v.methods["uniform"].lomo.omega == pytest.approx(v.methods["uniform"].in_sample.omega)
     assert v.methods["uniform"].clips == pytest.approx(v.methods["uniform"].in_sample.omega)
     assert v.interval[0] < v.lomo.omega < v.interval[1]
+    assert official_metrics(fused.held_out).omega == pytest.approx(v.lomo.omega)
     assert set(v.winners) == set(MACHINES)
     assert v.marginal_uniform["a/poor"] < v.marginal_uniform["a/good"]
     assert v.correlation.shape == (7, 7)

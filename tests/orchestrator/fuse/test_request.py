@@ -69,7 +69,7 @@ def test_the_promised_object(fused):
     assert not result["transductive"]
     assert not is_transductive(table)
     assert json.loads((out / "result.json").read_text()) == result
-    assert sorted(p.name for p in out.iterdir()) == ["fused.parquet", "result.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["fused.parquet", "held_out.parquet", "made.json", "result.json"]
     assert set(result["delivered"]["weights"]) == {"a", "b"}
 
 

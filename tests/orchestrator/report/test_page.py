@@ -1,5 +1,7 @@
 """The report, from results that a real fusion made, and in a real browser."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,15 +11,17 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 
 from fusion.search import fuse
-from orchestrator.fuse.result import describe, described_table
+from orchestrator.fuse.result import delivered_as, describe, described_table
 from orchestrator.ledger.folders import Record, write_record
-from orchestrator.report import write_report
+from orchestrator.report import refresh_report, write_report
 from orchestrator.report.branches import costs, settings
 from orchestrator.report.collect import collect
+from orchestrator.report.sound import most_wrong
 from scoring.errors import InputError
-from scoring.table import conform, write_table
+from scoring.table import conform, read_table, write_table
 from tests.tables import make_table
 
 MACHINES = ("fan", "pump", "valve")
@@ -34,8 +38,11 @@ def add_system(out, name, tree=TREE, **tables):
     folder = out / "systems" / name
     folder.mkdir(parents=True)
     checksum = write_table(fusion.table, folder / "fused.parquet")
+    if fusion.held_out is not None:
+        write_table(fusion.held_out, folder / "held_out.parquet")
     about = {
         "system": name,
+        "spec": {},
         "description": "of <b>tests</b>",
         "dataset": "abc",
         "missing": [],
@@ -109,6 +116,71 @@ def test_the_best_of_a_row_is_bold_with_its_interval(run):
 def test_the_same_results_give_the_same_page(run):
     before = (run / "report.html").read_bytes()
     assert write_report(run).read_bytes() == before
+
+
+def test_the_page_opens_with_a_verdict(run):
+    text = (run / "report.html").read_text()
+    opening = " ".join(
+        re.sub("<[^>]*>", " ", text[text.index('<section class="verdict">') : text.index("</section>")]).split()
+    )
+    results = {name: json.loads((run / "systems" / name / "result.json").read_text()) for name in ("one", "two")}
+    best = max(results, key=lambda name: results[name]["delivered"]["lomo"])
+    other = min(results, key=lambda name: results[name]["delivered"]["lomo"])
+    omega = {name: result["delivered"]["lomo"] for name, result in results.items()}
+    assert opening.startswith(f"{best} reaches {omega[best]:.1f} % on machines")
+    difference = re.search(rf"system {other} ([+−][\d.]+) ([+−][\d.]+) to ([+−][\d.]+)", opening)
+    gain, low, high = (float(value.replace("−", "-")) for value in difference.groups())
+    assert gain == pytest.approx(omega[best] - omega[other], abs=0.006)
+    assert low <= gain <= high
+    assert f"tutti export {run} {best} --out model" in opening
+    assert text.index("leave one machine out") < text.index("<th>LOMO")
+
+
+def test_what_a_configuration_delivers_is_named():
+    delivered = {"method": "best_single", "strength": "", "weights": {"a": {"x": 0.0, "y": 1.0}, "b": {"z": 0.0}}}
+    assert delivered_as(delivered) == "a/y alone"
+    delivered = {
+        "method": "greedy",
+        "strength": "shrinkage 0.5",
+        "weights": {"a": {"x": 0.2, "y": 0.8}, "b": {"z": 0.0}},
+    }
+    assert delivered_as(delivered) == "greedy shrinkage 0.5 weights of 2 of 3 configurations"
+
+
+def test_a_report_is_written_anew_only_for_other_results(run, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    refresh_report(out, "abc")
+    (out / "report.html").write_text((out / "report.html").read_text() + "<!-- mine -->")
+    refresh_report(out, "abc")
+    assert "<!-- mine -->" in (out / "report.html").read_text()
+    result = out / "systems" / "two" / "result.json"
+    result.write_text(result.read_text().replace("of <b>tests</b>", "of others"))
+    refresh_report(out, "abc")
+    assert "<!-- mine -->" not in (out / "report.html").read_text()
+
+
+def test_the_most_wrong_clips_can_be_heard(run, tmp_path):
+    table = read_table(run / "systems" / "two" / "fused.parquet")
+    for machine, split, clip in zip(*(table[name].to_pylist() for name in ("machine", "split", "clip")), strict=True):
+        folder = tmp_path / machine / split
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / clip, np.random.default_rng(0).normal(size=(4000, 2)) / 10, 16_000)
+    two = next(system for system in collect(run, None).systems if system.name == "two")
+    recordings = most_wrong(two, 2, tmp_path)
+    assert [r.mistake for r in recordings] == ["false alarm", "false alarm", "miss", "miss"]
+    rows = table.to_pylist()
+    for mistake, condition, worst in (("false alarm", "normal", max), ("miss", "anomaly", min)):
+        scores = [row["calibrated"] for row in rows if row["split"] == "test" and row["condition"] == condition]
+        assert next(r.score for r in recordings if r.mistake == mistake) == worst(scores)
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', recordings[0].player)[1])))
+    assert (len(samples), rate) == (4000, 16_000)
+    page = Page(write_report(run, audio=1, data=tmp_path).read_text())
+    assert page.counts["audio"] == page.counts["img"] == 4
+    assert all(link.startswith(("#", "data:")) for link in page.loads)
+    write_report(run)
+    with pytest.raises(InputError, match="name their data set with --data"):
+        most_wrong(two, 1, tmp_path / "nowhere")
 
 
 def test_costs_and_differing_settings(run):

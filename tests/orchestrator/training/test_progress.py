@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from branches.spec import BackboneSpec, BranchSpec, FrozenSpec, MeanSpec, TrainingSpec
+from orchestrator.cost import duration
 from orchestrator.plan import Branch
-from orchestrator.training.progress import Board, Row, Watcher, duration, reason, shown, visible
+from orchestrator.training.progress import Board, Row, Watcher, reason, shown, visible
 
 
 def step(number, loss, stage="branch", steps=100):

@@ -1,0 +1,94 @@
+"""The clips that a system is most wrong about, to look at and to listen to: spectrogram and sound are in the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from markupsafe import Markup
+
+from orchestrator.report.collect import System
+from orchestrator.report.drawing import figure
+from scoring.errors import InputError
+from scoring.table import rows_of
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One clip of a page. mistake: `false alarm`, `miss` or, without labels, `highest score`; score: calibrated."""
+
+    mistake: str
+    machine: str
+    clip: str
+    seconds: float
+    score: float
+    spectrogram: Markup
+    player: Markup
+
+
+def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]:
+    """The false alarms with the highest scores and the misses with the lowest; without labels the highest scores.
+
+    Scores are the calibrated ones, which mean the same on all machines.
+
+    Parameters
+    ----------
+    count: of each kind of mistake
+    data: the data set; None takes it from where the run had it
+
+    Raises
+    ------
+    InputError
+        If the recordings are not there.
+    """
+    if system.fused is None:
+        return []
+    root = data or Path(system.made.get("data", "unknown"))
+    if not root.is_dir():
+        raise InputError(f"{root}: the recordings of {system.name} are not there; name their data set with --data")
+    names = ["machine", "clip", "split", "condition", "calibrated"]
+    machine, clip, split, condition, score = rows_of(system.fused, names)
+    test, score = split == "test", score.astype(float)
+    mistakes = {
+        "false alarm": (test & (condition == "normal"), -score),
+        "miss": (test & (condition == "anomaly"), score),
+    }
+    if not any(rows.any() for rows, _ in mistakes.values()):
+        mistakes = {"highest score": (test, -score)}
+    recordings = []
+    for mistake, (rows, order) in mistakes.items():
+        for row in [row for row in np.argsort(order, kind="stable") if rows[row]][:count]:
+            path = next((root / machine[row]).glob(f"*/{clip[row]}"), None)
+            if path is None:
+                raise InputError(f"{root / machine[row]}: no {clip[row]} in it; name the run's data set with --data")
+            recordings.append(_recording(mistake, machine[row], path, float(score[row])))
+    return recordings
+
+
+def _recording(mistake: str, machine: str, path: Path, score: float) -> Recording:
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    near, picture, sound = samples[:, 0], io.BytesIO(), io.BytesIO()
+    drawn = figure(3.4, 1.5)
+    axes = drawn.subplots()
+    axes.specgram(near + 1e-9, NFFT=512, noverlap=256, Fs=rate, cmap="cividis")  # silence has no logarithm
+    axes.set(xticks=[], yticks=[0, rate / 4, rate / 2], yticklabels=["0", f"{rate / 4000:g}", f"{rate / 2000:g} kHz"])
+    axes.grid(visible=False)
+    drawn.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+    soundfile.write(sound, near, rate, format="FLAC", subtype="PCM_16")
+    return Recording(
+        mistake,
+        machine,
+        path.name,
+        len(near) / rate,
+        score,
+        Markup('<img alt="spectrogram of {}" src="{}">').format(path.name, _embedded("image/png", picture)),
+        Markup('<audio controls preload="none" src="{}"></audio>').format(_embedded("audio/flac", sound)),
+    )
+
+
+def _embedded(kind: str, content: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

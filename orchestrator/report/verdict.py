@@ -1,0 +1,97 @@
+"""What to know at one glance: which system, how good on unheard machines, how much better than what, what next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion.labelled import LabelledScores
+from fusion.resampling import compare
+from orchestrator.fuse.result import delivered_as
+from orchestrator.report.collect import Run, System
+from scoring.bootstrap import Interval
+from scoring.errors import InputError
+from scoring.table import join
+
+_OVER = {"best_single": "the best single configuration", "uniform": "uniform weights"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much Omega a system has beyond another one, in per cent; intervals of 95 %, over clips and over machines."""
+
+    over: str
+    gain: float
+    clips: Interval
+    machines: Interval
+    delivered: bool = False
+
+    @property
+    def meaning(self) -> str:
+        """What the intervals say; to the delivered method itself there is a difference where another was chosen."""
+        if self.delivered:
+            return "what choosing the method without the machine has cost"
+        for name, (low, high) in (("these machines", self.clips), ("other machines", self.machines)):
+            if low <= 0 <= high:
+                return f"within chance on {name}"
+        return "better" if self.gain > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The best system of a run, what it delivers, its differences to others, and what to do next."""
+
+    system: System
+    delivers: str
+    differences: list[Difference]
+    weakest: tuple[str, float] | None
+    next: list[tuple[str, str]]
+
+
+def verdict(run: Run) -> Verdict:
+    """Of the system with the highest Omega; of the first one where nothing is labelled."""
+    best = max(run.systems, key=lambda system: -1.0 if system.omega is None else system.omega)
+    delivered, measured = best.result["delivered"], best.result["machines"]
+    hmeans = {m: v["hmean"] for m, v in (measured["lomo"] or measured["in_sample"] or {}).items() if v["hmean"]}
+    differences = [
+        Difference(_OVER[name], g["gain"], tuple(g["clips"]), tuple(g["machines"]), name == delivered["method"])
+        for name, g in delivered["gains"].items()
+    ]
+    return Verdict(
+        best,
+        delivered_as(delivered),
+        differences + _over_systems(best, run),
+        min(hmeans.items(), key=lambda item: item[1]) if len(hmeans) > 1 else None,
+        _next(run, best),
+    )
+
+
+def _over_systems(best: System, run: Run) -> list[Difference]:
+    """On the same clips, each scored with weights chosen without its machine; systems of other clips are left out."""
+    differences = []
+    for other in run.systems:
+        if other is best or best.held_out is None or other.held_out is None:
+            continue
+        try:
+            _, scores = join({best.name: best.held_out, other.name: other.held_out}, "score")
+        except InputError:
+            continue
+        pair = LabelledScores.of((best.name, other.name), scores, best.held_out)
+        gain = compare(pair, {"": 1}, np.random.default_rng(0))[1][""]
+        differences.append(Difference(f"system {other.name}", gain.gain, gain.clips, gain.machines))
+    return differences
+
+
+def _next(run: Run, best: System) -> list[tuple[str, str]]:
+    """Commands, and what they are for."""
+    if "spec" not in best.result:  # tables that were made elsewhere
+        return [("tutti fuse --weights result.json --tables DIR --out OUT", "applies these weights to other tables")]
+    folder, name = shlex.quote(run.folder), shlex.quote(best.name)
+    return [
+        (f"tutti ui --out {folder}", "compares the branches in MLflow"),
+        (f"tutti report {folder} --audio 5", "adds the clips that it is most wrong about, to listen to"),
+        (f"tutti export {folder} {name} --out model", "packages it to score recordings beside a machine"),
+        (f"tutti submission make {folder} {name} --label NAME_PLACE_task2", "makes the challenge's package"),
+    ]
