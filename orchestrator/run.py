@@ -1,6 +1,6 @@
 """One run: train what is missing, score, fuse, deliver. Running it again continues.
 
-out/branches/, systems/         the ledger: score tables, weights and results, see orchestrator/ledger/folders.py
+out/branches/, systems/, …      the ledger: score tables, weights and results, see orchestrator/ledger/folders.py
 out/failures/, given_up/        why branches are not finished, until they are tried again
 out/memory.json                 what branches needed, for those that follow
 out/mlflow.db, mlartifacts/     the default MLflow store, which shows what is in the ledger
@@ -34,6 +34,7 @@ from orchestrator.submission import write_submission
 from orchestrator.system import SystemSpec
 from orchestrator.tracking.sync import Outbox
 from orchestrator.tracking.tracker import experiment_name, open_tracker
+from orchestrator.training.baseline import read_baseline
 from orchestrator.training.missing import BranchesFailed, RunInterrupted, train_missing, unfinished
 from scoring.errors import InputError
 from scoring.table import read_table
@@ -104,12 +105,14 @@ def _bring(
     failure = train_missing(plan, dataset, options, cluster)
     if failure is not None and (not options.fuse_incomplete or isinstance(failure, RunInterrupted)):
         raise failure
+    baseline = read_baseline(options.out, dataset.fingerprint)
     plan = without(plan, {name for branch in unfinished(plan.branches, options.out) for name in table_names(branch)})
     results = {}
     for system in [system for system in systems if plan.trees[system.name]]:
         folder = options.out / SYSTEMS / system.name
         tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
-        results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(cluster))
+        runner = _runner(cluster)
+        results[system.name] = fused_system(system, dataset, plan, tables, folder, runner, baseline)
         write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
     if results:
         refresh_report(options.out, dataset.fingerprint)

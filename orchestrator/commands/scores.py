@@ -20,12 +20,15 @@ from scoring.errors import InputError
 def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
     """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
 
+    A run's folder stands for its baseline and its fused systems.
+
     Precision, recall and F1 are of decisions at the thresholds from the table's training rows, where it has any.
 
     \b
     Example: tutti metrics runs/a/systems/s2/fused.parquet
+             tutti metrics runs/a
     """
-    by_table = {str(path): _metrics_of(path) for path in tables}
+    by_table = {str(path): _metrics_of(path) for given in tables for path in _tables_in(given)}
     if as_json:
         click.echo(json.dumps({"tables": by_table} if len(by_table) > 1 else next(iter(by_table.values()))))
         return
@@ -45,6 +48,18 @@ def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
         print_table((name, *values.values(), *extra.values()), rows)
         if m["transductive"]:
             click.echo(f"{name}: statistics of test clips have reached these scores", err=True)
+
+
+def _tables_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    from orchestrator.fuse.result import FUSED
+    from orchestrator.ledger.folders import BASELINES, SYSTEMS
+
+    tables = [*sorted((path / BASELINES).glob("*/tables/*.parquet")), *sorted((path / SYSTEMS).glob(f"*/{FUSED}"))]
+    if not tables:
+        raise InputError(f"{path}: no fused system in it; give score tables, or a run's folder")
+    return tables
 
 
 def _metrics_of(path: Path) -> dict[str, Any]:

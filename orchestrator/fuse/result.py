@@ -42,8 +42,11 @@ def fused_system(
     tables: Mapping[str, pa.Table],
     folder: Path,
     runner: Runner,
+    baseline: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fuse a system into `folder`, with a record for MLflow; what is there already, from the same tables, is kept.
+
+    baseline: its metrics, to be shown beside the system's
 
     Returns the result that stands in `result.json`.
     """
@@ -64,6 +67,7 @@ def fused_system(
             b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}
         ],
         "spec": system.model_dump(),
+        "baseline": baseline,
     }
     result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner, dataset.root)
     record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
@@ -175,6 +179,8 @@ def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, 
     delivered = result["delivered"]
     mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
     rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
+    if baseline := result.get("baseline"):  # no label has chosen anything in it
+        rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
     return f"{mark}{delivered_as(delivered)} delivered ({delivered['why']})", rows
 

@@ -1,5 +1,6 @@
 """The ledger: what is finished, as folders that are there as a whole or not at all.
 
+out/baselines/log_mel/      tables/mahalanobis.parquet: what no network is needed for
 out/branches/<branch_id>/   embeddings.npy, branch.pt, tables/<detector>.parquet, summary.json
 out/failures/<branch_id>/   reason.txt: why the branch failed, until it is tried again
 out/given_up/<branch_id>/   reason.txt: why it was given up, until it is asked for again
@@ -28,6 +29,7 @@ from scoring.atomic import atomic
 from scoring.errors import InputError
 from scoring.table import file_sha256, read_table
 
+BASELINES = "baselines"
 BRANCHES = "branches"
 FAILURES = "failures"
 GIVEN_UP = "given_up"
@@ -132,9 +134,9 @@ def _recover(out: Path) -> None:
             old.rename(folder)
 
 
-def is_finished(out: Path, branch_id: str, tables: Mapping[str, str]) -> bool:
+def is_finished(out: Path, name: str, tables: Mapping[str, str], kind: str = BRANCHES) -> bool:
     """Whether a branch's score tables are all there, intact and the ones that are identified by detector."""
-    folder = out / BRANCHES / branch_id
+    folder = out / kind / name
     record = read_record(folder)
     return record is not None and all(
         record.tables.get(name) == identity and is_intact(folder, record, f"{TABLES}/{name}.parquet")
@@ -211,7 +213,7 @@ def record_reason(out: Path, kind: str, branch_id: str, record: Record, reason: 
 
 def records(out: Path) -> Iterator[tuple[Path, Record]]:
     """Every folder of the ledger that has a record."""
-    for kind in (BRANCHES, FAILURES, GIVEN_UP, SYSTEMS):
+    for kind in (BASELINES, BRANCHES, FAILURES, GIVEN_UP, SYSTEMS):
         for path in sorted((out / kind).glob(f"*/{RECORD}")):
             record = read_record(path.parent)
             if record is not None:

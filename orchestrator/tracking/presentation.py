@@ -61,7 +61,7 @@ class Shown:
 
 def shown(folder: Path, record: Record) -> Shown:
     """What MLflow shows of the record in a folder of the ledger, or of the run that has the ledger in `folder`."""
-    makers = {"branch": _branch, "fusion": _system}
+    makers = {"baseline": _baseline, "branch": _branch, "fusion": _system}
     complete = makers.get(record.identity["role"], _run)(folder, record)
     return replace(complete, metrics=_accepted(complete.metrics))
 
@@ -110,6 +110,13 @@ def _branch(folder: Path, record: Record) -> Shown:
         metrics,
         [_machines(f"By machine, {name}, %", values) for name, values in measured.items()],
     )
+
+
+def _baseline(folder: Path, record: Record) -> Shown:
+    (detector,) = names = detectors(record)
+    figures = _figures(record, detector, names)
+    text = ["Mean and deviation over time of log-mels, without any network: what a training has to be better than."]
+    return Shown(record.name, {"detector": detector}, text, {}, figures, [_machines("By machine, %", figures)])
 
 
 def _figures(record: Record, detector: str, names: Sequence[str]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
 from orchestrator.run_options import RunOptions
+from orchestrator.training.baseline import write_baseline
 from orchestrator.training.generated import on_sets, pull_sets
 from orchestrator.training.job import Job
 from orchestrator.training.worker import branch_record
@@ -140,6 +141,7 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     audio = open_cache(job.data, index, job.decoded)
     check_lengths(index, audio, branches)
     write_formats(job.out, audio, index)
+    write_baseline(job.out, audio, index, job.fingerprint)
     if any(branch.spec.channel == "cancel" for branch in branches):
         with_cancellation(audio, job.derived)
     if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):

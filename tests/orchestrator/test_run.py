@@ -102,6 +102,20 @@ def test_report_and_submission_are_written(run, first):
     assert len((run.out / "submission" / "small" / files[0]).read_text().splitlines()) == 12
 
 
+def test_the_baseline_stands_beside_the_systems(run, first):
+    (table,) = (run.out / "baselines").rglob("*.parquet")
+    baseline = official_metrics(read_table(table))
+    assert first["baseline"]["omega"] == pytest.approx(baseline.omega)
+    (tracked,) = run.runs("baseline")
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.metrics["omega"] == pytest.approx(baseline.omega, abs=1e-3)
+    assert tracked.data.tags["mlflow.parentRunId"] == run.runs("run")[0].info.run_id
+    assert "log-mel baseline" in (run.out / "report.html").read_text()
+    measured = json.loads(tutti_here("metrics", run.out, "--json").stdout)["tables"]
+    assert sorted(Path(name).stem for name in measured) == ["fused", "mahalanobis"]
+    assert "log-mel baseline" in run.again().stdout
+
+
 def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
     store = f"sqlite:///{run.out / 'mlflow.db'}"
     client = MlflowClient(store)

@@ -1,0 +1,66 @@
+"""The baseline of a run's data: a score table in the ledger, made without any network, beside those of the branches."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from branches.spec import EMBEDDING_VERSION
+from orchestrator.ledger.folders import BASELINES, TABLES, Record, checksums, is_finished, new_folder, write_record
+from orchestrator.plan import digest
+from orchestrator.training.worker import flat_metrics
+from scoring.banks import score_table
+from scoring.detectors import SCORING_VERSION, MahalanobisSpec
+from scoring.metrics import has_labels, official_metrics
+from scoring.table import read_table, write_table
+
+if TYPE_CHECKING:
+    from branches.audio.cache import AudioCache
+
+log = logging.getLogger(__name__)
+
+TITLE = "log-mel baseline"
+_NAME = "log_mel"
+_DETECTOR = MahalanobisSpec()
+
+
+def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) -> None:
+    """Score the clips of a run by their log-mel statistics, unless that is done: seconds on a CPU.
+
+    dataset: fingerprint
+    """
+    tables = _tables(dataset)
+    if is_finished(out, _NAME, tables, BASELINES):
+        return
+    from branches.baseline import log_mel_statistics  # loads torch
+
+    log.info("%s: log-mel statistics of %d clips", TITLE, len(audio))
+    metadata = {"dataset": dataset, "detector": _DETECTOR.model_dump_json()}
+    table = score_table(index, log_mel_statistics(audio, index), _DETECTOR, metadata)
+    metrics = flat_metrics(official_metrics(table) if has_labels(table) else None, f"{_DETECTOR.name}.")
+    with new_folder(out, BASELINES, _NAME) as folder:
+        (folder / TABLES).mkdir()
+        write_table(table, folder / TABLES / f"{_DETECTOR.name}.parquet")
+        record = Record(
+            name=TITLE,
+            identity={"role": "baseline", "dataset": dataset},
+            metrics=metrics,
+            files=checksums(folder),
+            tables=tables,
+        )
+        write_record(folder, record)
+
+
+def read_baseline(out: Path, dataset: str) -> dict[str, Any] | None:
+    """The baseline's `name` and official metrics (`omega`, `machines`); None if it is not scored, or without labels."""
+    if not is_finished(out, _NAME, _tables(dataset), BASELINES):
+        return None
+    table = read_table(out / BASELINES / _NAME / TABLES / f"{_DETECTOR.name}.parquet")
+    return {"name": TITLE, **official_metrics(table).as_dict()} if has_labels(table) else None
+
+
+def _tables(dataset: str) -> dict[str, str]:
+    return {_DETECTOR.name: digest([dataset, EMBEDDING_VERSION, _DETECTOR.model_dump(), SCORING_VERSION])}
