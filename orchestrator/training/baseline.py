@@ -35,7 +35,7 @@ def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) 
     tables = _tables(dataset)
     if is_finished(out, _NAME, tables, BASELINES):
         return
-    from branches.baseline import log_mel_statistics  # loads torch
+    from branches.log_mel import log_mel_statistics  # loads torch
 
     log.info("%s: log-mel statistics of %d clips", TITLE, len(audio))
     metadata = {"dataset": dataset, "detector": _DETECTOR.model_dump_json()}

@@ -3,8 +3,8 @@ import pyarrow as pa
 import pytest
 
 from branches.audio.cache import in_memory
-from branches.baseline import log_mel_statistics
 from branches.frontend import FBANK_MEAN, FBANK_STD
+from branches.log_mel import log_mel_statistics
 
 RNG = np.random.default_rng(0)
 CLIPS = pa.table(
