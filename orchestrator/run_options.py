@@ -13,6 +13,7 @@ class RunOptions:
     gpus_per_branch: None takes one where the cluster has GPUs
     storage: URI over which nodes without a common file system share what they make
     memory_per_branch: GiB; None gives a branch its share of a node, and later ones what the first have needed
+    compiled: compile the encoders that are trained
     stop_hopeless: give up branches that learn nothing, and fuse without them
     fuse_incomplete: fuse the branches that are finished where others failed
     """
@@ -26,5 +27,6 @@ class RunOptions:
     gpus_per_branch: float | None = None
     memory_per_branch: float | None = None
     checkpoint_seconds: float = 600.0
+    compiled: bool = False
     stop_hopeless: bool = False
     fuse_incomplete: bool = False

@@ -54,7 +54,8 @@ def relative_bias(table: Tensor, length: int, max_distance: int) -> Tensor:
     Returns:
         (H, P, P); [h, i, j] is for query i and key j.
     """
-    buckets = _buckets_on(table.device, length, table.shape[0], max_distance)
+    buckets_on = _buckets_on.__wrapped__ if torch.compiler.is_compiling() else _buckets_on
+    buckets = buckets_on(table.device, length, table.shape[0], max_distance)
     by_distance = table[buckets].T
     # Row i holds the distances −i … P−1−i: a window that slides back by one from row to row. The layout matters:
     # every layer multiplies this by its gates, which is six times as slow with the heads innermost.

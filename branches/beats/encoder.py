@@ -4,9 +4,13 @@ Modules carry the names of the released checkpoints, so that a state dict is rea
 (`checkpoint.py` sees to the one exception, the table of relative positions).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from branches.beats.attention import GatedAttention, relative_bias
 from branches.beats.config import BEATsConfig
@@ -81,13 +85,30 @@ class EncoderLayer(nn.Module):
         return out
 
 
+def apply_layer(layer: EncoderLayer, x: Tensor, position_bias: Tensor, padding_bias: Tensor | None) -> Tensor:
+    """What a layer gives."""
+    out: Tensor = layer(x, position_bias, padding_bias)
+    return out
+
+
+def recomputed(apply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps a layer's inputs alone, and computes it again for its gradients."""
+    return partial(checkpoint, apply, use_reentrant=False)
+
+
 class Encoder(nn.Module):
-    """Positional convolution and transformer layers."""
+    """Positional convolution and transformer layers.
+
+    apply_layer: how layers are called while training; `recomputed`, or compiled, does the same at another cost
+    """
+
+    apply_layer: Callable[..., Tensor]
 
     def __init__(self, config: BEATsConfig) -> None:
         super().__init__()
         dim = config.encoder_embed_dim
         self.config = config
+        self.apply_layer = apply_layer
         self.pos_conv = nn.ModuleList([PositionalConv(dim, config.conv_pos, config.conv_pos_groups)])
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(dim)
@@ -109,9 +130,10 @@ class Encoder(nn.Module):
         bias = self._position_bias(x.shape[1])
         padding_bias = _padding_bias(patch_mask, bias.dtype)
         outputs = [x]
+        apply = self.apply_layer if self.training else apply_layer
         for layer, skipped in zip(self.layers[:depth], self._skipped(depth), strict=True):
             if not skipped:
-                x = layer(x, bias, padding_bias)
+                x = apply(layer, x, bias, padding_bias)  # type: ignore[arg-type]
             outputs.append(x)
         if self.config.layer_norm_first and depth == len(self.layers):
             outputs[-1] = self.layer_norm(x)

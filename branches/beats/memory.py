@@ -6,8 +6,6 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from branches.frontend import FRAME_SHIFT, N_MELS, PATCH_SIZE, SAMPLE_RATE
 from scoring.errors import InputError
 
@@ -35,6 +33,8 @@ def check_attention_memory(heads: int, frames: int) -> None:
 
 def available_memory() -> int:
     """Bytes that this process can still take: of the machine, of its container, and by its own limit."""
+    import psutil  # not needed where no clip is long
+
     limits = [psutil.virtual_memory().available]
     with suppress(OSError, ValueError):  # without cgroups, or "max"
         limits.append(int((_CGROUP / "memory.max").read_text("utf-8")) - _used_by_container())

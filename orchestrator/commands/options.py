@@ -66,6 +66,12 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             "--fuse-incomplete", is_flag=True, help="Where branches fail, fuse the others; exit code 1 all the same."
         ),
         click.option(
+            "--compile",
+            "compiled",
+            is_flag=True,
+            help="Compile the encoders that are trained: a minute at the start of each, less for each step.",
+        ),
+        click.option(
             "--stop-hopeless", is_flag=True, help="Give up branches whose loss does not fall, and fuse without them."
         ),
         click.option(

@@ -26,6 +26,7 @@ class Job:
     memory: of a branch, GiB; None lets it be measured
     versions: the driver's; a worker with others would make other numbers under the same id
     specs: all branches of the run, since frozen embeddings are computed for all of them at once
+    compiled: compile the encoders that are trained
     stop_hopeless: give branches up that learn nothing, see `hopeless`
     storage: URI over which nodes without a common file system share what they make; None where they have one
     training: fingerprint of all training clips
@@ -43,6 +44,7 @@ class Job:
     checkpoint_seconds: float
     versions: list[int | str]
     specs: tuple[BranchSpec, ...]
+    compiled: bool = False
     stop_hopeless: bool = False
     storage: str | None = None
     training: str = ""

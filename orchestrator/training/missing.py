@@ -108,6 +108,7 @@ def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: Run
         checkpoint_seconds=options.checkpoint_seconds,
         versions=versions(),
         specs=tuple(branch.spec for branch in plan.branches),
+        compiled=options.compiled,
         stop_hopeless=options.stop_hopeless,
         storage=storage.uri if storage else None,
         training=dataset.training_fingerprint(),

@@ -243,7 +243,9 @@ def _embed(
             return frozen
     generated = generated_clips(spec, job, index, audio, report)
     clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
-    model = train(spec, clips, _checkpoint(branch, job), record, job.checkpoint_seconds, job.device, job.threads)
+    model = train(
+        spec, clips, _checkpoint(branch, job), record, job.checkpoint_seconds, job.device, job.threads, job.compiled
+    )
     save_branch(model, weights)
     return embed(model, audio, spec.channel)
 

@@ -1,17 +1,19 @@
 import dataclasses
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from branches.audio.cache import open_cache
+from branches.beats.encoder import apply_layer, recomputed
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel
 from branches.pooling import POOLINGS
 from branches.spec import BranchSpec, MixupSpec, SubclusterAdaCosSpec
-from branches.training import loop
+from branches.training import finetuning, loop
 from branches.training.augment import mixing
 from branches.training.finetuning import _mixed_loss, train
 from branches.training.loop import learning_rate
@@ -255,3 +257,32 @@ def test_a_slow_disk_does_not_stop_the_training(clips, tmp_path, monkeypatch):
 def test_a_checkpoint_that_cannot_be_written_is_an_error(clips, tmp_path):
     with pytest.raises(FileNotFoundError):
         train(SPEC, clips, tmp_path / "gone" / "branch.pt", checkpoint_seconds=0)
+
+
+def test_layers_that_are_computed_again_learn_the_same(clips, monkeypatch):
+    """Dropout too: `tiny` has some."""
+    again = []
+    monkeypatch.setattr(
+        finetuning, "_prepare_layers", lambda parts, *_: setattr(parts.model.backbone.encoder, "apply_layer", apply)
+    )
+
+    def apply(layer, *inputs):
+        return recomputed(lambda layer, *inputs: (again.append(layer), apply_layer(layer, *inputs))[1])(layer, *inputs)
+
+    recalculated = weights(train(SPEC, clips))
+    assert len(again) == 2 * 2 * SPEC.training.steps
+    monkeypatch.undo()
+    assert torch.equal(recalculated, weights(train(SPEC, clips)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own doing
+def test_a_compiled_training_learns_the_same(clips, monkeypatch):
+    compiled, plain = ([], [])
+    frames = torch._dynamo.utils.counters["frames"]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the default needs a compiler
+    model = train(SPEC, clips, report=lambda *point: compiled.append(point), compiled=True)
+    train(SPEC, clips, report=lambda *point: plain.append(point))
+    np.testing.assert_allclose(np.array(compiled), np.array(plain), rtol=1e-3)
+    assert not any("_orig_mod" in name for name in model.state_dict())
+    assert frames["ok"] <= 3  # one for all layers, but that the first holds the table of positions
