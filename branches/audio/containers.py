@@ -19,8 +19,8 @@ from scoring.errors import InputError
 # What writers to a pipe put where a length belongs: ffmpeg, SoX and arecord, each give or take the headers.
 _UNKNOWN = (0x7FFF_F000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _HEADERS = 0x100
-# Tags and padding behind the sound are smaller; a WAV over 4 GiB, whose 32-bit length has begun again at 0, lacks more.
-_TRAILING = 1 << 20
+_TRAILING = 4096  # bytes behind the end that nobody asks about
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"afsp")
 _HEAD = 4096
 
 
@@ -49,10 +49,18 @@ def _check_complete(file: BinaryIO, name: str) -> None:
         return
     if end > size + 1:  # some writers leave out the last padding byte
         raise InputError(f"{name}: truncated: {size} of {end} bytes; copy it again")
-    if size - end > _TRAILING:
+    if size - end > _TRAILING and _is_sound(file, end):
         raise InputError(
-            f"{name}: its header speaks of {end} of {size} bytes, as of a WAV over 4 GiB; write it as RF64, W64 or FLAC"
+            f"{name}: its header speaks of {end} of {size} bytes, as of a recorder that was stopped or of a WAV over "
+            "4 GiB; write the header anew, or the recording as RF64, W64 or FLAC"
         )
+
+
+def _is_sound(file: BinaryIO, position: int) -> bool:
+    """Whether what lies behind the end is neither a tag nor room that was set aside."""
+    file.seek(position)
+    block = file.read(_TRAILING)
+    return bool(block.strip(b"\0")) and not block.lstrip(b"\0").startswith(_TAGS)
 
 
 def _with_data_length(file: BinaryIO) -> BinaryIO:

@@ -75,14 +75,23 @@ def test_a_wav_over_4_gib_whose_length_began_again_is_named(tmp_path):
     content = recording("wav")
     with (tmp_path / "long.wav").open("w+b") as file:
         file.write(content)
+        file.write(content)  # a hole would be room that was set aside
         file.truncate(len(content) + 2**32)
         with pytest.raises(InputError, match=r"long.wav: its header speaks of 64044 of 4295031340 bytes.*RF64"):
             open_recording(file, "long.wav")
 
 
-def test_tags_behind_the_sound_are_no_fault():
-    content = recording("wav") + b"LIST" + struct.pack("<I", 1_000) + bytes(1_000)
-    assert len(decode(content, "clip")) == 16_000
+@pytest.mark.parametrize("behind", [b"LIST" + bytes(1_000), b"ID3" + 100_000 * b"x", bytes(100_000), 4_000 * b"x"])
+def test_tags_and_padding_behind_the_sound_are_no_fault(behind):
+    assert len(decode(recording("wav") + behind, "clip")) == 16_000
+
+
+def test_a_header_that_was_not_written_to_the_end_is_named():
+    content = bytearray(recording("wav"))
+    content[4:8], data = struct.pack("<I", 32_036), content.index(b"data")
+    content[data + 4 : data + 8] = struct.pack("<I", 32_000)
+    with pytest.raises(InputError, match="clip: its header speaks of 32044 of 64044 bytes, as of a recorder that was"):
+        decode(bytes(content), "clip")
 
 
 @pytest.mark.parametrize("length", range(0, 60, 4))
