@@ -4,7 +4,6 @@ The features are Kaldi's filter-bank features (25 ms frames every 10 ms, 128 mel
 a whole batch at once on the device the waveforms are on. Gradients flow back to the waveforms.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -128,9 +127,8 @@ def _frame_to_spectrum(device: torch.device) -> Tensor:
 def _mel_banks(device: torch.device) -> Tensor:
     """(256, 128) triangular filters from 20 Hz to 8 kHz; the bin at 8 kHz would have no weight."""
     with torch.inference_mode(False):
-        low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20.0, SAMPLE_RATE / 2))
-        step = (high - low) / (N_MELS + 1)
-        corner = torch.arange(N_MELS)
-        left, centre, right = low + corner * step, low + (corner + 1.0) * step, low + (corner + 2.0) * step
-        mel = 1127 * (1 + SAMPLE_RATE / _FFT_SIZE * torch.arange(_FFT_SIZE // 2) / 700).log()[:, None]
-        return torch.min((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0).to(device)
+        from torchaudio.compliance import kaldi  # half a second, which most commands need not wait for
+
+        banks, _ = kaldi.get_mel_banks(N_MELS, _FFT_SIZE, SAMPLE_RATE, 20.0, 0.0, 100.0, -500.0, 1.0)
+        filters: Tensor = banks.T.contiguous().to(device)
+        return filters

@@ -117,14 +117,19 @@ def _packages(subject: Subject) -> Iterator[Check]:
 
 
 def _torch(subject: Subject) -> Iterator[Check]:
-    """Whether torch imports."""
+    """Whether torch and torchaudio are of one build; of two they do not even import."""
+    versions = {name: metadata.version(name) for name in ("torch", "torchaudio")}
+    remedy = "install both from one index, e.g. pip install --force-reinstall 'torch==2.11.*' 'torchaudio==2.11.*'"
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
     try:
         import torch
+        import torchaudio
     except (ImportError, OSError) as error:
-        text = f"{metadata.version('torch')}: {str(error).splitlines()[0]}"
-        yield Check("torch", "problem", text, "pip install --force-reinstall 'torch==2.11.*'")
+        yield Check("torch", "problem", f"{text}: {str(error).splitlines()[0]}", remedy)
         return
-    yield Check("torch", "ok", f"torch {torch.__version__}, CUDA {torch.version.cuda}")
+    builds = [module.__version__.partition("+") for module in (torch, torchaudio)]
+    same = builds[0][0].split(".")[:2] == builds[1][0].split(".")[:2] and builds[0][2] == builds[1][2]
+    yield _verdict("torch", same, f"{text}, CUDA {torch.version.cuda}", remedy)
 
 
 def _gpus(subject: Subject) -> Iterator[Check]:

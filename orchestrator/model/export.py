@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 # What the entry imports; the rest of what tutti depends on is for training and fusing.
 REQUIRED = (
-    *("torch", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "psutil"),
+    *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "psutil"),
     *("filelock", "fsspec", "pandas", "mlflow"),
 )
 
