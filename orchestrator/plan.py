@@ -61,8 +61,13 @@ class Plan:
 
 def detector_id(detector: DetectorSpec) -> str:
     """A name for files, with the settings that are not the default: `mahalanobis`, `knn-k4`."""
-    settings = detector.model_dump(exclude={"name"}, exclude_defaults=True)
-    return "-".join([detector.name, *(f"{key}{value}" for key, value in sorted(settings.items()))])
+    words: list[str] = [detector.name]
+    for key, value in sorted(identity(detector).items()):
+        if isinstance(value, dict):
+            words += [f"{key}{value['name']}", *(f"{key}_{k}{v}" for k, v in sorted(value.items()) if k != "name")]
+        elif key != "name":
+            words.append(f"{key}{value}")
+    return "-".join(words)
 
 
 def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:

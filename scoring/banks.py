@@ -1,9 +1,9 @@
 """Reference banks and scoring: a branch's embeddings → its score table.
 
-Each machine and section has its own normals, source and target kept apart. A distance to a domain counts relative
-to the distances that are usual among that domain's own normals, since ten clips leave larger gaps than 990; the
-score is the smallest over the domains, in standard deviations. Training clips get cross-fitted scores, so that
-calibration and thresholds see scores like those of unheard clips.
+Each machine and section has its own normals, source and target kept apart unless the detector pools them. A
+distance to a domain counts relative to the distances that are usual among that domain's own normals, since ten clips
+leave larger gaps than 990; the score is the smallest over the domains, in standard deviations. Training clips get
+cross-fitted scores, so that calibration and thresholds see scores like those of unheard clips.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Bank:
         self._spec = detector
         self._fitted = detector.build().fit(in_form(X, detector), domain, attributes)
         self._held_out = self._fitted.held_out_distances()
-        self._member = np.searchsorted(self._fitted.domains_, domain.astype(str))
+        self._member = self._fitted.member_
         none = np.empty((0, len(self._fitted.domains_)))
         self.train_scores: Array = _nearest(standardised(self._held_out, self._member, none)[0], detector.softness)
 

@@ -5,12 +5,12 @@ scikit-learn, which takes a second to load, is imported by `build` alone: a plan
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from scoring.calibration import Method
-from scoring.settings import Density, Metric, Settings, by_name
+from scoring.settings import DensityWeight, Metric, Settings, by_name
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -40,12 +40,16 @@ class _DetectorSettings(Settings):
 
 
 class MahalanobisSpec(_DetectorSettings):
-    """Mahalanobis distance to the mean of each domain; see `scoring.domains`."""
+    """Mahalanobis distance to the mean of each domain; see `scoring.domains`.
+
+    standardised: each dimension is divided by its standard deviation first
+    """
 
     name: Literal["mahalanobis"] = "mahalanobis"
     shrinkage: Literal["ledoit_wolf", "oas"] | Annotated[float, Field(gt=0, le=1)] = "ledoit_wolf"
     covariance: Literal["pooled", "domain"] = "pooled"
     means: Literal["domain", "attributes"] = "domain"
+    standardised: bool = False
 
     @property
     def uses_attributes(self) -> bool:
@@ -56,24 +60,60 @@ class MahalanobisSpec(_DetectorSettings):
         """An unfitted detector."""
         from scoring.domains import MahalanobisDetector
 
-        return MahalanobisDetector(self.shrinkage, self.covariance, self.means)
+        return MahalanobisDetector(self.shrinkage, self.covariance, self.means, self.standardised)
 
 
 class BankSettings(_DetectorSettings):
-    """Of detectors with a bank for each domain; see `scoring.domains`."""
+    """Of detectors with a bank for each domain, or one pooled bank; see `scoring.domains`."""
 
+    banks: Literal["separate", "pooled"] = "separate"
     smote: float = Field(0.0, ge=0, le=1)
     smote_k: int = Field(2, ge=1)
 
+    @model_validator(mode="after")
+    def _smote_fills_a_domain(self) -> Self:
+        if self.banks == "pooled" and self.smote:
+            raise ValueError("smote fills the bank of a domain, and a pooled bank has none; leave out one of the two")
+        return self
+
     def build(self) -> Detector:
         """An unfitted detector."""
-        from scoring.domains import SeparateBanks
+        from scoring.domains import Banks
 
-        return SeparateBanks(self.estimator(), self.smote, self.smote_k)
+        return Banks(self.estimator(), self.banks == "pooled", self.smote, self.smote_k)
 
     def estimator(self) -> BaseEstimator:
         """An unfitted estimator for one bank."""
         raise NotImplementedError
+
+
+class NoDensitySpec(Settings):
+    """Distances are compared as they are."""
+
+    name: Literal["none"] = "none"
+    k: ClassVar[int] = 4
+    weight: ClassVar[float] = 1.0
+
+
+class RatioSpec(Settings):
+    """A distance is divided by the mean distance of the neighbour to its own k neighbours."""
+
+    name: Literal["ratio"] = "ratio"
+    k: int = Field(4, ge=1)
+    weight: ClassVar[float] = 1.0
+
+
+class DifferenceSpec(Settings):
+    """From a distance that mean is taken, times a weight; see `NearestNeighbours`."""
+
+    name: Literal["difference"] = "difference"
+    k: int = Field(4, ge=1)
+    weight: DensityWeight = 1.0
+
+
+DensitySpec = Annotated[
+    NoDensitySpec | RatioSpec | DifferenceSpec, Field(discriminator="name"), BeforeValidator(by_name)
+]
 
 
 class KnnSpec(BankSettings):
@@ -82,14 +122,14 @@ class KnnSpec(BankSettings):
     name: Literal["knn"] = "knn"
     k: int = Field(1, ge=1)
     metric: Metric = "cosine"
-    density: Density = "none"
-    density_k: int = Field(4, ge=1)
+    density: DensitySpec = NoDensitySpec()
 
     def estimator(self) -> BaseEstimator:
         """An unfitted estimator for one bank."""
         from scoring.neighbours import NearestNeighbours
 
-        return NearestNeighbours(self.k, self.metric, self.density, self.density_k)
+        density = self.density
+        return NearestNeighbours(self.k, self.metric, density.name, density.k, density.weight)
 
 
 class BandKnnSpec(BankSettings):
@@ -99,14 +139,15 @@ class BandKnnSpec(BankSettings):
 
     name: Literal["band_knn"] = "band_knn"
     k: int = Field(1, ge=1)
-    density: Density = "none"
-    density_k: int = Field(4, ge=1)
+    density: DensitySpec = NoDensitySpec()
+    bands: Literal["mean", "maximum"] = "mean"
 
     def estimator(self) -> BaseEstimator:
         """An unfitted estimator for one bank."""
         from scoring.neighbours import BandNeighbours
 
-        return BandNeighbours(self.k, self.density, self.density_k)
+        density = self.density
+        return BandNeighbours(self.k, density.name, density.k, density.weight, self.bands)
 
 
 class KMeansSpec(BankSettings):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from scoring.crossfit import fit_augmented, held_out_scores
+from scoring.crossfit import FOLDS, fit_augmented, held_out_scores
 from scoring.mahalanobis import Mahalanobis
 from scoring.settings import Shrinkage
 
@@ -27,6 +27,7 @@ class Detector(Protocol):
     """What scoring needs of a detector."""
 
     domains_: list[str]
+    member_: NDArray[np.int64]  # (n,) which of them each clip of `fit` belongs to
 
     def fit(self, X: NDArray[np.floating], domain: Labels, attributes: Labels) -> Self:
         """Learn from embeddings X (n, …) of normal clips, and the domain and attributes of each (n,)."""
@@ -52,21 +53,32 @@ class MahalanobisDetector:
     shrinkage: as in `Mahalanobis`
     covariance: `pooled` over the domains; `domain`: a domain with more clips than dimensions has its own
     means: one for each `domain`, or one for each combination of `attributes` in it
+    standardised: whether each dimension is divided by its standard deviation over all clips first: shrinkage draws to a
+        multiple of the identity, under which a few dimensions of large variance count for all others
     """
 
     def __init__(
-        self, shrinkage: Shrinkage, covariance: Literal["pooled", "domain"], means: Literal["domain", "attributes"]
+        self,
+        shrinkage: Shrinkage,
+        covariance: Literal["pooled", "domain"],
+        means: Literal["domain", "attributes"],
+        standardised: bool = False,
     ) -> None:
         self.shrinkage = shrinkage
         self.covariance = covariance
         self.means = means
+        self.standardised = standardised
 
     def fit(self, X: NDArray[np.floating], domain: Labels, attributes: Labels) -> Self:
         """See `Detector.fit`."""
-        self.domains_ = sorted(set(domain))
+        self.domains_, self.member_ = _members(domain)
+        self._clips = X, domain, attributes
+        if self.standardised:
+            deviation = X.std(axis=0, dtype=np.float64)
+            self._deviation = np.where(deviation > 0, deviation, 1)
+            X = X / self._deviation
         names = attributes if self.means == "attributes" else np.full(len(X), "")
         groups = np.array([f"{d}\0{a}" for d, a in zip(domain, names, strict=True)])
-        self._domain = domain
         self._pooled = Mahalanobis(self.shrinkage).fit(X, groups)
         self._own = {}
         for name in self.domains_:
@@ -77,6 +89,8 @@ class MahalanobisDetector:
 
     def distances(self, X: NDArray[np.floating]) -> Array:
         """See `Detector.distances`."""
+        if self.standardised:
+            X = X / self._deviation
         pooled = self._nearest(self._pooled.distances(X))
         for name, model in self._own.items():
             pooled[:, self.domains_.index(name)] = model.distances(X).min(axis=1)
@@ -84,12 +98,27 @@ class MahalanobisDetector:
 
     def held_out_distances(self) -> Array:
         """See `Detector.held_out_distances`."""
+        if self.standardised:  # without a clip all dimensions have other deviations: no rank-one change
+            return self._by_folds()
         result = self._nearest(self._pooled.held_out_distances())
         for name, model in self._own.items():
-            of_domain = self._domain == name
+            of_domain = self._clips[1] == name
             column = self.domains_.index(name)
             result[of_domain, column] = _nanmin(model.held_out_distances())
             result[~of_domain, column] = model.distances(self._pooled.X_[~of_domain]).min(axis=1)
+        return result
+
+    def _by_folds(self) -> Array:
+        """`held_out_distances` by folds of each domain's clips: leave-one-out of a domain of up to `FOLDS` clips."""
+        result, X = np.full((len(self.member_), len(self.domains_)), np.nan), self._clips[0]
+        fold = np.empty(len(X), np.int64)
+        for d in range(len(self.domains_)):
+            fold[self.member_ == d] = np.arange((self.member_ == d).sum()) % FOLDS
+        for held in (fold == i for i in range(fold.max() + 1)):
+            others = MahalanobisDetector(self.shrinkage, self.covariance, self.means, self.standardised)
+            others.fit(*(values[~held] for values in self._clips))
+            columns = [self.domains_.index(name) for name in others.domains_]
+            result[np.ix_(held, columns)] = others.distances(X[held])
         return result
 
     def _nearest(self, to_groups: Array) -> Array:
@@ -103,26 +132,33 @@ def _nanmin(distances: Array) -> Array:
     return smallest
 
 
-class SeparateBanks:
-    """An estimator for each domain by itself.
+def _members(domain: Labels) -> tuple[list[str], NDArray[np.int64]]:
+    names, member = np.unique(domain.astype(str), return_inverse=True)
+    return names.tolist(), member
+
+
+class Banks:
+    """An estimator for each domain by itself, or one for all.
 
     Parameters
     ----------
     estimator: what is cloned for each domain; lower `score_samples` are more abnormal
+    pooled: whether source and target clips are in one bank, as if they were of one domain
     smote: synthetic clips are added to a domain until it has so many for each clip of the largest domain
     smote_k: neighbours that a clip is mixed with
     """
 
-    def __init__(self, estimator: BaseEstimator, smote: float, smote_k: int) -> None:
+    def __init__(self, estimator: BaseEstimator, pooled: bool, smote: float, smote_k: int) -> None:
         self.estimator = estimator
+        self.pooled = pooled
         self.smote = smote
         self.smote_k = smote_k
 
     def fit(self, X: NDArray[np.floating], domain: Labels, attributes: Labels) -> Self:
         """See `Detector.fit`."""
-        self.domains_ = sorted(set(domain))
+        self.domains_, self.member_ = _members(np.full(len(X), "all", object) if self.pooled else domain)
         self._X = X
-        self._rows = [np.flatnonzero(domain == name) for name in self.domains_]
+        self._rows = [np.flatnonzero(self.member_ == d) for d in range(len(self.domains_))]
         wanted = self.smote * max(map(len, self._rows))
         self._synthetic = [max(0, round(wanted - len(rows))) for rows in self._rows]
         banks = zip(self._rows, self._synthetic, strict=True)

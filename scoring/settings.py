@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Metric = Literal["cosine", "euclidean"]
 Density = Literal["none", "ratio", "difference"]
+DensityWeight = Annotated[float, Field(ge=0)] | Literal["fitted"]
 Shrinkage = Literal["ledoit_wolf", "oas"] | float
 
 

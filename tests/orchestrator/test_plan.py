@@ -115,6 +115,9 @@ def test_seeds_of_one_configuration_share_its_id():
 
 def test_detector_names():
     assert [detector_id(d) for d in (MahalanobisSpec(), KnnSpec(), KnnSpec(k=4))] == ["mahalanobis", "knn", "knn-k4"]
+    fitted = KnnSpec(banks="pooled", density={"name": "difference", "weight": "fitted"})
+    assert detector_id(fitted) == "knn-bankspooled-densitydifference-density_weightfitted"
+    assert detector_id(KnnSpec(density="difference")) == "knn-densitydifference"
 
 
 @pytest.fixture

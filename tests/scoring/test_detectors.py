@@ -34,6 +34,9 @@ def test_every_detector_has_a_distance_to_each_domain(name, normals):
         {"name": "knn", "calibration": "test"},
         {"name": "knn", "softness": float("nan")},
         {"name": "isolation"},
+        {"name": "knn", "banks": "pooled", "smote": 0.2},
+        {"name": "knn", "density": {"name": "ratio", "weight": "fitted"}},
+        {"name": "band_knn", "density": {"name": "difference", "weight": -1}},
     ],
 )
 def test_wrong_settings_are_refused(settings):

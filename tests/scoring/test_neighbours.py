@@ -3,12 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
+from sklearn.metrics.pairwise import cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
 from scoring import neighbours
+from scoring.detectors import BandKnnSpec
 from scoring.neighbours import BandNeighbours, NearestNeighbours
 
-METRICS, DENSITIES = st.sampled_from(["cosine", "euclidean"]), st.sampled_from(["none", "ratio", "difference"])
+METRICS = st.sampled_from(["cosine", "euclidean"])
+DENSITIES = st.sampled_from(
+    [("none", 1.0), ("ratio", 1.0), ("difference", 1.0), ("difference", 0.3), ("difference", "fitted")]
+)
 
 
 def embeddings(seed, n, *shape):
@@ -33,7 +38,8 @@ def test_the_neighbours_are_scikit_learns(seed, k, metric, dtype):
 @given(st.integers(0, 99), st.integers(2, 12), st.integers(1, 4), METRICS, DENSITIES, st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
 def test_leave_one_out_is_refitting_without_the_clip(seed, n, k, metric, density, density_k):
-    X, estimator = embeddings(seed, n, 5), NearestNeighbours(k, metric, density, density_k)
+    name, weight = density
+    X, estimator = embeddings(seed, n, 5), NearestNeighbours(k, metric, name, density_k, weight)
     found = clone(estimator).fit(X).held_out_score_samples()
     np.testing.assert_allclose(found, refitted(estimator, X), rtol=1e-9, atol=1e-14)
 
@@ -76,11 +82,63 @@ def test_copies_and_lone_clips():
     assert NearestNeighbours().fit(bank).score_samples(np.zeros((1, 3))) == pytest.approx(-0.5)
 
 
+def recipe(bank, queries, density_k=4):
+    """Distances (m, bands) of queries (m, bands, E) by the recipe of a pooled bank, in loops over scikit-learn."""
+    result = np.empty(queries.shape[:2])
+    for f in range(bank.shape[1]):
+        among, to = cosine_distances(bank[:, f]), cosine_distances(queries[:, f], bank[:, f])
+        u, v, density = np.empty(len(bank)), np.empty(len(bank)), np.empty(len(bank))
+        np.fill_diagonal(among, np.inf)
+        for i, row in enumerate(among):
+            density[i] = np.sort(row)[:density_k].mean()
+        for i, row in enumerate(among):
+            u[i], v[i] = row.min(), density[row.argmin()]
+        covariance = np.cov(u, v, ddof=0)
+        weight = covariance[0, 1] / covariance[1, 1] if covariance[1, 1] > 1e-12 else 0.0
+        result[:, f] = [min(d - weight * b for d, b in zip(row, density, strict=True)) for row in to]
+    return result
+
+
+@pytest.mark.parametrize("bands", ["mean", "maximum"])
+def test_the_recipe_of_a_pooled_bank_by_its_definition(bands):
+    bank, queries = embeddings(0, 60, 8, 24).astype(np.float32), embeddings(1, 20, 8, 24).astype(np.float32)
+    domain = np.array(["source"] * 50 + ["target"] * 10, object)
+    settings = {"banks": "pooled", "density": {"name": "difference", "k": 4, "weight": "fitted"}, "bands": bands}
+    detector = BandKnnSpec(**settings).build().fit(bank, domain, domain)
+    by_band = recipe(bank, queries)
+    expected = (by_band.mean(axis=1) if bands == "mean" else by_band.max(axis=1)) / 2
+    np.testing.assert_allclose(detector.distances(queries)[:, 0], expected, rtol=1e-6, atol=1e-7)
+    held_out = [recipe(np.delete(bank, i, axis=0), bank[i : i + 1])[0] for i in range(0, 60, 7)]
+    expected = (np.mean(held_out, axis=1) if bands == "mean" else np.max(held_out, axis=1)) / 2
+    np.testing.assert_allclose(detector.held_out_distances()[::7, 0], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_fitted_weight_makes_leave_one_out_scores_vary_least():
+    rng = np.random.default_rng(5)
+    bank = np.concatenate([rng.normal(scale=s, size=(40, 3)) + c for s, c in ((0.1, 5), (1, 50), (3, 100))])
+
+    def spread(weight):
+        fitted = NearestNeighbours(1, "euclidean", "difference", 4, weight).fit(bank)
+        near, who = fitted._near[:, 0], fitted._who[:, 0]
+        return np.var(near - fitted._factor * fitted._usual[who])
+
+    assert spread("fitted") < min(spread(w) for w in np.arange(0, 1.5, 0.05)) + 1e-12
+    assert spread("fitted") < 0.9 * spread(0.0)
+
+
+def test_a_density_that_is_the_same_everywhere_has_no_weight():
+    corners = np.eye(6)
+    fitted = NearestNeighbours(1, "cosine", "difference", 4, "fitted").fit(corners)
+    np.testing.assert_allclose(fitted.score_samples(corners), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bands", ["mean", "maximum"])
 @pytest.mark.parametrize("density", ["none", "difference"])
-def test_bands_are_averaged_and_left_out_together(density):
+def test_bands_are_judged_and_left_out_together(density, bands):
     bank, queries = embeddings(0, 9, 4, 3), embeddings(1, 5, 4, 3)
-    estimator = BandNeighbours(1, density)
+    estimator = BandNeighbours(1, density, bands=bands)
     single = [NearestNeighbours(1, density=density).fit(bank[:, b]).score_samples(queries[:, b]) for b in range(4)]
-    np.testing.assert_allclose(clone(estimator).fit(bank).score_samples(queries), np.mean(single, axis=0) / 2)
+    expected = np.mean(single, axis=0) if bands == "mean" else np.min(single, axis=0)
+    np.testing.assert_allclose(clone(estimator).fit(bank).score_samples(queries), expected / 2)
     found = clone(estimator).fit(bank).held_out_score_samples()
     np.testing.assert_allclose(found, refitted(estimator, bank), rtol=1e-9, atol=1e-14)

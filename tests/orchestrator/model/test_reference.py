@@ -21,6 +21,8 @@ DETECTORS = [
     {"name": "knn"},
     {"name": "knn", "k": 2, "density": "ratio", "softness": 0.5},
     {"name": "band_knn"},
+    {"name": "band_knn", "banks": "pooled", "density": {"name": "difference", "weight": "fitted"}, "bands": "maximum"},
+    {"name": "mahalanobis", "standardised": True},
     {"name": "kmeans", "clusters": 3},
     {"name": "gmm", "components": 2},
 ]
