@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fusion.objective import Objective
 from scoring.metrics import LabelledCells, harmonic_mean
+from scoring.table import is_report_only
 
 
 def labelled_rows(table: pa.Table) -> NDArray[np.int64]:
@@ -42,7 +43,11 @@ class LabelledScores:
         ------
         InputError
             If no clip has a label.
+        ValueError
+            If the labels are ground truth that came later: nothing is chosen by it.
         """
+        if is_report_only(table):
+            raise ValueError("labels for reports only have reached a search")
         cells = LabelledCells.from_table(table).measurable()
         used, rows = np.unique(cells.rows, return_inverse=True)
         compact = replace(cells, rows=rows.reshape(cells.rows.shape))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from scoring.clip_names import is_of_2020
 from scoring.errors import InputError
 from scoring.table import rows_of
 
@@ -167,6 +168,15 @@ def harmonic_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] | Non
     present = ~np.isnan(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         return present.sum(axis=axis) / np.where(present, 1 / values, 0).sum(axis=axis)
+
+
+def other_rule(table: pa.Table) -> str | None:
+    """What to say of a table whose year was, or may have been, measured otherwise."""
+    if any(map(is_of_2020, pc.unique(table["clip"]).to_pylist())):
+        return "clips of 2020: these are not that year's figures, which are arithmetic means of AUC and pAUC by id"
+    if pc.any(pc.greater(table["section"], 0)).as_py():
+        return "if these clips are of 2021: that year's AUC of a domain takes the anomalies of this domain alone"
+    return None
 
 
 def has_labels(table: pa.Table) -> bool:

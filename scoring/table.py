@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scoring.atomic import atomic
+from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
 
 SCHEMA = pa.schema(
@@ -40,14 +41,16 @@ _ALLOWED = {
     "condition": ("normal", "anomaly", None),
 }
 TRANSDUCTIVE = "transductive"
-# Tables made elsewhere may lack these; a table without training rows has nothing to calibrate on.
-_FILLED = {"split": "test", "calibrated": None}
+REPORT_ONLY = "report_only"
+# What stands in a table made elsewhere where it lacks a column and the clip's name does not say.
+_FILLED = {"section": 0, "split": "test", "domain": None, "condition": None, "calibrated": None}
 
 
 def conform(table: pa.Table, name: str = "score table") -> pa.Table:
     """The table with exactly the columns of `SCHEMA`, sorted by `KEY`, after every check.
 
-    A missing `split` is read as `test`, a missing `calibrated` as null; further columns are dropped.
+    Columns that a table made elsewhere lacks are read from the challenge's clip names: section (else 0), split (else
+    test), domain and condition (else null). A missing `calibrated` is null; further columns are dropped.
 
     Raises
     ------
@@ -58,10 +61,7 @@ def conform(table: pa.Table, name: str = "score table") -> pa.Table:
     twice = [column for column in SCHEMA.names if table.column_names.count(column) > 1]
     if twice:
         raise InputError(f"{name}: column {', '.join(twice)} stands twice; drop or rename one of the two")
-    for column, value in _FILLED.items():
-        if column not in table.column_names:
-            filled = pa.array([value] * table.num_rows, SCHEMA.field(column).type)
-            table = table.append_column(column, filled)
+    table = _filled(table)
     missing = [column for column in SCHEMA.names if column not in table.column_names]
     if missing:
         raise InputError(f"{name}: no column {', '.join(missing)}; a score table has {', '.join(SCHEMA.names)}")
@@ -72,6 +72,19 @@ def conform(table: pa.Table, name: str = "score table") -> pa.Table:
         raise InputError(f"{name}: a column has the wrong type: {error}") from None
     _check_rows(table, name)
     return table.sort_by([(column, "ascending") for column in KEY]).replace_schema_metadata(metadata)
+
+
+def _filled(table: pa.Table) -> pa.Table:
+    absent = [column for column in _FILLED if column not in table.column_names]
+    if not absent:
+        return table
+    clips = table["clip"].to_pylist() if "clip" in table.column_names else [None] * table.num_rows
+    names = [parse_clip_name(clip) if isinstance(clip, str) else None for clip in clips]
+    for column in absent:
+        values = [getattr(name, column, None) for name in names]
+        values = [_FILLED[column] if value is None else value for value in values]
+        table = table.append_column(column, pa.array(values, SCHEMA.field(column).type))
+    return table
 
 
 def _check_rows(table: pa.Table, name: str) -> None:
@@ -101,8 +114,16 @@ def _describe(table: pa.Table, row: int) -> str:
 
 
 def write_table(table: pa.Table, path: str | Path) -> str:
-    """Check `table`, write it to `path` through a temporary name, and return the file's SHA-256."""
+    """Check `table`, write it to `path` through a temporary name, and return the file's SHA-256.
+
+    Raises
+    ------
+    ValueError
+        If the table has labels for reports only: a search could read them from a file.
+    """
     path = Path(path)
+    if is_report_only(table):
+        raise ValueError(f"{path}: a table with ground truth for reports is not written")
     table = conform(table, path.name)
     with atomic(path) as temporary:
         pq.write_table(table, temporary)
@@ -142,10 +163,15 @@ def is_transductive(table: pa.Table) -> bool:
     return metadata_of(table).get(TRANSDUCTIVE) == "true"
 
 
+def is_report_only(table: pa.Table) -> bool:
+    """Whether the table's labels came later, as ground truth, and are for figures alone."""
+    return metadata_of(table).get(REPORT_ONLY) == "true"
+
+
 def _marked(metadata: Mapping[str, str], *sources: pa.Table) -> dict[str, str]:
     """The metadata of what is made from the sources."""
-    mark = {TRANSDUCTIVE: "true"} if any(map(is_transductive, sources)) else {}
-    return {**metadata, **mark}
+    marks = {m: "true" for m in (TRANSDUCTIVE, REPORT_ONLY) if any(metadata_of(s).get(m) == "true" for s in sources)}
+    return {**metadata, **marks}
 
 
 def with_scores(

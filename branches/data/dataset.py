@@ -1,18 +1,12 @@
 """The clip index: what the challenge's folders and file names say, as one Arrow table.
 
-Understands the layout `<root>/<machine>/{train,test}/` and the names of DCASE Task 2 from 2020 to 2026:
-
-    section_00_source_train_normal_0000_spd_1.wav     2022–2026; attributes or `noAttribute` at the end
-    section_00_0000.wav                               evaluation: domain and condition are hidden
-    normal_id_06_00000933.wav                         2020: the id is the section, there is one domain
-
-and the folders `source_test` and `target_test` of 2021.
+Understands the layout `<root>/<machine>/{train,test}/`, the names of DCASE Task 2 from 2020 to 2026
+(`scoring/clip_names.py`), and the folders `source_test` and `target_test` of 2021.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,6 +19,7 @@ from numpy.typing import NDArray
 
 from branches.data.layout import FOLDERS, clip_paths
 from branches.spec import BranchSpec
+from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
 from scoring.table import KEY, SCHEMA, groups
 
@@ -35,13 +30,6 @@ INDEX_SCHEMA = pa.schema(
         pa.field("path", pa.string()),
     ]
 )
-
-_SECTION_NAME = re.compile(
-    r"section_(?P<section>\d+)"
-    r"(?:_(?P<domain>source|target))?(?:_(?P<split>train|test))?(?:_(?P<condition>normal|anomaly))?"
-    r"_(?P<number>\d{4,8})(?:_(?P<attributes>.+))?\.wav"
-)
-_ID_NAME = re.compile(r"(?:(?P<condition>normal|anomaly)_)?id_(?P<section>\d+)_(?P<number>\d{8})\.wav")
 
 
 @dataclass(frozen=True)
@@ -73,26 +61,21 @@ def parse_path(path: str) -> Clip:
     if folder not in FOLDERS:
         raise InputError(f"{path}: the folder is none of {', '.join(FOLDERS)}")
     split, domain = FOLDERS[folder]
-    if match := _SECTION_NAME.fullmatch(name):
-        fields = match.groupdict()
-        domain = fields["domain"] or domain
-    elif match := _ID_NAME.fullmatch(name):
-        fields = {**match.groupdict(), "split": None, "attributes": None}
-        domain = "source"  # 2020 has one domain, and the banks call the main one source
-    else:
+    parts = parse_clip_name(name)
+    if parts is None:
         raise InputError(
-            f"{path}: not a name of the challenge, e.g. section_00_source_train_normal_0000_noAttribute.wav"
+            f"{path}: not a name of the challenge, e.g. section_00_source_train_normal_0000_noAttribute.wav; "
+            "`tutti data import` takes recordings of any name"
         )
-    if fields["split"] not in (None, split):
-        raise InputError(f"{path}: the name says {fields['split']}, the folder says {split}")
+    domain = parts.domain or domain
+    if parts.split not in (None, split):
+        raise InputError(f"{path}: the name says {parts.split}, the folder says {split}")
     if split == "train" and domain is None:
         raise InputError(f"{path}: the name of a training clip must say source or target")
-    condition = fields["condition"] or ("normal" if split == "train" else None)
+    condition = parts.condition or ("normal" if split == "train" else None)
     if split == "train" and condition == "anomaly":
         raise InputError(f"{path}: an anomaly among the training clips; training data are normal")
-    return Clip(
-        machine, int(fields["section"]), name, split, domain, condition, _attributes(fields["attributes"]), path
-    )
+    return Clip(machine, parts.section, name, split, domain, condition, _attributes(parts.attributes), path)
 
 
 def _attributes(text: str | None) -> tuple[tuple[str, str], ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import json_option
+from orchestrator.commands.display import print_table
+from orchestrator.commands.options import ground_truth_option, json_option
 from scoring.errors import InputError
 
 
@@ -21,7 +22,8 @@ from scoring.errors import InputError
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Their data set, if it is no longer where the run had it."
 )
-def report(folder: Path, audio: int, data: Path | None) -> None:
+@ground_truth_option
+def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | None) -> None:
     """Write a run's HTML report anew from its results.
 
     \b
@@ -31,7 +33,7 @@ def report(folder: Path, audio: int, data: Path | None) -> None:
     click.echo(f"writing the report of {folder}", err=True)
     from orchestrator.report import write_report
 
-    click.echo(write_report(folder, audio=audio, data=data))
+    click.echo(write_report(folder, audio=audio, data=data, ground_truth=ground_truth))
 
 
 @click.group()
@@ -64,7 +66,9 @@ def make(
     package = make_package(folder, systems, out, label, meta)
     findings = check_package(package)
     if as_json:
-        click.echo(json.dumps({"package": str(package.resolve()), **asdict(findings)}))
+        click.echo(
+            json.dumps({"package": str(package.resolve()), "errors": findings.errors, "warnings": findings.warnings})
+        )
         return
     click.echo(package)
     for line in [*findings.errors, *findings.warnings]:
@@ -74,19 +78,28 @@ def make(
 @submission.command("check")
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Data set whose test clips must be in the package.")
+@ground_truth_option
 @json_option
-def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
+def check_submission(package: Path, data: Path | None, ground_truth: Path | None, as_json: bool) -> None:
     """Print everything that is wrong with a package, a folder or a zip file. Exits with 2 if anything is.
+
+    With --ground-truth, also the official metrics of each system, in per cent.
 
     \b
     Example: tutti submission check runs/a/package/Jiang_THU_task2.zip --data /data/dcase2026
     """
     from orchestrator.submission.check import check_package
 
-    findings = check_package(package, data)
+    findings = check_package(package, data, ground_truth)
     if as_json:
-        click.echo(json.dumps(asdict(findings)))
+        metrics = {"metrics": asdict(findings)["metrics"]} if ground_truth else {}
+        click.echo(json.dumps({"errors": findings.errors, "warnings": findings.warnings, **metrics}))
     else:
+        for system, measured in findings.metrics.items():
+            rows = [(name, *astuple(m)) for name, m in measured.machines.items()]
+            print_table(
+                (system, "AUC source", "AUC target", "pAUC", "hmean"), [*rows, ("Omega", "", "", "", measured.omega)]
+            )
         for line in [*(f"error: {e}" for e in findings.errors), *(f"warning: {w}" for w in findings.warnings)]:
             click.echo(line)
     counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"

@@ -33,6 +33,11 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="A setting of every configuration, such as branch.training.steps=30; may be given several times.",
 )
+ground_truth_option = click.option(
+    "--ground-truth",
+    type=click.Path(path_type=Path),
+    help="Folder with the organisers' ground_truth_*.csv: labels that came later, for figures alone.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tracking_option = click.option(
     "--tracking-uri",

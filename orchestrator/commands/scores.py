@@ -10,25 +10,29 @@ from typing import Any
 import click
 
 from orchestrator.commands.display import cell, print_table
-from orchestrator.commands.options import backbone_option, json_option
+from orchestrator.commands.options import backbone_option, ground_truth_option, json_option
 from scoring.errors import InputError
 
 
 @click.command()
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE...")
+@ground_truth_option
 @json_option
-def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
+def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) -> None:
     """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
 
-    A run's folder stands for its baseline and its fused systems.
+    TABLE is a Parquet file, a CSV file with a header, an anomaly_score_*.csv of the challenge, or a folder of these;
+    a run's folder stands for its baseline and its fused systems. With --ground-truth, only machines that it is about
+    are measured.
 
     Precision, recall and F1 are of decisions at the thresholds from the table's training rows, where it has any.
 
     \b
     Example: tutti metrics runs/a/systems/s2/fused.parquet
              tutti metrics runs/a
+             tutti metrics runs/a --ground-truth dcase2026_task2_evaluator
     """
-    by_table = {str(path): _metrics_of(path) for given in tables for path in _tables_in(given)}
+    by_table = {str(path): _metrics_of(path, ground_truth) for given in tables for path in _tables_in(given)}
     if as_json:
         click.echo(json.dumps({"tables": by_table} if len(by_table) > 1 else next(iter(by_table.values()))))
         return
@@ -51,24 +55,27 @@ def metrics(tables: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _tables_in(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
+    """The tables of a run's folder; any other path is a table itself."""
     from orchestrator.fuse.result import FUSED
     from orchestrator.ledger.folders import BASELINES, SYSTEMS
 
-    tables = [*sorted((path / BASELINES).glob("*/tables/*.parquet")), *sorted((path / SYSTEMS).glob(f"*/{FUSED}"))]
-    if not tables:
-        raise InputError(f"{path}: no fused system in it; give score tables, or a run's folder")
-    return tables
+    run = [*sorted((path / BASELINES).glob("*/tables/*.parquet")), *sorted((path / SYSTEMS).glob(f"*/{FUSED}"))]
+    return run or [path]
 
 
-def _metrics_of(path: Path) -> dict[str, Any]:
+def _metrics_of(path: Path, ground_truth: Path | None) -> dict[str, Any]:
     from scoring.bootstrap import bootstrap_intervals
     from scoring.decisions import decision_metrics, thresholds
-    from scoring.metrics import official_metrics
-    from scoring.table import is_transductive, read_table
+    from scoring.elsewhere import read_scores
+    from scoring.ground_truth import read_ground_truth
+    from scoring.metrics import official_metrics, other_rule
+    from scoring.table import is_transductive
 
-    table = read_table(path)
+    table = read_scores(path)
+    if ground_truth is not None:
+        table = read_ground_truth(ground_truth).revealed(table)
+    if note := other_rule(table):
+        click.echo(f"{path}: {note}", err=True)
     metrics = official_metrics(table).as_dict()
     try:
         decided = {name: asdict(d) for name, d in decision_metrics(table, thresholds(table)).items()}
@@ -86,7 +93,7 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 @click.command()
 @click.argument("system", required=False)
 @click.option(
-    "--tables", type=click.Path(path_type=Path), help="Folder with index.csv, or a run's; SYSTEM for the latter."
+    "--tables", type=click.Path(path_type=Path), help="Folder of score tables, or a run's; SYSTEM for the latter."
 )
 @click.option("--tracking-uri", help="MLflow store to take the tables of finished branches from.")
 @click.option("--experiment", help="Its experiment, by name.")
@@ -107,8 +114,9 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 def fuse(as_json: bool, **options: Any) -> None:
     """Fuse score tables; they may have been made elsewhere. Running it again continues.
 
-    Without SYSTEM the tree is read from index.csv: the columns table (file name without .parquet), family
-    (sub-system), config (configuration) and seed.
+    Without SYSTEM the tree is read from index.csv: the columns table (file name without suffix), family
+    (sub-system), config (configuration) and seed; without that too, each table in the folder is a configuration.
+    Tables are Parquet or CSV files, or folders of a system's anomaly_score_*.csv, as teams submit them.
 
     \b
     Example: tutti fuse --tables scores/dev --out fused

@@ -11,9 +11,11 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fusion.hierarchy import Tree
@@ -21,8 +23,9 @@ from orchestrator.plan import Branch, make_plan, table_names
 from orchestrator.preflight import with_resolved_files
 from orchestrator.system import SystemSpec
 from scoring.calibration import recalibrate, transductive_normalisation
+from scoring.elsewhere import read_scores, table_path, tables_in
 from scoring.errors import InputError
-from scoring.table import is_transductive, metadata_of, read_table, with_scores
+from scoring.table import is_transductive, metadata_of, with_scores
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +49,19 @@ class TableFiles(Mapping[str, pa.Table]):
     _warned: set[str] = field(default_factory=set, compare=False)
 
     def __getitem__(self, name: str) -> pa.Table:
-        table = read_table(self.paths[name])
+        table = read_scores(self.paths[name])
         if self.transductive:
-            return transductive_normalisation(table)
+            return transductive_normalisation(table.filter(pc.equal(table["split"], "test")) if self._tests else table)
         table, stale = _calibrated(table, name)
         if stale and name not in self._warned:
             log.warning("%s: `calibrated` does not follow from `score` on %s: calibrated anew", name, ", ".join(stale))
             self._warned.add(name)  # a table is read several times
         return table
+
+    @cached_property
+    def _tests(self) -> bool:
+        """Whether test rows alone are fused, since a table (another team's) has no others."""
+        return not all(pc.any(pc.equal(read_scores(p)["split"], "train")).as_py() for p in self.paths.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.paths)
@@ -82,12 +90,19 @@ def _calibrated(table: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
 def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
     """Tree and files of a folder whose `index.csv` has the columns table, family, config and, maybe empty, seed.
 
+    A table is a Parquet or CSV file or a folder of the challenge's CSV files (`scoring.elsewhere.read_scores`), named
+    without its suffix. Without an index each is a configuration of one sub-system.
+
     Raises
     ------
     InputError
-        If the index is not there, lacks a column or names a table twice or one that is not there.
+        If there is neither an index nor a table, or the index lacks a column or names a table twice or one that is not
+        there.
     """
     path = folder / INDEX
+    if not path.exists() and (tables := tables_in(folder)):
+        log.info("%s: not there; each of the %d tables is a configuration of one sub-system", path, len(tables))
+        return {"tables": {name: [name] for name in tables}}, tables
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -109,9 +124,9 @@ def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
         if seed and (family, config, seed) in seeds:
             raise InputError(f"{path}: line {number} has seed {seed} of {family}/{config} a second time")
         seeds.add((family, config, seed))
-        files[name] = folder / f"{name}.parquet"
+        files[name] = table_path(folder, name)
         if not files[name].exists():
-            raise InputError(f"{path}: line {number} names {name}, and there is no {files[name]}")
+            raise InputError(f"{path}: line {number} names {name}, and there is no {files[name]} (or .csv, or folder)")
         tree.setdefault(family, {}).setdefault(config, []).append(name)
     if not tree:
         raise InputError(f"{path}: the index names no table")

@@ -20,8 +20,9 @@ from orchestrator.ledger.folders import BRANCHES
 from orchestrator.plan import digest
 from orchestrator.system import load_system
 from scoring.detectors import SCORING_VERSION
+from scoring.elsewhere import table_path, table_sha256
 from scoring.errors import InputError
-from scoring.table import file_sha256, is_transductive, write_table
+from scoring.table import is_transductive, write_table
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def fuse_tables(request: Request) -> dict[str, Any]:
         return _apply(request, request.weights)
     tree, files = _source(request)
     used = {name: files[name] for name in tables_of(tree)}
-    checksums = {name: file_sha256(path) for name, path in used.items()}
+    checksums = {name: table_sha256(path) for name, path in used.items()}
     fusion_id = digest([tree, checksums, request.transductive, SCORING_VERSION, FUSION_VERSION])
     result = finished_result(request.out, fusion_id)
     if result is None:
@@ -157,7 +158,7 @@ def _apply(request: Request, path: Path) -> dict[str, Any]:
 def _places(request: Request, names: Iterable[str]) -> tuple[Tree | None, Mapping[str, Path]]:
     """Tables under the names that they had when weights were chosen; of a SYSTEM by its tree."""
     if request.tables is not None and request.system is None and request.tracking_uri is None:
-        return None, {name: request.tables / f"{name}.parquet" for name in names}
+        return None, {name: table_path(request.tables, name) for name in names}
     return _source(request)
 
 

@@ -14,6 +14,7 @@ from orchestrator.ledger.folders import BRANCHES, SYSTEMS, Record, read_record
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.decisions import Thresholds, thresholds
 from scoring.errors import InputError
+from scoring.ground_truth import GroundTruth, read_ground_truth
 from scoring.metrics import has_labels
 from scoring.table import read_table
 
@@ -27,6 +28,7 @@ class System:
     held_out: its labelled clips, each scored with weights chosen without the clip's machine; None if there are none
     intervals, held_out_intervals: of the in-sample metrics, and of those on machines left out; None without labels
     limits: threshold of each machine and section; None where there are no training clips
+    revealed: the fused table's rows with ground truth that came later, and its intervals; `result` knows nothing of it
     """
 
     result: dict[str, Any]
@@ -36,6 +38,7 @@ class System:
     intervals: Intervals | None = None
     held_out_intervals: Intervals | None = None
     limits: Thresholds | None = None
+    revealed: System | None = None
 
     @property
     def name(self) -> str:
@@ -94,8 +97,10 @@ class Run:
         return sorted({machine for machines in measured for machine in machines})
 
 
-def collect(out: Path, dataset: str | None) -> Run:
+def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) -> Run:
     """The run or fusion in a folder; with a data set's fingerprint, only results on that data.
+
+    ground_truth: folder of labels that came later
 
     Raises
     ------
@@ -108,7 +113,8 @@ def collect(out: Path, dataset: str | None) -> Run:
     if not results:
         raise InputError(f"{out}: no results to report; `tutti run` writes them")
     notes: list[str] = []
-    systems = [_system(folder, result, notes) for folder, result in results]
+    truth = None if ground_truth is None else read_ground_truth(ground_truth)
+    systems = [_system(folder, result, notes, truth) for folder, result in results]
     records = {}
     for branch_id in sorted(set().union(*(system.branch_ids for system in systems))):
         record = read_record(out / BRANCHES / branch_id)
@@ -128,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
     return result
 
 
-def _system(folder: Path, result: dict[str, Any], notes: list[str]) -> System:
+def _system(folder: Path, result: dict[str, Any], notes: list[str], truth: GroundTruth | None) -> System:
     made = json.loads((folder / MADE).read_text(encoding="utf-8")) if (folder / MADE).exists() else {}
     try:
         fused = read_table(folder / FUSED)
@@ -143,4 +149,8 @@ def _system(folder: Path, result: dict[str, Any], notes: list[str]) -> System:
     intervals, held_out_intervals = (
         bootstrap_intervals(table) if table is not None and has_labels(table) else None for table in (fused, held_out)
     )
-    return System(result, made, fused, held_out, intervals, held_out_intervals, limits)
+    revealed = None
+    if truth is not None:
+        table = truth.revealed(fused)
+        revealed = System(result, made, table, intervals=bootstrap_intervals(table), limits=limits)
+    return System(result, made, fused, held_out, intervals, held_out_intervals, limits, revealed)

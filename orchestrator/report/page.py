@@ -21,6 +21,7 @@ from orchestrator.report.sound import most_wrong
 from orchestrator.report.verdict import verdict
 from scoring.atomic import atomic
 from scoring.bootstrap import Interval
+from scoring.metrics import official_metrics
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,13 @@ def refresh_report(out: Path, dataset: str) -> None:
         write_report(out, dataset)
 
 
-def write_report(out: Path, dataset: str | None = None, audio: int = 0, data: Path | None = None) -> Path:
+def write_report(
+    out: Path,
+    dataset: str | None = None,
+    audio: int = 0,
+    data: Path | None = None,
+    ground_truth: Path | None = None,
+) -> Path:
     """Write `out/report.html` from the results in a folder of `tutti run` or `tutti fuse`, and return its path.
 
     Parameters
@@ -49,13 +56,14 @@ def write_report(out: Path, dataset: str | None = None, audio: int = 0, data: Pa
     dataset: fingerprint of a data set; results on other data that lie in the same folder are left out
     audio: with so many false alarms and misses of each system to listen to
     data: where their recordings are; None looks where the run had them
+    ground_truth: folder of labels that came later; systems are also measured on its machines, and no result changes
 
     Raises
     ------
     InputError
         If there is no result, or one is damaged.
     """
-    run = collect(out, dataset)
+    run = collect(out, dataset, ground_truth)
     environment = Environment(
         loader=PackageLoader("orchestrator", "templates/report"),
         autoescape=True,
@@ -92,6 +100,18 @@ def _figures(system: System) -> dict[str, Any]:
         "methods": fusions.methods(system),
         "pruning": fusions.pruning(system),
         "correlation": fusions.correlation(system),
+        "roc": separation.roc(system),
+        "distributions": separation.distributions(system),
+        "revealed": _revealed(system.revealed) if system.revealed else None,
+    }
+
+
+def _revealed(system: System) -> dict[str, Any]:
+    metrics = official_metrics(system.fused)
+    return {
+        "machines": metrics.machines,
+        "omega": metrics.omega,
+        "intervals": system.intervals,
         "roc": separation.roc(system),
         "distributions": separation.distributions(system),
     }

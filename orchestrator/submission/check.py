@@ -24,7 +24,9 @@ from orchestrator.submission.findings import Findings, some
 from orchestrator.submission.score_files import Pairs, check_clips, check_decisions, check_scores, read_pairs
 from orchestrator.submission.stated import Results, check_against_scores, read_meta
 from scoring.errors import InputError
+from scoring.ground_truth import read_ground_truth
 from scoring.metrics import CELLS, official_metrics
+from scoring.table import conform
 
 Group = tuple[str, int]
 
@@ -42,26 +44,30 @@ class System:
     metas: list[str] = field(default_factory=list)
 
 
-def check_package(path: Path, data: Path | None = None) -> Findings:
+def check_package(path: Path, data: Path | None = None, ground_truth: Path | None = None) -> Findings:
     """Everything that is wrong with a package, a folder or a zip file.
 
     Parameters
     ----------
     data: data set whose test clips the package must have, with hidden labels or known ones; without it the systems
         are held against each other only
+    ground_truth: folder of labels that came later; they give metrics, and no finding
 
     Raises
     ------
     InputError
-        If there is no package at `path` or no data set at `data`.
+        If there is no package at `path`, no data set at `data`, no ground truth, or not for the package's clips.
     """
     findings = Findings()
+    truth = None if ground_truth is None else read_ground_truth(ground_truth)
     index = None if data is None else _test_clips(data)
     files = {name: content for name, content in read_package(path, findings).items() if name != AUTHORS_FORM}
     systems = _systems(path, files, findings)
     _check_labels(systems, findings)
     for system in systems:
         _check_system(system, files, index, str(data), findings)
+        if truth is not None and any(system.tables[KINDS[0]].values()):
+            findings.metrics[system.label] = official_metrics(truth.revealed(_score_table(system)))
     if index is None:
         _check_alike(systems, findings)
     _check_different(systems, findings)
@@ -223,6 +229,15 @@ def _computed(system: System, index: pa.Table) -> Results:
         return {}
     cells = {m: {c: getattr(v, c) for c in CELLS} for m, v in official_metrics(rows).machines.items()}
     return {m: {c: v for c, v in values.items() if v is not None} for m, values in cells.items()}
+
+
+def _score_table(system: System) -> pa.Table:
+    rows = [
+        {"machine": machine, "section": section, "clip": clip, "score": score}
+        for (machine, section), pairs in system.tables[KINDS[0]].items()
+        for clip, score in pairs.values.items()
+    ]
+    return conform(pa.Table.from_pylist(rows), system.label)
 
 
 def _check_alike(systems: list[System], findings: Findings) -> None:

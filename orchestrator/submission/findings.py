@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from scoring.metrics import Metrics
+
 SHOWN = 3
 
 
 @dataclass
 class Findings:
-    """Errors keep a package from being submitted; warnings are for a person to look at."""
+    """Errors keep a package from being submitted; warnings are for a person to look at.
+
+    metrics: of each system, where ground truth was given
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
 
     def error(self, location: str, text: str) -> None:
         """Something that must be mended in the file or folder `place`."""

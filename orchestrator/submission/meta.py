@@ -22,6 +22,9 @@ _BEATS = (
     "S. Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023, https://arxiv.org/abs/2212.09058"
 )
 
+# What BEATs was trained on.
+_AUDIOSET = {"name": "AudioSet", "url": "https://research.google.com/audioset/"}
+
 
 def system_meta(result: dict[str, Any], label: str, authors: AuthorsFile) -> dict[str, Any]:
     """The content of a meta file.
@@ -44,6 +47,7 @@ def system_meta(result: dict[str, Any], label: str, authors: AuthorsFile) -> dic
             "description": _description(result, used, branches),
             "complexity": _complexity(branches),
             "external_resources": list(_resources(branches)),
+            "external_datasets": [_AUDIOSET] if any(_resources(branches)) else [],
             "source_code": authors.source_code,
         },
         "results": {"development_dataset": _results(result["machines"]["in_sample"])},
@@ -68,7 +72,7 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
     delivered = result["delivered"]
     fused = f"weighted mean of {delivered.get('scale', 'calibrated')} scores, weights: {_words(delivered['method'])}"
     return {
-        "summary": result["description"] or None,
+        "summary": _summary(result, tables),
         "input": _listed(_CHANNELS[b.channel] for b in branches),
         "input_sampling_rate": "16 kHz",
         "front_end": "far-microphone cancellation" if any(b.channel == "cancel" for b in branches) else None,
@@ -76,11 +80,25 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
         "data_augmentation": _listed(name for b in branches for name in _augmentations(b.augmentation)),
         "embeddings": _listed(f"BEATs, {_words(b.pooling.name)} pooling" for b in branches),
         "machine_learning_method": _listed(_training(b) for b in branches),
+        "aggregation_method": _listed(_words(b.pooling.name) for b in branches),
+        "domain_adaptation_method": None,
+        "domain_generalization_method": "reference clips by domain, distances standardised in each",
         "anomaly_detector": _listed(_words(c.detector.name) for c, _ in used),
         "ensemble_method": fused if tables > 1 else None,
         "ensemble_method_subsystem_count": tables,
         "decision_making": "0.9 quantile of a gamma distribution fitted to the scores of training clips",
+        "attribute_usage": "classes of the training" if any(not b.is_frozen for b in branches) else None,
+        "external_data_usage": "pre-trained model" if any(_resources(branches)) else None,
+        "development_data_usage": _listed("reference" if b.is_frozen else "fine-tuning, reference" for b in branches),
     }
+
+
+def _summary(result: dict[str, Any], tables: int) -> str:
+    """What was delivered, which may be less than the system's file hoped for."""
+    weights = result["delivered"]["weights"]
+    used = [f"{s}/{c}" for s, configurations in weights.items() for c, weight in configurations.items() if weight]
+    of = sum(map(len, weights.values()))
+    return f"{len(used)} of {of} configurations, {tables} score tables: {', '.join(used)}"
 
 
 def _listed(texts: Iterable[str]) -> str | None:

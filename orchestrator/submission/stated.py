@@ -170,7 +170,7 @@ def _cells(path: str, location: str, values: Any, scale: float, findings: Findin
             findings.error(path, f"{location}.{cell}: not a number (it is {value!r})")
         elif not 0 <= value * scale <= 100:
             findings.error(path, f"{location}.{cell}: {value} is out of range; values are per cent, from 0 to 100")
-        elif scale == 1 and value <= 1:
+        elif scale == 1 and 0 < value <= 1:  # 0.00 is a pAUC in some published results
             findings.error(path, f"{location}.{cell}: {value} is a fraction among values in per cent")
         else:
             cells[cell] = value * scale

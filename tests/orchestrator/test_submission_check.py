@@ -328,6 +328,7 @@ LEGAL = {
     "no MACs": put("system", "complexity", "MACS", to=None),
     "further keys": put("system", "external_datasets", to=[{"name": "AudioSet", "url": "https://example.org"}]),
     "a whole percentage": put("submission", "name", to="100 %"),
+    "a pAUC of nought among per cents": put(*DEV, "ToyCar", to={"auc_source": 71.3, "auc_target": 55.0, "pauc": 0.00}),
     "results as fractions": meta(
         lambda m: [cells.update({k: round(v / 100, 4) for k, v in cells.items()}) for cells in _dev(m).values()]
     ),

@@ -57,6 +57,9 @@ def test_the_meta_file_says_what_the_run_says(case):
     assert two["system"]["description"]["ensemble_method_subsystem_count"] == 10
     assert "arcface, lora fine-tuning" in two["system"]["description"]["machine_learning_method"]
     assert one["system"]["description"]["data_augmentation"] == "time mask; frequency mask"
+    assert one["system"]["description"]["summary"].startswith("1 of 1 configurations, 1 score tables: ")
+    assert one["system"]["description"]["attribute_usage"] == "classes of the training"
+    assert [d["name"] for d in one["system"]["external_datasets"]] == ["AudioSet"]
     (resource,) = one["system"]["external_resources"]
     assert (resource["file"], resource["sha256"]) == ("BEATs_iter3.pt", "8d1b2340")
     metrics = official_metrics(read_table(case.run / "systems" / "s1" / "fused.parquet")).machines

@@ -277,3 +277,22 @@ def test_a_browser_shows_every_figure(run, tmp_path):
         assert min(width, content) > 100, label
         assert shapes > 10, label
         assert outside == 0, label
+
+
+def test_ground_truth_that_came_later_is_shown_and_changes_nothing(tmp_path):
+    result = add_system(tmp_path, "hidden", labelled=False)
+    before = (tmp_path / "systems" / "hidden" / "fused.parquet").read_bytes()
+    labels = make_table(MACHINES, per_cell=8)
+    labels = labels.filter(pa.compute.equal(labels["split"], "test"))
+    for kind, column, one in (("data", "condition", "anomaly"), ("domain", "domain", "target")):
+        (tmp_path / f"ground_truth_{kind}").mkdir()
+        for machine in MACHINES:
+            rows = labels.filter(pa.compute.equal(labels["machine"], machine)).to_pylist()
+            text = "".join(f"{row['clip']},{int(row[column] == one)}\n" for row in rows)
+            (tmp_path / f"ground_truth_{kind}" / f"ground_truth_{machine}_section_00_test.csv").write_text(text)
+    page = write_report(tmp_path, ground_truth=tmp_path).read_text()
+    assert "With ground truth that came later" in page
+    assert "ROC curves by the ground truth" in page
+    assert (tmp_path / "systems" / "hidden" / "fused.parquet").read_bytes() == before
+    assert result["delivered"]["in_sample"] is None
+    assert "With ground truth that came later" not in write_report(tmp_path).read_text()

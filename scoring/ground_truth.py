@@ -1,0 +1,175 @@
+"""Ground truth that is published after the challenge: for figures alone.
+
+A table with such labels carries a mark: it is not written to a file, and no weight search takes it
+(`fusion.labelled.LabelledScores`).
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from scoring.clip_names import parse_clip_name
+from scoring.errors import InputError
+from scoring.table import REPORT_ONLY, SCHEMA, metadata_of, rows_of
+
+log = logging.getLogger(__name__)
+
+_FILE = re.compile(r"ground_truth_(?P<machine>.+)_section_(?P<section>\d\d)_test\.csv")
+_LIST = "eval_data_list.csv"  # of 2020 and 2021, all machines in one
+_DOMAIN, _ATTRIBUTES = "ground_truth_domain", "ground_truth_attributes"
+Group = tuple[str, int]
+
+
+class Label(NamedTuple):
+    """What became known of a clip.
+
+    clip: the name under which it was published, whatever it is called in a table
+    """
+
+    clip: str
+    condition: str
+    domain: str | None
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Labels by machine and section, and by the clip's published name and the name with its attributes."""
+
+    source: str
+    labels: dict[Group, dict[str, Label]]
+
+    def revealed(self, table: pa.Table) -> pa.Table:
+        """The rows of `table` whose machine and section have ground truth, with it; marked as for reports only.
+
+        Raises
+        ------
+        InputError
+            If there is no such machine, or a clip is missing in the table or in the ground truth.
+        """
+        machine, section, split, clip, condition = rows_of(table, ["machine", "section", "split", "clip", "condition"])
+        groups = list(zip(machine, map(int, section), strict=True))
+        covered = [group in self.labels for group in groups]
+        if not any(covered):
+            raise InputError(f"{self.source}: ground truth of {self._described()}; the table has none of these")
+        labels = [
+            self.labels[group].get(name) if known and s == "test" else None
+            for group, name, s, known in zip(groups, clip, split, covered, strict=True)
+        ]
+        seen: dict[Group, set[str]] = {group: set() for group, known in zip(groups, covered, strict=True) if known}
+        for group, name, s, label, known in zip(groups, clip, split, labels, covered, strict=True):
+            if known and s == "test":
+                if label is None:
+                    raise InputError(f"{self.source}: no ground truth for {group[0]}/{name} (section {group[1]})")
+                seen[group].add(label.clip)
+        for group, clips in seen.items():
+            if lost := {label.clip for label in self.labels[group].values()} - clips:
+                raise InputError(
+                    f"{group[0]} section {group[1]}: {len(lost)} clips of the ground truth have no score, "
+                    f"{min(lost)} among them"
+                )
+        changed = sum(
+            x is not None and c is not None and x.condition != c for x, c in zip(labels, condition, strict=True)
+        )
+        if changed:
+            log.warning("%s: labels of %d clips differ from the table's; the ground truth counts", self.source, changed)
+        for column in ("condition", "domain"):
+            before = table[column].to_pylist()
+            values = [(label and getattr(label, column)) or old for label, old in zip(labels, before, strict=True)]
+            table = table.set_column(
+                SCHEMA.get_field_index(column), SCHEMA.field(column), pa.array(values, pa.string())
+            )
+        metadata = {**metadata_of(table), REPORT_ONLY: "true"}
+        return table.filter(pa.array(np.array(covered))).replace_schema_metadata(metadata)
+
+    def _described(self) -> str:
+        return ", ".join(f"{machine} section {section:02d}" for machine, section in sorted(self.labels))
+
+
+def read_ground_truth(folder: Path) -> GroundTruth:
+    """The organisers' CSV files, anywhere in a folder (that of their evaluator will do).
+
+    `ground_truth_data/ground_truth_<machine>_section_<NN>_test.csv` says 0 or 1 of each clip; files of the same names
+    in `ground_truth_domain` say 0 (source) or 1 (target), those in `ground_truth_attributes` the clip's full name.
+    `eval_data_list.csv` is the form of 2020 and 2021.
+
+    Raises
+    ------
+    InputError
+        If there are none, or one cannot be read.
+    """
+    by_kind: dict[str, dict[Group, Path]] = defaultdict(dict)
+    for path in sorted(folder.rglob("ground_truth_*.csv")):
+        if match := _FILE.fullmatch(path.name):
+            kind = path.parent.name if path.parent.name in (_DOMAIN, _ATTRIBUTES) else "condition"
+            other = by_kind[kind].setdefault((match["machine"], int(match["section"])), path)
+            if other != path:
+                raise InputError(f"{path}: the same machine and section as {other}; give the folder of one year")
+    labels = {group: _labels(path, group, by_kind) for group, path in by_kind["condition"].items()}
+    for path in sorted(folder.rglob(_LIST)):
+        for group, label, name in _listed(path):
+            labels.setdefault(group, {}).update({label.clip: label, name: label})
+    if not labels:
+        raise InputError(f"{folder}: no ground_truth_<machine>_section_<NN>_test.csv and no {_LIST} in it")
+    return GroundTruth(str(folder), labels)
+
+
+def _labels(path: Path, group: Group, by_kind: dict[str, dict[Group, Path]]) -> dict[str, Label]:
+    domains = _flags(by_kind[_DOMAIN].get(group), ("source", "target"))
+    names = dict(_pairs(by_kind[_ATTRIBUTES].get(group)))
+    labels: dict[str, Label] = {}
+    for clip, condition in _flags(path, ("normal", "anomaly")).items():
+        name = f"{names[clip].removesuffix('.wav')}.wav" if clip in names else clip
+        parts = parse_clip_name(name)
+        labels[clip] = labels[name] = Label(clip, condition, domains.get(clip, parts.domain if parts else None))
+    return labels
+
+
+def _flags(path: Path | None, values: tuple[str, str]) -> dict[str, str]:
+    flags = {}
+    for clip, flag in _pairs(path):
+        if flag not in ("0", "1", "0.0", "1.0"):
+            raise InputError(f"{path}: {clip} is {flag!r}; 0 means {values[0]}, 1 means {values[1]}")
+        flags[clip] = values[int(float(flag))]
+    return flags
+
+
+def _pairs(path: Path | None) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(_rows(path) if path else [], 1):
+        if len(row) < 2:
+            raise InputError(f"{path}: line {number} has {len(row)} columns; it must be `clip,value`")
+        yield row[0].strip(), row[1].strip()
+
+
+def _listed(path: Path) -> Iterator[tuple[Group, Label, str]]:
+    """Lines of a machine's name alone, each followed by its clips: published name, full name, 0 or 1."""
+    machine = ""
+    for number, row in enumerate(_rows(path), 1):
+        cells = [cell.strip() for cell in row if cell.strip()]
+        if len(cells) == 1:
+            machine = cells[0]
+            continue
+        name = parse_clip_name(cells[1]) if len(cells) == 3 else None
+        if name is None or cells[2] not in ("0", "1") or not machine:
+            raise InputError(
+                f"{path}: line {number} is neither a machine nor `clip,name,label`: {','.join(row)[:60]!r}"
+            )
+        condition = ("normal", "anomaly")[int(cells[2])]
+        yield (machine, name.section), Label(cells[0], condition, name.domain), cells[1]
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error})") from None
