@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
 from branches.frontend import SAMPLE_RATE, fbank, frame_padding, full_precision
 from branches.pooling import build_pooling
-from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, Channel
+from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
 from branches.training.strategies import prepare
 from branches.transfer import to_device
 from scoring.atomic import atomic
@@ -45,15 +46,20 @@ class BranchModel(nn.Module):
         if not spec.is_frozen:
             self.projection = nn.Linear(self.pooling.output_dim, spec.embedding_dim)
 
-    def encode(self, features: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def encode(
+        self, features: Tensor, padding: Tensor | None, layers: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mels (B, F, 128) and padded frames (B, F) → patches (B, P, D) float32 and their padding.
+
+        layers: to be concatenated; None takes those of the spec
 
         Only the encoder computes in bfloat16: in what follows, variances and angles would cancel.
         """
         spec = self.spec.backbone
         bfloat16 = self.train_in_bfloat16 if self.training else spec.precision == "bfloat16"
         with torch.autocast(features.device.type, torch.bfloat16, enabled=bfloat16), full_precision():
-            patches, patch_padding = self.backbone.encode(features, padding, spec.layers, spec.combine)
+            combine = spec.combine if layers is None else "concat"
+            patches, patch_padding = self.backbone.encode(features, padding, layers or spec.layers, combine)
         return patches.float(), patch_padding
 
     def pool(self, patches: Tensor, padding: Tensor | None) -> Tensor:
@@ -64,6 +70,24 @@ class BranchModel(nn.Module):
     def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
         """Normalised log-mels (B, F, 128) and padded frames (B, F) → embeddings (B, E) or (B, 8, E), float32."""
         return self.pool(*self.encode(features, padding))
+
+    @torch.inference_mode()
+    def embeddings(self, features: Tensor, padding: Tensor | None, embeddings: Sequence[EmbeddingSpec]) -> list[Tensor]:
+        """Several embeddings (B, E) or (B, 8, E) of the same clips: the encoder runs once for all of them."""
+        views = [e if isinstance(e, PatchesSpec) else self.spec.backbone for e in embeddings]
+        asked = [self.backbone.layer_numbers(view.layers) for view in views]
+        wanted = sorted({n for numbers in asked for n in numbers})
+        patches, patch_padding = self.encode(features, padding, wanted)
+        layers = dict(zip(wanted, patches.chunk(len(wanted), dim=-1), strict=True))
+        outputs = []
+        for embedding, view, numbers in zip(embeddings, views, asked, strict=True):
+            parts = [layers[n] for n in numbers]
+            combined = torch.cat(parts, dim=-1) if view.combine == "concat" else torch.stack(parts).mean(dim=0)
+            if isinstance(embedding, PatchesSpec):
+                outputs.append(build_pooling(embedding.pooling, combined.shape[-1])(combined, patch_padding))
+            else:
+                outputs.append(self.pool(combined, patch_padding))
+        return outputs
 
     def head_state(self) -> dict[str, Tensor]:
         """Tensors of what is not the backbone."""
@@ -140,20 +164,29 @@ def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> t
     return features, frame_padding(to_device(torch.tensor(lengths), device), features.shape[1])
 
 
-@torch.inference_mode()
-def embed(model: BranchModel, audio: AudioCache, channel: Channel, batch_size: int = 32) -> NDArray[np.float32]:
-    """Embeddings of all clips at their full length: (clips, E), or (clips, 8, E) by frequency band."""
+def embed(
+    model: BranchModel,
+    audio: AudioCache,
+    channel: Channel,
+    embeddings: Sequence[EmbeddingSpec],
+    files: Sequence[Path],
+    batch_size: int = 32,
+) -> None:
+    """Write embeddings of all clips at their full length, (clips, E) or (clips, 8, E), each to a `.npy` file.
+
+    One pass over the clips serves all; of each embedding a batch is held in memory.
+    """
     device = next(model.parameters()).device
     model.eval()
-    result: NDArray[np.float32] | None = None
+    arrays: list[np.memmap[Any, np.dtype[np.float32]]] = []
     for rows in batches_of_like_length(audio.lengths, batch_size):
-        features, padding = features_of([audio.waveform(i, channel) for i in rows], device)
-        embeddings = model(features, padding).cpu().numpy()
-        if result is None:
-            result = np.empty((len(audio), *embeddings.shape[1:]), np.float32)
-        result[rows] = embeddings
-    assert result is not None
-    return result
+        outputs = model.embeddings(*features_of([audio.waveform(i, channel) for i in rows], device), embeddings)
+        arrays = arrays or [
+            np.lib.format.open_memmap(file, "w+", np.float32, (len(audio), *output.shape[1:]))
+            for file, output in zip(files, outputs, strict=True)
+        ]
+        for array, output in zip(arrays, outputs, strict=True):
+            array[rows] = output.cpu().numpy()
 
 
 def batches_of_like_length(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:

@@ -7,7 +7,8 @@ registry, and a test. In YAML a choice without settings may be given by its name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -129,54 +130,85 @@ StrategySpec = Annotated[
 ]
 
 
-class MeanSpec(Settings):
+class _PoolingSettings(Settings):
+    """What all poolings have."""
+
+    keeps_bands: ClassVar[bool] = False  # a vector for each frequency band, or one for the clip
+
+
+class MeanSpec(_PoolingSettings):
     """Mean over all patches."""
 
     name: Literal["mean"] = "mean"
 
 
-class AttentiveStatisticsSpec(Settings):
+class AttentiveStatisticsSpec(_PoolingSettings):
     """Mean and standard deviation, weighted by a trained attention."""
 
     name: Literal["attentive_statistics"] = "attentive_statistics"
 
 
-class GeneralisedMeanSpec(Settings):
+class GeneralisedMeanSpec(_PoolingSettings):
     """Power mean, from the mean (1) towards the maximum."""
 
     name: Literal["generalised_mean"] = "generalised_mean"
     power: float = Field(3.0, gt=0)
 
 
-class BandMeanSpec(Settings):
+class BandMeanSpec(_PoolingSettings):
     """Mean over time of each frequency band."""
+
+    keeps_bands: ClassVar[bool] = True
 
     name: Literal["band_mean"] = "band_mean"
 
 
-class BandStatisticsSpec(Settings):
+class BandStatisticsSpec(_PoolingSettings):
     """Mean and standard deviation over time of each frequency band."""
+
+    keeps_bands: ClassVar[bool] = True
 
     name: Literal["band_statistics"] = "band_statistics"
 
 
-class RelativeDeviationSpec(Settings):
+class RelativeDeviationSpec(_PoolingSettings):
     """Mean over time of each frequency band, weighted towards what departs from it."""
+
+    keeps_bands: ClassVar[bool] = True
 
     name: Literal["relative_deviation"] = "relative_deviation"
     gamma: float = Field(6.0, ge=0, description="0 is the mean")
 
 
-PoolingSpec = Annotated[
-    MeanSpec
-    | AttentiveStatisticsSpec
-    | GeneralisedMeanSpec
-    | BandMeanSpec
-    | BandStatisticsSpec
-    | RelativeDeviationSpec,
-    Field(discriminator="name"),
-    BeforeValidator(by_name),
-]
+_Untrained = MeanSpec | GeneralisedMeanSpec | BandMeanSpec | BandStatisticsSpec | RelativeDeviationSpec
+UntrainedPoolingSpec = Annotated[_Untrained, Field(discriminator="name"), BeforeValidator(by_name)]
+PoolingSpec = Annotated[_Untrained | AttentiveStatisticsSpec, Field(discriminator="name"), BeforeValidator(by_name)]
+
+
+class ProjectionSpec(Settings):
+    """What the training head gives: its pooling and projection; of a frozen branch the pooled patches."""
+
+    source: Literal["projection"] = "projection"
+
+
+class PatchesSpec(Settings):
+    """Patches before the training head, with a pooling of their own."""
+
+    source: Literal["patches"] = "patches"
+    layers: tuple[int, ...] = Field((-1,), min_length=1, description="outputs to use: n-th layer, −1 the last")
+    combine: Literal["concat", "mean"] = Field("concat", description="how several layers become one output")
+    pooling: UntrainedPoolingSpec = BandMeanSpec()
+
+
+def _by_source(value: Any) -> Any:
+    """`projection` or `patches` alone, or settings of patches, which alone have some."""
+    if isinstance(value, str):
+        return {"source": value}
+    return {"source": "patches", **value} if isinstance(value, dict) else value
+
+
+EmbeddingSpec = Annotated[ProjectionSpec | PatchesSpec, Field(discriminator="source"), BeforeValidator(_by_source)]
+PROJECTION = ProjectionSpec()
 
 
 class ClassesSpec(Settings):
@@ -293,12 +325,39 @@ class BranchSpec(Settings):
         """Whether nothing is trained."""
         return isinstance(self.strategy, FrozenSpec)
 
-    def as_used(self) -> BranchSpec:
-        """The spec with what a frozen branch ignores at its defaults, so that equal branches have equal specs."""
+    def as_used(self, embedding: EmbeddingSpec = PROJECTION) -> BranchSpec:
+        """The spec with what a frozen branch ignores at its defaults, so that equal branches have equal specs.
+
+        Where patches are asked for, that is its layers and its pooling, too.
+        """
         if not self.is_frozen:
             return self
-        used = ("backbone", "channel", "strategy", "pooling")
-        return BranchSpec.model_validate({name: getattr(self, name) for name in used})
+        backbone, pooling = self.backbone, self.pooling
+        if isinstance(embedding, PatchesSpec):
+            plain = backbone.model_dump(exclude={"layers", "combine"})
+            backbone, pooling = BackboneSpec.model_validate(plain), MeanSpec()
+        return BranchSpec(backbone=backbone, channel=self.channel, strategy=self.strategy, pooling=pooling)
+
+    def taken(self, embedding: EmbeddingSpec) -> EmbeddingSpec:
+        """What an embedding comes to: of a frozen branch, which has no head, patches in any case."""
+        if not self.is_frozen or isinstance(embedding, PatchesSpec):
+            return embedding
+        settings = {"pooling": self.pooling, "layers": self.backbone.layers, "combine": self.backbone.combine}
+        return PatchesSpec.model_validate(settings)
+
+    def keeps_bands(self, embedding: EmbeddingSpec) -> bool:
+        """Whether an embedding has a vector for each frequency band."""
+        return (embedding if isinstance(embedding, PatchesSpec) else self).pooling.keeps_bands
+
+    def frozen_inputs(self, embeddings: Sequence[EmbeddingSpec]) -> list[FrozenInput]:
+        """What the branch needs of its backbone as it is: its embeddings if it is frozen, or those of its classes."""
+        if self.is_frozen:
+            return [(self, self.taken(embedding)) for embedding in embeddings]
+        if self.classes.pseudo_labels:
+            plain = BackboneSpec(path=self.backbone.path, sha256=self.backbone.sha256)
+            frozen = BranchSpec(backbone=plain, channel=self.channel, strategy=FrozenSpec(), pooling=MeanSpec())
+            return [(frozen, frozen.taken(PROJECTION))]
+        return []
 
     @model_validator(mode="after")
     def _noise_is_heard_by_the_channel(self) -> BranchSpec:
@@ -309,8 +368,6 @@ class BranchSpec(Settings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _frozen_has_nothing_to_train(self) -> BranchSpec:
-        if self.is_frozen and isinstance(self.pooling, AttentiveStatisticsSpec):
-            raise ValueError("frozen trains nothing, but the pooling attentive_statistics must be; use another one")
-        return self
+
+# An embedding of all clips by a backbone that is not trained.
+FrozenInput = tuple[BranchSpec, EmbeddingSpec]

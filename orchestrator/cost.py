@@ -9,7 +9,7 @@ from typing import Any
 from branches.data.dataset import Dataset
 from branches.spec import BUILT_IN, BranchSpec
 from orchestrator.ledger.folders import is_finished, refuse_older
-from orchestrator.plan import Branch, detector_id, make_plan
+from orchestrator.plan import Branch, make_plan
 from orchestrator.preflight import with_resolved_files
 from orchestrator.system import SystemSpec
 from scoring.errors import InputError
@@ -55,14 +55,13 @@ def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
 
 
 def _describe(branch: Branch, clips: int, out: Path | None) -> dict[str, Any]:
-    detectors = [detector_id(d) for d in branch.detectors]
     return {
         "branch_id": branch.branch_id,
         "config_id": branch.config_id,
         "name": branch.name,
         "systems": list(branch.systems),
         "seed": branch.spec.seed,
-        "detectors": detectors,
+        "detectors": [scoring.name for scoring in branch.scorings],
         "done": None if out is None else is_finished(out, branch.branch_id, branch.tables),
         "clip_passes": _clip_passes(branch.spec),
         "pflop": petaflop(branch.spec, clips),

@@ -1,7 +1,7 @@
 """The plan: which branches the systems need, each once, and what identifies them.
 
 A branch is identified by its spec, its seed, its training clips and `TRAINING_VERSION`; its embeddings by the branch
-and `EMBEDDING_VERSION`; a score table by the embeddings, the detector, `SCORING_VERSION` and the clips in it. So
+and `EMBEDDING_VERSION`; a score table by these, the embedding, the detector, `SCORING_VERSION` and the clips in it. So
 another detector, or test clips that come later, train nothing.
 """
 
@@ -17,15 +17,34 @@ from typing import Any
 from pydantic import BaseModel
 
 from branches.data.dataset import Dataset
-from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
+from branches.spec import EMBEDDING_VERSION, PROJECTION, TRAINING_VERSION, BranchSpec, EmbeddingSpec
 from fusion.hierarchy import Tree
 from orchestrator.system import ConfigurationSpec, SystemSpec
 from scoring.detectors import SCORING_VERSION, DetectorSpec
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How a score table is made: what is taken from a branch's network, and the detector that sees it."""
+
+    embedding: EmbeddingSpec
+    detector: DetectorSpec
+
+    @property
+    def name(self) -> str:
+        """For files: the detector's, after that of an embedding which is not the default: `patches-band_mean.knn`."""
+        return ".".join(filter(None, [embedding_name(self.embedding), detector_id(self.detector)]))
+
+    @property
+    def identity(self) -> list[Any]:
+        """What counts for the table; nothing of an embedding which is the default."""
+        taken = [] if self.embedding == PROJECTION else [identity(self.embedding)]
+        return [identity(self.detector), *taken]
+
+
+@dataclass(frozen=True)
 class Branch:
-    """One training, and the detectors that score its embeddings.
+    """One training, what is taken from its network, and the detectors that score that.
 
     name: where it stands in the first system that needs it, for people
     clips: fingerprint of the data set that its tables are of
@@ -36,8 +55,13 @@ class Branch:
     name: str
     systems: tuple[str, ...]
     spec: BranchSpec
-    detectors: tuple[DetectorSpec, ...]
+    scorings: tuple[Scoring, ...]
     clips: str = ""
+
+    @property
+    def embeddings(self) -> tuple[EmbeddingSpec, ...]:
+        """What is taken from its network, each once."""
+        return tuple(dict.fromkeys(scoring.embedding for scoring in self.scorings))
 
     @property
     def embeddings_id(self) -> str:
@@ -46,14 +70,14 @@ class Branch:
 
     @property
     def tables(self) -> dict[str, str]:
-        """What identifies its score tables, by detector."""
+        """What identifies its score tables, by their names."""
         parts = [self.embeddings_id, SCORING_VERSION, self.clips]
-        return {detector_id(d): digest([*parts, identity(d)]) for d in self.detectors}
+        return {s.name: digest([*parts, *s.identity]) for s in self.scorings}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All branches of the systems, and each system's tree of score tables named `<branch_id>/<detector>`."""
+    """All branches of the systems, and each system's tree of tables named `<branch_id>/[<embedding>.]<detector>`."""
 
     branches: tuple[Branch, ...]
     trees: dict[str, Tree]
@@ -61,12 +85,21 @@ class Plan:
 
 def detector_id(detector: DetectorSpec) -> str:
     """A name for files, with the settings that are not the default: `mahalanobis`, `knn-k4`."""
-    words: list[str] = [detector.name]
-    for key, value in sorted(identity(detector).items()):
+    return _name(detector, detector.name)
+
+
+def embedding_name(embedding: EmbeddingSpec) -> str:
+    """The same of an embedding, such as `patches-poolingmean`; empty for what the training head gives."""
+    return "" if embedding == PROJECTION else _name(embedding, embedding.source)
+
+
+def _name(settings: BaseModel, kind: str) -> str:
+    words = [kind]
+    for key, value in sorted(identity(settings).items()):
         if isinstance(value, dict):
             words += [f"{key}{value['name']}", *(f"{key}_{k}{v}" for k, v in sorted(value.items()) if k != "name")]
         elif key != "name":
-            words.append(f"{key}{value}")
+            words.append(key + ("_".join(map(str, value)) if isinstance(value, list) else str(value)))
     return "-".join(words)
 
 
@@ -89,14 +122,14 @@ def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:
 
 
 def _add(branches: dict[str, Branch], branch: Branch) -> str:
-    """Put a branch with one detector among those found, and name its table."""
+    """Put a branch with one table among those found, and name its table."""
     branches[branch.branch_id] = _merge(branches.get(branch.branch_id), branch)
     return table_names(branch)[0]
 
 
 def table_names(branch: Branch) -> list[str]:
     """Names of a branch's score tables in the plan's trees."""
-    return [f"{branch.branch_id}/{detector_id(detector)}" for detector in branch.detectors]
+    return [f"{branch.branch_id}/{scoring.name}" for scoring in branch.scorings]
 
 
 def without(plan: Plan, tables: Set[str]) -> Plan:
@@ -110,7 +143,7 @@ def without(plan: Plan, tables: Set[str]) -> Plan:
 
 
 def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Dataset | None) -> Branch:
-    spec = c.branch.as_used().model_copy(update={"seed": seed})
+    spec = c.branch.as_used(c.embedding).model_copy(update={"seed": seed})
     config = identity(spec.model_copy(update={"seed": 0}))
     return Branch(
         branch_id=digest([config, seed, dataset and dataset.training_fingerprint(spec), TRAINING_VERSION]),
@@ -118,7 +151,7 @@ def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Da
         name=name,
         systems=(system,),
         spec=spec,
-        detectors=(c.detector,),
+        scorings=(Scoring(c.embedding, c.detector),),
         clips=dataset.fingerprint if dataset else "",
     )
 
@@ -132,7 +165,7 @@ def _merge(planned: Branch | None, new: Branch) -> Branch:
         planned.name,
         tuple(dict.fromkeys([*planned.systems, *new.systems])),
         planned.spec,
-        tuple(dict.fromkeys([*planned.detectors, *new.detectors])),
+        tuple(dict.fromkeys([*planned.scorings, *new.scorings])),
         planned.clips,
     )
 

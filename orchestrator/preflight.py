@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from branches.data.dataset import class_labels
-from branches.spec import BUILT_IN, BackboneSpec, FileSpec, LoraSpec, NoiseSpec
+from branches.spec import BUILT_IN, BackboneSpec, FileSpec, LoraSpec, NoiseSpec, PatchesSpec
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
@@ -63,8 +63,10 @@ def check_models(branches: Sequence[Branch]) -> None:
 
     for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
         model = load_beats(path, sha256=sha256)
-        specs = [b.spec for b in branches if b.spec.backbone.path == path]
-        for layers in dict.fromkeys(spec.backbone.layers for spec in specs):
+        sharing = [b for b in branches if b.spec.backbone.path == path]
+        specs = [b.spec for b in sharing]
+        taken = [e.layers for b in sharing for e in b.embeddings if isinstance(e, PatchesSpec)]
+        for layers in dict.fromkeys([*(spec.backbone.layers for spec in specs), *taken]):
             model.layer_numbers(layers)
         # Of the strategies only adapters can be refused, by a checkpoint that has some.
         for strategy in [spec.strategy for spec in specs if isinstance(spec.strategy, LoraSpec)][:1]:

@@ -9,6 +9,7 @@ subsystems:
   beats:
     arcface:                # a configuration
       branch: {objective: {name: arcface, margin: 0.3}}   # replaces the shared setting of that name
+      embedding: {source: patches, pooling: band_mean}      # in place of what the training head gives
       detector: {name: mahalanobis}
       seeds: [0, 1, 2]
 """
@@ -24,7 +25,16 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, FileSpec
+from branches.spec import (
+    BUILT_IN,
+    PROJECTION,
+    AttentiveStatisticsSpec,
+    BackboneSpec,
+    BranchSpec,
+    EmbeddingSpec,
+    FileSpec,
+    PatchesSpec,
+)
 from orchestrator.yaml_loader import load_yaml
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
@@ -44,11 +54,28 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class ConfigurationSpec(Settings):
-    """One training recipe and one detector, for some seeds."""
+    """One training recipe, what is taken from its network, and one detector, for some seeds."""
 
     branch: BranchSpec = BranchSpec()
+    embedding: EmbeddingSpec = PROJECTION
     detector: DetectorSpec = MahalanobisSpec()
     seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _detector_has_what_it_compares(self) -> ConfigurationSpec:
+        patches = self.embedding if isinstance(self.embedding, PatchesSpec) else None
+        if patches is None and self.branch.is_frozen and isinstance(self.branch.pooling, AttentiveStatisticsSpec):
+            raise ValueError(
+                "frozen trains nothing, but the pooling attentive_statistics must be; use another one, or an embedding "
+                "of patches"
+            )
+        if self.detector.uses_bands and not self.branch.keeps_bands(self.embedding):
+            pooling = (patches or self.branch).pooling
+            raise ValueError(
+                f"{self.detector.name} compares frequency bands, and the pooling {pooling.name} keeps none; take one "
+                "that does, such as band_mean, or another detector"
+            )
+        return self
 
     @model_validator(mode="after")
     def _frozen_has_no_seeds(self) -> ConfigurationSpec:

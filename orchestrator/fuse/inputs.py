@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from branches.spec import PROJECTION
 from fusion.hierarchy import Tree
 from orchestrator.plan import Branch, make_plan, table_names
 from orchestrator.preflight import with_resolved_files
@@ -141,7 +142,7 @@ def _cell(path: Path, number: int, row: Mapping[str, str | None], column: str) -
 
 
 def of_system(system: SystemSpec, paths: Iterable[Path]) -> tuple[Tree, dict[str, Path]]:
-    """Tree of a system, and its tables among these files, known by configuration, seed and detector.
+    """Tree of a system, and its tables among these files, known by configuration, seed, embedding and detector.
 
     Raises
     ------
@@ -170,19 +171,23 @@ def _told(paths: list[Path]) -> str:
 
 def _identities(branch: Branch) -> dict[str, str]:
     """What tells each of a branch's tables from others on any data set, by the table's name in the plan."""
-    identities = (_identity(branch.config_id, branch.spec.seed, d.model_dump_json()) for d in branch.detectors)
+    identities = (
+        _identity(branch.config_id, branch.spec.seed, s.detector.model_dump_json(), s.embedding.model_dump_json())
+        for s in branch.scorings
+    )
     return dict(zip(table_names(branch), identities, strict=True))
 
 
-def _identity(config_id: str, seed: int, detector: str) -> str:
-    return json.dumps([config_id, seed, json.loads(detector)], sort_keys=True)
+def _identity(config_id: str, seed: int, detector: str, embedding: str) -> str:
+    return json.dumps([config_id, seed, json.loads(detector), json.loads(embedding)], sort_keys=True)
 
 
 def _identity_of_file(path: Path) -> str:
     """The same of a table's file; the path itself for a table that was made elsewhere."""
     try:
         metadata = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()}
-        return _identity(metadata["config_id"], json.loads(metadata["spec"])["seed"], metadata["detector"])
+        embedding = metadata.get("embedding", PROJECTION.model_dump_json())
+        return _identity(metadata["config_id"], json.loads(metadata["spec"])["seed"], metadata["detector"], embedding)
     except (KeyError, ValueError, OSError):
         return str(path)
 

@@ -1,7 +1,7 @@
 """The ledger: what is finished, as folders that are there as a whole or not at all.
 
 out/baselines/log_mel/      tables/mahalanobis.parquet: what no network is needed for
-out/branches/<branch_id>/   embeddings.npy, branch.pt, tables/<detector>.parquet, summary.json
+out/branches/<branch_id>/   embeddings*.npy, branch.pt, tables/[<embedding>.]<detector>.parquet, summary.json
 out/failures/<branch_id>/   reason.txt: why the branch failed, until it is tried again
 out/given_up/<branch_id>/   reason.txt: why it was given up, until it is asked for again
 out/systems/<name>/         fused.parquet, result.json
@@ -50,7 +50,7 @@ class Record(BaseModel):
     identity: tags by which its MLflow run is found again
     curve: pairs of step and loss
     files: SHA-256 by path within the folder
-    embeddings, tables: what identifies a branch's embeddings, and its score tables by detector
+    embeddings, tables: what identifies a branch's embeddings, and its score tables by their names
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,14 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from branches.audio.cache import AudioCache, in_memory
 from branches.audio.channels import cancelled_in_memory
 from branches.beats.lora import merge_lora
-from branches.frozen import FrozenBackbone, view_of
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
-from branches.spec import BUILT_IN, Channel
+from branches.spec import BUILT_IN, BranchSpec, Channel, EmbeddingSpec
 from orchestrator.model.manifest import CLIPS, Manifest, bank_file, branch_file, package_of, read_manifest
 from orchestrator.model.reference import Reference, Scores
 from scoring.banks import attributes_as_text
@@ -87,7 +86,8 @@ class Ensemble:
             rows = np.flatnonzero(
                 (self.clips["machine"].to_numpy() == machine) & (self.clips["section"].to_numpy() == section)
             )
-            banks = {name: np.load(self.folder / bank_file(name), mmap_mode="r") for name in self.manifest.branches}
+            names = {member.bank for member in self.manifest.members}
+            banks = {name: np.load(self.folder / bank_file(name), mmap_mode="r") for name in names}
             self._references[machine, section] = Reference(
                 self.manifest.members,
                 self.manifest.scale,
@@ -98,19 +98,21 @@ class Ensemble:
         return self._references[machine, section]
 
     def embed(self, recordings: Sequence[NDArray[np.float32]]) -> Embeddings:
-        """Embeddings (recordings, …) of every branch, by branch_id, of recordings (samples, channels) at 16 kHz."""
+        """Embeddings (recordings, …) by bank, of recordings (samples, channels) at 16 kHz."""
         audio = in_memory(recordings)
-        by_branch: Embeddings = {}
+        by_bank: Embeddings = {}
         for channel, networks in self._networks.items():
             channel_audio = cancelled_in_memory(audio) if channel == "cancel" else audio
             for rows in batches_of_like_length(audio.lengths, BATCH):
                 for name, part in self._embed_batch(channel_audio, channel, rows, networks).items():
-                    embeddings = by_branch.setdefault(name, np.empty((len(audio), *part.shape[1:]), np.float32))
+                    embeddings = by_bank.setdefault(name, np.empty((len(audio), *part.shape[1:]), np.float32))
                     embeddings[rows] = part
-        for name, embeddings in by_branch.items():
+        for name, embeddings in by_bank.items():
             if not np.isfinite(embeddings).all():
-                raise InputError(f"branch {name} gives an embedding that is not finite: the level is absurd")
-        return by_branch
+                raise InputError(
+                    f"branch {name.partition('.')[0]} gives an embedding that is not finite: the level is absurd"
+                )
+        return by_bank
 
     @torch.inference_mode()
     def _embed_batch(
@@ -120,37 +122,40 @@ class Ensemble:
         features, padding = features_of([audio.waveform(i, channel) for i in rows], self._device)
         embeddings: Embeddings = {}
         for network in networks:
-            embeddings |= {name: output.cpu().numpy() for name, output in network(features, padding).items()}
+            outputs = network.model.embeddings(features, padding, list(network.embeddings.values()))
+            embeddings |= {n: output.cpu().numpy() for n, output in zip(network.embeddings, outputs, strict=True)}
         return embeddings
 
 
+@dataclass(frozen=True)
 class _Network:
-    """One pass through a network, which gives the embeddings of one branch, or of all frozen ones of a backbone."""
+    """A network, and what one pass through it gives: by bank, of one branch or of all frozen ones of a backbone."""
 
-    def __init__(self, names: Sequence[str], network: BranchModel | FrozenBackbone) -> None:
-        self._names, self._network = names, network
-
-    def __call__(self, features: Tensor, padding: Tensor | None) -> Mapping[str, Tensor]:
-        outputs = self._network(features, padding)
-        return dict(zip(self._names, outputs if isinstance(outputs, list) else [outputs], strict=True))
+    model: BranchModel
+    embeddings: dict[str, EmbeddingSpec]
 
 
 def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, list[_Network]]:
-    """The networks of all branches, by the channel they hear."""
-    networks: dict[Channel, list[_Network]] = {}
-    frozen: dict[tuple[Channel, str, str], list[str]] = {}
-    for name, spec in manifest.branches.items():
-        if spec.is_frozen:
-            frozen.setdefault((spec.channel, spec.backbone.path, spec.backbone.precision), []).append(name)
-        else:
-            model = load_branch(folder / branch_file(name))
-            merge_lora(model.backbone)  # an adapter beside each projection costs time at every recording
-            networks.setdefault(spec.channel, []).append(_Network([name], model.to(device)))
-    for (channel, path, _), names in frozen.items():
-        views = [view_of(manifest.branches[name]) for name in names]
-        location = path if path in BUILT_IN else str(folder / path)
-        located = [
-            v.model_copy(update={"backbone": v.backbone.model_copy(update={"path": location})}) for v in views if v
-        ]
-        networks.setdefault(channel, []).append(_Network(names, FrozenBackbone(located, device)))
-    return networks
+    """The networks of all members, by the channel they hear."""
+    networks: dict[tuple[Channel, str, str], _Network] = {}
+    for member in manifest.members:
+        name, spec = member.branch_id, manifest.branches[member.branch_id]
+        key = (spec.channel, *((spec.backbone.path, spec.backbone.precision) if spec.is_frozen else (name, "")))
+        if key not in networks:
+            networks[key] = _Network(_model(name, spec, folder).to(device).eval(), {})
+        networks[key].embeddings[member.bank] = spec.taken(member.embedding)
+    by_channel: dict[Channel, list[_Network]] = {}
+    for (channel, *_), network in networks.items():
+        by_channel.setdefault(channel, []).append(network)
+    return by_channel
+
+
+def _model(name: str, spec: BranchSpec, folder: Path) -> BranchModel:
+    if not spec.is_frozen:
+        model = load_branch(folder / branch_file(name))
+        merge_lora(model.backbone)  # an adapter beside each projection costs time at every recording
+        return model
+    path = spec.backbone.path
+    location = path if path in BUILT_IN else str(folder / path)
+    backbone = spec.backbone.model_copy(update={"path": location})
+    return BranchModel(spec.model_copy(update={"backbone": backbone}))

@@ -22,7 +22,7 @@ from branches.beats import load_beats, save_beats
 from branches.beats.checkpoint import local_file, read_content
 from branches.data.dataset import index_of
 from branches.model import relocate_branch
-from branches.spec import BUILT_IN, BackboneSpec, BranchSpec
+from branches.spec import BUILT_IN, PROJECTION, BackboneSpec, BranchSpec
 from orchestrator.fuse.result import RESULT
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
 from orchestrator.model.manifest import (
@@ -34,7 +34,7 @@ from orchestrator.model.manifest import (
     branch_file,
     write_manifest,
 )
-from orchestrator.training.worker import EMBEDDINGS, WEIGHTS
+from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 from scoring.table import file_sha256, metadata_of, read_table
@@ -103,21 +103,23 @@ def _write_package(run: Path, result: Mapping[str, Any], weights: Mapping[str, f
     branches: dict[str, BranchSpec] = {}
     clips: pa.Table | None = None
     for name, weight in weights.items():
-        branch_id, _, detector = name.partition("/")
-        table = _read(run, branch_id, detector)
+        branch_id, _, scoring = name.partition("/")
+        table = _read(run, branch_id, scoring)
         metadata = metadata_of(table)
-        members.append(
-            Member(
-                branch_id=branch_id,
-                name=f"{names[name]} {detector}",
-                detector=json.loads(metadata["detector"]),
-                weight=weight,
-            )
+        member = Member(
+            branch_id=branch_id,
+            name=f"{names[name]} {scoring}",
+            embedding=json.loads(metadata.get("embedding", "null")) or PROJECTION,
+            detector=json.loads(metadata["detector"]),
+            weight=weight,
         )
+        members.append(member)
         clips = _normals(table) if clips is None else clips
         if branch_id not in branches:
             spec = BranchSpec.model_validate_json(metadata["spec"])
-            branches[branch_id] = _pack_branch(run / BRANCHES / branch_id, branch_id, spec, table, folder)
+            branches[branch_id] = _pack_branch(run / BRANCHES / branch_id, branch_id, spec, folder)
+        if not (folder / bank_file(member.bank)).exists():
+            _pack_bank(run / BRANCHES / branch_id, member, table, folder)
     pq.write_table(clips, folder / CLIPS)
     manifest = Manifest(
         system=result["system"],
@@ -133,7 +135,7 @@ def _write_package(run: Path, result: Mapping[str, Any], weights: Mapping[str, f
     write_manifest(folder, manifest)
 
 
-def _read(run: Path, branch_id: str, detector: str) -> pa.Table:
+def _read(run: Path, branch_id: str, scoring: str) -> pa.Table:
     """A member's score table; every file of its branch must be as the ledger says."""
     folder = run / BRANCHES / branch_id
     record = read_record(folder)
@@ -142,7 +144,7 @@ def _read(run: Path, branch_id: str, detector: str) -> pa.Table:
     damaged = [file for file in record.files if not is_intact(folder, record, file)]
     if damaged:
         raise InputError(f"{folder / damaged[0]}: lost or damaged; `tutti run` makes it again")
-    return read_table(folder / TABLES / f"{detector}.parquet")
+    return read_table(folder / TABLES / f"{scoring}.parquet")
 
 
 def _normals(table: pa.Table) -> pa.Table:
@@ -153,13 +155,17 @@ def _normals(table: pa.Table) -> pa.Table:
     return index.select(["machine", "section", "clip", "split", "domain", "attributes"])
 
 
-def _pack_branch(source: Path, branch_id: str, spec: BranchSpec, table: pa.Table, folder: Path) -> BranchSpec:
-    """Pack the bank and the weights of a branch; its spec, with its backbone's place in the package."""
+def _pack_bank(source: Path, member: Member, table: pa.Table, folder: Path) -> None:
     train = table["split"].to_numpy() == "train"
-    embeddings = np.load(source / EMBEDDINGS, mmap_mode="r")
+    file = source / embeddings_file(member.embedding)
+    embeddings = np.load(file, mmap_mode="r")
     if len(embeddings) != len(train):
-        raise InputError(f"{source / EMBEDDINGS}: {len(embeddings)} embeddings of {len(train)} clips; train it again")
-    np.save(folder / bank_file(branch_id), embeddings[train])
+        raise InputError(f"{file}: {len(embeddings)} embeddings of {len(train)} clips; train it again")
+    np.save(folder / bank_file(member.bank), embeddings[train])
+
+
+def _pack_branch(source: Path, branch_id: str, spec: BranchSpec, folder: Path) -> BranchSpec:
+    """Pack the weights of a branch; its spec, with its backbone's place in the package."""
     location = _pack_backbone(spec.backbone, folder)
     packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": location, "sha256": None})})
     if not spec.is_frozen:

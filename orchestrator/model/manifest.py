@@ -4,7 +4,7 @@ ensemble.json               this manifest, with the SHA-256 of every other file
 clips.parquet               the normal clips of the banks: machine, section, clip, split, domain, attributes
 backbones/<digest>.pt       BEATs checkpoints, each once however many branches share it
 branches/<branch_id>.pt     what training changed: adapters, layers, head; absent for a frozen branch
-banks/<branch_id>.npy       embeddings of the clips of clips.parquet, in its order: float32 (clips, …)
+banks/<branch_id>[.<embedding>].npy   embeddings of the clips of clips.parquet, in its order: float32 (clips, …)
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from branches.audio.formats import Format
-from branches.spec import BranchSpec
+from branches.spec import PROJECTION, BranchSpec, EmbeddingSpec
+from orchestrator.plan import embedding_name
 from scoring.detectors import DetectorSpec
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -37,8 +38,14 @@ class Member(BaseModel):
 
     branch_id: str
     name: str
+    embedding: EmbeddingSpec = PROJECTION
     detector: DetectorSpec
     weight: float
+
+    @property
+    def bank(self) -> str:
+        """The name of its bank, which members may share that differ in their detectors."""
+        return ".".join(filter(None, [self.branch_id, embedding_name(self.embedding)]))
 
 
 class Manifest(BaseModel):
@@ -75,9 +82,9 @@ def branch_file(branch_id: str) -> str:
     return f"branches/{branch_id}.pt"
 
 
-def bank_file(branch_id: str) -> str:
-    """Where the embeddings of a branch's normals lie in a package."""
-    return f"banks/{branch_id}.npy"
+def bank_file(bank: str) -> str:
+    """Where the embeddings of the normals lie in a package."""
+    return f"banks/{bank}.npy"
 
 
 def package_of(model: Path) -> Path:

@@ -45,7 +45,7 @@ class Reference:
     members: T tables of the system
     scale: of the scores that their weights apply to
     clips: rows of the normal clips: domain, and attributes as text
-    embeddings: (clips, …) by branch_id
+    embeddings: (clips, …) by bank
 
     Raises
     ------
@@ -66,7 +66,7 @@ class Reference:
         self._banks = []
         for member in members:
             member_attributes = attributes if member.detector.uses_attributes else None
-            self._banks.append(Bank(member.detector, embeddings[member.branch_id], domain, member_attributes))
+            self._banks.append(Bank(member.detector, embeddings[member.bank], domain, member_attributes))
         for member, bank in zip(members, self._banks, strict=True):
             check_varied(bank.train_scores, member.name)
         self._train = np.stack([self._calibrated(i, bank.train_scores) for i, bank in enumerate(self._banks)])
@@ -75,10 +75,8 @@ class Reference:
         self.threshold = gamma_threshold(self.train_scores)
 
     def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Scores:
-        """Scores of M other clips from their embeddings (M, …) by branch_id."""
-        member_scores = [
-            bank.scores(embeddings[m.branch_id]) for m, bank in zip(self._members, self._banks, strict=True)
-        ]
+        """Scores of M other clips from their embeddings (M, …) by bank."""
+        member_scores = [bank.scores(embeddings[m.bank]) for m, bank in zip(self._members, self._banks, strict=True)]
         members = np.stack([self._calibrated(i, scores) for i, scores in enumerate(member_scores)])
         n, values = len(self.train_scores), np.concatenate([self._train, members], axis=1)
         clips = self._clips(members.shape[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from branches.spec import EMBEDDING_VERSION, BranchSpec
+from branches.spec import EMBEDDING_VERSION, FrozenInput
 from cluster.capacity import GIB
 
 # Called with what is being trained, the steps done, all its steps, and the mean loss since the last call.
@@ -25,7 +25,7 @@ class Job:
     gpus: of a branch, may be a fraction; 0 computes on the CPU
     memory: of a branch, GiB; None lets it be measured
     versions: the driver's; a worker with others would make other numbers under the same id
-    specs: all branches of the run, since frozen embeddings are computed for all of them at once
+    frozen: what the run's branches need of frozen backbones, since it is computed for all of them at once
     compiled: compile the encoders that are trained
     stop_hopeless: give branches up that learn nothing, see `hopeless`
     storage: URI over which nodes without a common file system share what they make; None where they have one
@@ -43,7 +43,7 @@ class Job:
     memory: float | None
     checkpoint_seconds: float
     versions: list[int | str]
-    specs: tuple[BranchSpec, ...]
+    frozen: tuple[FrozenInput, ...]
     compiled: bool = False
     stop_hopeless: bool = False
     storage: str | None = None

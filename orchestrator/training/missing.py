@@ -107,7 +107,7 @@ def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: Run
         memory=options.memory_per_branch,
         checkpoint_seconds=options.checkpoint_seconds,
         versions=versions(),
-        specs=tuple(branch.spec for branch in plan.branches),
+        frozen=tuple(i for branch in plan.branches for i in branch.spec.frozen_inputs(branch.embeddings)),
         compiled=options.compiled,
         stop_hopeless=options.stop_hopeless,
         storage=storage.uri if storage else None,

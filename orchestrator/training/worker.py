@@ -14,7 +14,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.spec import BranchSpec
+from branches.spec import BranchSpec, EmbeddingSpec, FrozenInput
 from cluster.capacity import GIB
 from orchestrator.ledger.folders import (
     BRANCHES,
@@ -28,7 +28,7 @@ from orchestrator.ledger.folders import (
     write_record,
 )
 from orchestrator.ledger.storage import Storage
-from orchestrator.plan import Branch, detector_id, versions
+from orchestrator.plan import Branch, embedding_name, versions
 from orchestrator.training.generated import generated_clips
 from orchestrator.training.job import Job, StageReport
 from orchestrator.training.process import peak_memory
@@ -40,7 +40,6 @@ from scoring.table import write_table
 if TYPE_CHECKING:
     from branches.audio.cache import AudioCache
 
-EMBEDDINGS = "embeddings.npy"
 CLIPS = "clips.npy"  # digests of the clips that the embeddings are of
 WEIGHTS = "branch.pt"
 
@@ -73,8 +72,10 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
         storage.pull(job.cache.relative_to(job.out).as_posix())
     storage.pull_branch(branch.branch_id)
     with storage.following(_checkpoint(branch, job), min(job.checkpoint_seconds, LOOK_SECONDS)):
-        omega = _train_and_score(branch, job, index, report)
-        storage.push_branch(branch.branch_id)
+        try:
+            omega = _train_and_score(branch, job, index, report)
+        finally:
+            storage.push_branch(branch.branch_id)
     return omega
 
 
@@ -86,51 +87,83 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
     """Write one branch's folder of the ledger; the first table's Omega.
 
     What is there already and intact is used: a lost table or another detector costs no second embedding, and clips
-    that are new cost no second training.
+    that are new cost no second training. Weights are stored before anything is taken from them, and of a branch whose
+    scoring fails all that could be made is kept.
     """
     started = time.monotonic()
-    curve: list[tuple[int, float]] = []
-    checkpoint = _checkpoint(branch, job)
+    stored = job.out / BRANCHES / branch.branch_id
+    before = record = read_record(stored)
+    rows = _rows_of_stored(branch, record, index, stored)
+    kept = [] if rows is None else [e for e in branch.embeddings if _stored(stored, record, embeddings_file(e))]
+    missing = [e for e in branch.embeddings if e not in kept]
+    if missing and not branch.spec.is_frozen and not _stored(stored, record, WEIGHTS):
+        before, record = None, _train(branch, job, index, record, report)
+    with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
+        tables = _copy_intact(stored, record, folder)
+        for file in folder.glob("embeddings*.npy"):
+            if rows is None:
+                file.unlink()
+            elif rows != list(range(len(rows))):  # clips were removed: the files are to be of those of the tables
+                np.save(file, np.load(file)[rows])
+        np.save(folder / CLIPS, index["digest"].to_numpy().astype(str))
+        if missing:
+            _embed(branch, job, index, missing, folder)
+        omega, metrics, failures = _write(branch, job, index, folder)
+        entry = branch_record(branch, job.fingerprint)
+        update = {
+            "tags": {**entry.tags, "system": joined_systems(record, branch.systems)},
+            "metrics": {**_cost(job, started), **(before.metrics if before else {}), **metrics},
+            "curve": record.curve if record else [],
+            "files": checksums(folder),
+            "embeddings": branch.embeddings_id,
+            "tables": {**tables, **{name: branch.tables[name] for name in branch.tables if name not in failures}},
+        }
+        write_record(folder, entry.model_copy(update=update))
+    for error in failures.values():
+        raise error
+    _checkpoint(branch, job).unlink(missing_ok=True)
+    return omega
 
-    def record(step: int, loss: float) -> None:
+
+def _train(branch: Branch, job: Job, index: pa.Table, record: Record | None, report: StageReport) -> Record:
+    """Train a branch and store its weights beside what is intact of it; its record."""
+    started = time.monotonic()
+    curve: list[tuple[int, float]] = []
+
+    def note(step: int, loss: float) -> None:
         curve.append((step, loss))
         report("branch", step, branch.spec.training.steps, loss)
         if job.stop_hopeless and (reason := hopeless(curve, branch.spec.training.steps)):
             raise Hopeless(reason)
 
-    stored = job.out / BRANCHES / branch.branch_id
-    finished = read_record(stored)
     with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
-        tables = _copy_intact(stored, finished, folder)
-        embeddings = _stored_embeddings(branch, finished, index, folder)
-        if embeddings is None:
-            if not (folder / WEIGHTS).exists():
-                finished = None
-            try:
-                embeddings = _embed(branch, job, index, record, report, folder / WEIGHTS)
-            except Hopeless:
-                checkpoint.unlink(missing_ok=True)
-                raise
-            _save_embeddings(folder, embeddings, index)
-        omega, metrics = _write(branch, job, index, embeddings, folder)
+        tables = _copy_intact(job.out / BRANCHES / branch.branch_id, record, folder)
+        try:
+            _fit(branch.spec, job, index, note, report, folder / WEIGHTS, _checkpoint(branch, job))
+        except Hopeless:
+            _checkpoint(branch, job).unlink(missing_ok=True)
+            raise
         entry = branch_record(branch, job.fingerprint)
-        before = finished or entry
         update = {
-            "tags": {**entry.tags, "system": joined_systems(finished, branch.systems)},
-            "metrics": {
-                **{"seconds": time.monotonic() - started, **job.held, "memory_gib": peak_memory()},
-                **_gpu_memory(job),
-                **before.metrics,
-                **metrics,
-            },
-            "curve": before.curve or curve,
+            "tags": {**entry.tags, "system": joined_systems(record, branch.systems)},
+            "metrics": _cost(job, started),
+            "curve": curve,
             "files": checksums(folder),
-            "embeddings": branch.embeddings_id,
-            "tables": {**tables, **branch.tables},
+            "embeddings": record.embeddings if record else "",
+            "tables": tables,
         }
-        write_record(folder, entry.model_copy(update=update))
-    checkpoint.unlink(missing_ok=True)
-    return omega
+        trained = entry.model_copy(update=update)
+        write_record(folder, trained)
+    return trained
+
+
+def _cost(job: Job, started: float) -> dict[str, float]:
+    return {
+        "seconds": time.monotonic() - started,
+        **job.held,
+        "memory_gib": peak_memory(),
+        **_gpu_memory(job),
+    }
 
 
 def hopeless(curve: Sequence[tuple[int, float]], steps: int) -> str:
@@ -182,72 +215,78 @@ def _copy_intact(stored: Path, record: Record | None, folder: Path) -> dict[str,
     return {name: identity for name, identity in record.tables.items() if f"{TABLES}/{name}.parquet" in intact}
 
 
-def _stored_embeddings(
-    branch: Branch, record: Record | None, index: pa.Table, folder: Path
-) -> NDArray[np.float32] | None:
-    """The embeddings in `folder` in the order of `index`; None if lost, of another version or not of all its clips."""
-    files = folder / EMBEDDINGS, folder / CLIPS
-    if record is None or record.embeddings != branch.embeddings_id or not all(file.exists() for file in files):
+def _stored(stored: Path, record: Record | None, file: str) -> bool:
+    return record is not None and is_intact(stored, record, file)
+
+
+def _rows_of_stored(branch: Branch, record: Record | None, index: pa.Table, stored: Path) -> list[int] | None:
+    """Rows of the stored embeddings in the order of `index`; None if of another version or not of all its clips."""
+    if record is None or record.embeddings != branch.embeddings_id or not _stored(stored, record, CLIPS):
         return None
-    embeddings, digests = (np.load(file, allow_pickle=False) for file in files)
-    position = {digest: i for i, digest in enumerate(digests.tolist())}
+    position = {digest: i for i, digest in enumerate(np.load(stored / CLIPS, allow_pickle=False).tolist())}
     rows = [position.get(digest, -1) for digest in index["digest"].to_pylist()]
-    if -1 in rows:
-        return None
-    if rows != list(range(len(digests))):  # clips were removed: the files are to be of the same ones as the tables
-        _save_embeddings(folder, embeddings[rows], index)
-    return embeddings[rows]
+    return None if -1 in rows else rows
 
 
-def _save_embeddings(folder: Path, embeddings: NDArray[np.float32], index: pa.Table) -> None:
-    np.save(folder / EMBEDDINGS, embeddings)
-    np.save(folder / CLIPS, index["digest"].to_numpy().astype(str))
+def embeddings_file(embedding: EmbeddingSpec) -> str:
+    """Where an embedding of all clips lies in a branch's folder."""
+    return ".".join(filter(None, ["embeddings", embedding_name(embedding), "npy"]))
 
 
-def _embed(
-    branch: Branch,
-    job: Job,
-    index: pa.Table,
-    record: Callable[[int, float], None],
-    report: StageReport,
-    weights: Path,
-) -> NDArray[np.float32]:
-    """Embeddings (clips, …) of a branch: by its `weights` if that file is there, else it is trained and writes them.
-
-    Training goes on from its checkpoint; a frozen branch has no weights of its own.
-    """
+def _audio(spec: BranchSpec, job: Job, index: pa.Table) -> AudioCache:
     # Loaded here, so that the driver, which imports this module, does not load torch.
     import torch
 
     from branches.audio.cache import open_cache
     from branches.audio.channels import with_cancellation
-    from branches.frozen import frozen_embeddings, view_of
-    from branches.model import embed, load_branch, relocate_branch, save_branch
+
+    torch.set_num_threads(job.threads)
+    audio = open_cache(job.data, index, job.decoded)
+    return with_cancellation(audio, job.derived) if spec.channel == "cancel" else audio
+
+
+def _frozen(wanted: FrozenInput, job: Job, audio: AudioCache) -> NDArray[np.float32]:
+    """An embedding of all clips by a frozen backbone, with all others that the run wants of it."""
+    from branches.frozen import frozen_embeddings
+
+    share = Storage(job.storage, job.out).share if job.storage else lambda path: None
+    return frozen_embeddings(wanted, job.frozen, audio, job.derived, job.device, share)
+
+
+def _embed(branch: Branch, job: Job, index: pa.Table, embeddings: Sequence[EmbeddingSpec], folder: Path) -> None:
+    """Write embeddings of all clips: one pass through the network, or what a frozen backbone gives all branches."""
+    from branches.model import embed, load_branch, relocate_branch
+
+    spec, audio = branch.spec, _audio(branch.spec, job, index)
+    files = [folder / embeddings_file(e) for e in embeddings]
+    if spec.is_frozen:
+        for wanted, file in zip(spec.frozen_inputs(embeddings), files, strict=True):
+            np.save(file, _frozen(wanted, job, audio))
+        return
+    relocate_branch(folder / WEIGHTS, folder / WEIGHTS, spec, spec.backbone.path)  # which may lie elsewhere now
+    embed(load_branch(folder / WEIGHTS, job.device), audio, spec.channel, embeddings, files)
+
+
+def _fit(
+    spec: BranchSpec,
+    job: Job,
+    index: pa.Table,
+    note: Callable[[int, float], None],
+    report: StageReport,
+    weights: Path,
+    checkpoint: Path,
+) -> None:
+    """Train, from the checkpoint on if there is one, and write the weights."""
+    from branches.model import save_branch
     from branches.training.finetuning import train
     from branches.training.training_set import training_clips
 
-    spec = branch.spec
-    torch.set_num_threads(job.threads)
-    audio = open_cache(job.data, index, job.decoded)
-    if spec.channel == "cancel":
-        audio = with_cancellation(audio, job.derived)
-    if weights.exists():
-        relocate_branch(weights, weights, spec, spec.backbone.path)  # which may lie elsewhere now
-        return embed(load_branch(weights, job.device), audio, spec.channel)
-    view, frozen = view_of(spec), None
-    if view is not None:
-        views = [v for v in map(view_of, job.specs) if v is not None]
-        share = Storage(job.storage, job.out).share if job.storage else lambda path: None
-        frozen = frozen_embeddings(view, views, audio, job.derived, job.device, share)
-        if spec.is_frozen:
-            return frozen
+    audio = _audio(spec, job, index)
+    frozen = [_frozen(wanted, job, audio) for wanted in spec.frozen_inputs(())]
     generated = generated_clips(spec, job, index, audio, report)
-    clips = training_clips(audio, index, spec, frozen, generated, _supplemental(spec, job))
-    model = train(
-        spec, clips, _checkpoint(branch, job), record, job.checkpoint_seconds, job.device, job.threads, job.compiled
-    )
+    clips = training_clips(audio, index, spec, frozen[0] if frozen else None, generated, _supplemental(spec, job))
+    model = train(spec, clips, checkpoint, note, job.checkpoint_seconds, job.device, job.threads, job.compiled)
     save_branch(model, weights)
-    return embed(model, audio, spec.channel)
 
 
 def _gpu_memory(job: Job) -> dict[str, float]:
@@ -269,31 +308,38 @@ def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | N
 
 
 def _write(
-    branch: Branch, job: Job, index: pa.Table, embeddings: NDArray[np.float32], folder: Path
-) -> tuple[float | None, dict[str, float]]:
-    """Write tables and a summary into `folder`; Omega of the first table, and all metrics."""
+    branch: Branch, job: Job, index: pa.Table, folder: Path
+) -> tuple[float | None, dict[str, float], dict[str, InputError]]:
+    """Write tables and a summary into `folder`; Omega of the first table, all metrics, and why tables failed."""
     (folder / TABLES).mkdir(exist_ok=True)
     metrics: dict[str, float] = {}
     summary: dict[str, object] = {"branch": branch.name, "spec": branch.spec.model_dump()}
-    omegas = []
-    for detector in branch.detectors:
-        name = detector_id(detector)
+    omegas: list[float | None] = []
+    failures: dict[str, InputError] = {}
+    for scoring in branch.scorings:
+        name = scoring.name
         metadata = {
             "branch_id": branch.branch_id,
             "config_id": branch.config_id,
             "spec": branch.spec.model_dump_json(),
             "dataset": job.fingerprint,
-            "detector": detector.model_dump_json(),
+            "embedding": scoring.embedding.model_dump_json(),
+            "detector": scoring.detector.model_dump_json(),
             "versions": json.dumps(job.versions),
         }
-        table = score_table(index, embeddings, detector, metadata)
+        embeddings = np.load(folder / embeddings_file(scoring.embedding), mmap_mode="r")
+        try:
+            table = score_table(index, embeddings, scoring.detector, metadata)
+        except InputError as error:
+            failures[name] = error
+            continue
         write_table(table, folder / TABLES / f"{name}.parquet")
         official = official_metrics(table) if has_labels(table) else None  # hidden in an evaluation set
         summary[name] = official.as_dict() if official else None
         metrics |= flat_metrics(official, f"{name}.")
         omegas.append(official.omega if official else None)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    return omegas[0], metrics
+    return omegas[0] if omegas else None, metrics, failures
 
 
 def flat_metrics(metrics: Metrics | None, prefix: str = "") -> dict[str, float]:

@@ -21,7 +21,7 @@ from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import session
 from orchestrator.cost import overview
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, checksums, write_record
-from orchestrator.plan import detector_id, make_plan
+from orchestrator.plan import make_plan
 from orchestrator.system import SystemSpec
 from orchestrator.tracking.sync import Outbox
 from orchestrator.tracking.tracker import open_tracker
@@ -138,6 +138,6 @@ def test_500_branches(tmp_path):
 
 def fill(folder, branch, table):
     (folder / TABLES).mkdir(parents=True)
-    shutil.copyfile(table, folder / TABLES / f"{detector_id(branch.detectors[0])}.parquet")
+    shutil.copyfile(table, folder / TABLES / f"{branch.scorings[0].name}.parquet")
     found = {"curve": [(step, 1.0) for step in range(50)], "files": checksums(folder), "tables": branch.tables}
     write_record(folder, branch_record(branch, "data").model_copy(update=found))

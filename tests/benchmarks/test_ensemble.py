@@ -19,8 +19,7 @@ from branches.audio.cache import in_memory
 from branches.beats import BEATsConfig, save_beats
 from branches.beats.checkpoint import random_beats
 from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
-from branches.frozen import FrozenBackbone, View
-from branches.model import features_of, load_branch
+from branches.model import BranchModel, features_of, load_branch
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import export_system
 from orchestrator.model.manifest import branch_file
@@ -76,10 +75,8 @@ def loaded(ensemble: Ensemble, name: str) -> Branch:
     spec = ensemble.manifest.branches[name]
     if spec.is_frozen:
         place = spec.backbone.path if spec.backbone.path == "tiny" else str(ensemble.folder / spec.backbone.path)
-        view = View(
-            backbone=spec.backbone.model_copy(update={"path": place}), channel=spec.channel, pooling=spec.pooling
-        )
-        network = FrozenBackbone([view], "cpu")
+        backbone = spec.backbone.model_copy(update={"path": place})
+        network = BranchModel(spec.model_copy(update={"backbone": backbone}))
     else:
         network = load_branch(ensemble.folder / branch_file(name))
 

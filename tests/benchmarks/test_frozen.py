@@ -10,7 +10,8 @@ import pytest
 from branches.audio.cache import open_cache
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
-from branches.frozen import View, embed_views
+from branches.frozen import frozen_embeddings
+from branches.spec import PROJECTION, BranchSpec
 
 pytestmark = pytest.mark.benchmark
 
@@ -20,13 +21,14 @@ POOLINGS = ["mean", "generalised_mean", "band_mean", *({"name": "relative_deviat
 def test_frozen_branches_together_against_one_by_one(tmp_path):
     write_dataset(tmp_path / "data", SyntheticSize(60, 4, 4, 4.0), machines=["rotor", "valve"])
     audio = open_cache(tmp_path / "data", read_index(tmp_path / "data"), tmp_path / "cache")
-    views = [View.model_validate({"backbone": {}, "channel": "near", "pooling": pooling}) for pooling in POOLINGS]
+    specs = [BranchSpec.model_validate({"strategy": "frozen", "pooling": pooling}) for pooling in POOLINGS]
+    inputs = [i for spec in specs for i in spec.frozen_inputs([PROJECTION])]
     seconds = {"together": [], "one by one": []}
-    for _ in range(3):
-        for name, groups in (("together", [views]), ("one by one", [[view] for view in views])):
+    for i in range(3):
+        for name, groups in (("together", [inputs]), ("one by one", [[one] for one in inputs])):
             start = time.perf_counter()
-            for group in groups:
-                embed_views(group, audio, "cpu")
+            for j, group in enumerate(groups):
+                frozen_embeddings(group[0], group, audio, tmp_path / f"{name}{i}{j}", "cpu")
             seconds[name].append(time.perf_counter() - start)
     together, alone = (min(s) for s in seconds.values())
-    print(f"\n{len(views)} frozen branches: {together:.2f} s together, {alone:.2f} s alone: {alone / together:.1f}×")
+    print(f"\n{len(inputs)} frozen branches: {together:.2f} s together, {alone:.2f} s alone: {alone / together:.1f}×")

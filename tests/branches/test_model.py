@@ -6,10 +6,10 @@ from branches.audio.cache import open_cache
 from branches.beats import BEATs, load_beats
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
-from branches.frozen import FrozenBackbone, view_of
-from branches.model import BranchModel, embed, load_branch, save_branch
-from branches.spec import BranchSpec
+from branches.model import BranchModel, load_branch, save_branch
+from branches.spec import PROJECTION, BranchSpec, PatchesSpec
 from scoring.errors import InputError
+from tests.embedded import embedded
 
 
 def spec(**settings):
@@ -28,15 +28,51 @@ def audio(tmp_path_factory):
 def test_embeddings_do_not_depend_on_the_batch(audio):
     torch.manual_seed(0)
     model = BranchModel(spec())
-    together = embed(model, audio, "near")
-    np.testing.assert_allclose(together, embed(model, audio, "near", batch_size=1), atol=1e-4)
+    (together,) = embedded(model, audio)
+    np.testing.assert_allclose(together, embedded(model, audio, batch_size=1)[0], atol=1e-4)
     assert together.shape == (len(audio), 8)
-    assert not np.allclose(together, embed(model, audio, "far"), atol=1e-3)
+    assert not np.allclose(together, embedded(model, audio, "far")[0], atol=1e-3)
 
 
 @pytest.mark.parametrize(("pooling", "shape"), [("band_mean", (8, 8)), ("mean", (8,)), ("relative_deviation", (8, 8))])
 def test_patch_pooling_gives_an_embedding_for_each_band(audio, pooling, shape):
-    assert embed(BranchModel(spec(pooling=pooling)), audio, "near").shape == (len(audio), *shape)
+    assert embedded(BranchModel(spec(pooling=pooling)), audio)[0].shape == (len(audio), *shape)
+
+
+TAKEN = [
+    PROJECTION,
+    PatchesSpec.model_validate({"pooling": {"name": "relative_deviation", "gamma": 4}}),
+    PatchesSpec.model_validate({"layers": [0], "pooling": "band_statistics"}),
+    PatchesSpec.model_validate({"layers": [1, -1], "combine": "mean", "pooling": "mean"}),
+    PatchesSpec.model_validate({"layers": [1, -1], "pooling": "generalised_mean"}),
+]
+
+
+@pytest.mark.parametrize("strategy", ["full", {"name": "lora", "rank": 2}])
+def test_one_pass_gives_each_embedding_what_it_would_get_alone(audio, strategy, monkeypatch):
+    torch.manual_seed(0)
+    model = BranchModel(spec(strategy=strategy, pooling="band_mean", backbone={"layers": [1]}))
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter) * parameter.requires_grad)
+    passes = []
+    encode = BEATs.encode
+    monkeypatch.setattr(BEATs, "encode", lambda self, *a: passes.append(len(a[0])) or encode(self, *a))
+    together = embedded(model, audio, embeddings=TAKEN)
+    assert sum(passes) == len(audio)
+    for embedding, made in zip(TAKEN, together, strict=True):
+        np.testing.assert_allclose(made, embedded(model, audio, embeddings=[embedding], batch_size=1)[0], atol=2e-4)
+    assert [made.shape[1:] for made in together] == [(8, 8), (8, 64), (8, 128), (64,), (128,)]
+    untrained = embedded(BranchModel(spec(strategy="frozen", pooling="mean")), audio, embeddings=TAKEN[1:])
+    assert not np.allclose(together[1], untrained[0], atol=1e-2)
+
+
+def test_patches_that_are_taken_are_those_before_the_projection(audio):
+    model = BranchModel(spec(pooling="mean"))
+    features = torch.randn(2, 64, 128)
+    (taken,) = model.eval().embeddings(features, None, [PatchesSpec.model_validate({"pooling": "band_mean"})])
+    patches = model.backbone.encode(features)[0]
+    torch.testing.assert_close(taken, patches.reshape(2, 4, 8, -1).mean(1))
 
 
 def test_a_frozen_branch_gives_what_the_backbone_gives(audio):
@@ -92,8 +128,7 @@ def test_a_branch_embeds_after_training_as_it_is_served(tmp_path, precision):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_nothing_is_embedded_in_tf32(frozen, monkeypatch):
     """Which products and convolutions may use on a GPU, the latter by default."""
-    view = view_of(spec(strategy="frozen", pooling="mean"))
-    model = FrozenBackbone([view], "cpu") if frozen else BranchModel(spec()).eval()
+    model = BranchModel(spec(strategy="frozen", pooling="mean") if frozen else spec()).eval()
     seen = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     torch.set_float32_matmul_precision("medium")
@@ -107,7 +142,7 @@ def test_nothing_is_embedded_in_tf32(frozen, monkeypatch):
         )[1],
     )
     try:
-        model(torch.randn(2, 64, 128), None)
+        model.embeddings(torch.randn(2, 64, 128), None, [PROJECTION])
         assert seen == [("highest", False)]
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
     finally:

@@ -37,7 +37,7 @@ def test_a_branch_of_two_systems_is_planned_once():
 def test_detectors_share_a_branch():
     plan = make_plan([system(x={}, y={"detector": {"name": "knn", "k": 2}})], None)
     (branch,) = plan.branches
-    assert branch.detectors == (MahalanobisSpec(), KnnSpec(k=2))
+    assert [scoring.detector for scoring in branch.scorings] == [MahalanobisSpec(), KnnSpec(k=2)]
     assert plan.trees["mine"]["one"] == {
         "x": [f"{branch.branch_id}/mahalanobis"],
         "y": [f"{branch.branch_id}/knn-k2"],
@@ -105,6 +105,28 @@ def test_a_table_is_identified_by_embeddings_detector_version_and_clips(monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(planning, name, getattr(planning, name) + 1)
             assert tables() != base
+
+
+def test_an_embedding_is_part_of_the_table_and_not_of_the_branch():
+    bands = {"embedding": {"pooling": "band_mean"}, "detector": "band_knn"}
+    sharp = {"embedding": {"layers": [-1, 3], "pooling": {"name": "relative_deviation", "gamma": 4}}}
+    (branch,) = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset()).branches
+    name = "patches-layers-1_3-poolingrelative_deviation-pooling_gamma4.0"
+    assert list(branch.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn"]
+    assert len(set(branch.tables.values())) == 4
+    assert len(branch.embeddings) == 3
+    (alone,) = make_plan([system(x={})], dataset()).branches
+    assert branch.branch_id == alone.branch_id
+    assert branch.tables["mahalanobis"] == alone.tables["mahalanobis"]
+
+
+def test_a_frozen_backbone_is_one_branch_however_many_embeddings_are_taken():
+    frozen = {"strategy": "frozen"}
+    layered = {"strategy": "frozen", "pooling": "band_mean", "backbone": {"layers": [1, 2]}}
+    sharp = {"pooling": {"name": "relative_deviation"}}
+    plan = make_plan([system(x={"branch": frozen, "embedding": sharp}, y={"branch": layered, "embedding": {}})], None)
+    assert len(plan.branches) == 1
+    assert plan.branches[0].spec.backbone.layers == (-1,)
 
 
 def test_seeds_of_one_configuration_share_its_id():

@@ -91,6 +91,24 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nsubsystems: {a: {b: {branch: {seed: 1}}}}", "b.branch.seed: .* lists its `seeds`"),
         ("name: x\nbranch: [1]\nsubsystems: {a: {b: }}", "branch"),
         ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen}}}}", "the pooling attentive_statistics must be"),
+        ("name: x\nsubsystems: {a: {b: {detector: band_knn}}}", "pooling attentive_statistics keeps none"),
+        (
+            "name: x\nsubsystems: {a: {b: {detector: band_knn, embedding: {pooling: mean}}}}",
+            "band_knn compares frequency bands, and the pooling mean keeps none; take one that does, such as band_mean",
+        ),
+        (
+            "name: x\nsubsystems: {a: {b: {detector: band_knn, branch: {strategy: head, pooling: generalised_mean}}}}",
+            "pooling generalised_mean keeps none",
+        ),
+        (
+            "name: x\nsubsystems: {a: {b: {embedding: {pooling: attentive_statistics}}}}",
+            "embedding.patches.pooling: .*'attentive_statistics'.*'mean', 'generalised_mean', 'band_mean'",
+        ),
+        (
+            "name: x\nsubsystems: {a: {b: {embedding: {layer: [1]}}}}",
+            "embedding.patches.layer: unknown key; did you mean",
+        ),
+        ("name: x\nsubsystems: {a: {b: {embedding: heads}}}", "'projection', 'patches'"),
         ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen, pooling: mean}, seeds: [0, 1]}}}", "give one"),
         ("{", "not YAML"),
         ("name: x\nbranch: {training: {steps: yes}}\nsubsystems: {a: {b: }}", "steps: .*integer.* 'yes'"),
@@ -157,7 +175,7 @@ def test_settings_are_overridden_in_every_configuration(write):
     assert system.subsystems["a"]["c"].branch.objective.name == "softmax"
     with pytest.raises(InputError, match="unknown key; did you mean steps"):
         load_system(path, None, ["branch.training.stps=30"])
-    with pytest.raises(InputError, match=r"--set steps=3: give KEY=VALUE.*branch, detector, seeds"):
+    with pytest.raises(InputError, match=r"--set steps=3: give KEY=VALUE.*branch, embedding, detector, seeds"):
         load_system(path, None, ["steps=3"])
 
 

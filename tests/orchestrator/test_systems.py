@@ -6,8 +6,8 @@ from branches.audio.cache import open_cache
 from branches.audio.channels import with_cancellation
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
-from branches.frozen import embed_views, view_of
-from branches.spec import AugmentationSpec
+from branches.frozen import frozen_embeddings
+from branches.spec import PROJECTION, AugmentationSpec
 from branches.training.finetuning import train
 from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
@@ -27,7 +27,7 @@ def test_the_systems_have_the_structure_of_the_report():
     third = plan("s3")
     assert len(third.trees["s3"]) == 3
     assert len(third.branches) >= 30
-    assert all(branch.detectors[0].name == "mahalanobis" for branch in (*plan("s1", "s2", "s4").branches,))
+    assert all(branch.scorings[0].detector.name == "mahalanobis" for branch in (*plan("s1", "s2", "s4").branches,))
 
 
 def test_shared_branches_are_trained_once():
@@ -53,11 +53,11 @@ def clips(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_branch_can_be_made(clips, name):
+def test_every_branch_can_be_made(clips, name, tmp_path):
     audio, index = clips
     for spec in dict.fromkeys(branch.spec.model_copy(update={"seed": 0}) for branch in plan(name).branches):
-        view = view_of(spec)
-        frozen = None if view is None else embed_views([view], audio, "cpu")[0]
+        inputs = spec.frozen_inputs([PROJECTION])
+        frozen = frozen_embeddings(inputs[0], [], audio, tmp_path, "cpu") if inputs else None
         assert frozen is None or len(frozen) == index.num_rows
         if spec.strategy.name != "frozen":
             training = spec.training.model_copy(update={"steps": 1, "batch_size": 4, "crop_seconds": 0.5})

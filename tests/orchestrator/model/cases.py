@@ -31,6 +31,13 @@ subsystems:
     lora: {branch: {strategy: {name: lora, rank: 4}}, detector: {name: knn, calibration: tail}}
   neighbours:
     full: {detector: {name: knn, calibration: gamma}}
+  patches:
+    lora:
+      branch: {strategy: {name: lora, rank: 4}}
+      embedding: {pooling: {name: relative_deviation, gamma: 4}}
+      detector: {name: band_knn}
+    full: {embedding: {layers: [1, -1], pooling: mean}}
+    frozen: {branch: {strategy: frozen, channel: cancel}, embedding: {pooling: band_statistics}}
   frozen:
     mean: {branch: {strategy: frozen, pooling: mean}}
     cancelled: {branch: {strategy: frozen, channel: cancel}, detector: {name: band_knn}}

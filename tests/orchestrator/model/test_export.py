@@ -41,7 +41,9 @@ def test_a_shared_backbone_is_stored_once(model):
     assert set(places.values()) == {f"backbones/{stored.name}"}
     trained = {path.stem for path in (package / "branches").iterdir()}
     assert trained == {names["trained/full"], names["trained/lora"]}
-    assert {path.stem for path in (package / "banks").iterdir()} == set(names.values())
+    banks = {member.bank for member in read_manifest(package).members}
+    assert {path.stem for path in (package / "banks").iterdir()} == banks
+    assert banks > {names["trained/full"], f"{names['trained/full']}.patches-layers1_-1-poolingmean"}
 
 
 def test_a_lora_branch_is_its_adapters(model):

@@ -56,11 +56,15 @@ class Bench:
         training = {"steps": 2, "crop_seconds": 0.5}
         self.branch = {"embedding_dim": 8, "strategy": "head", "pooling": "mean", "training": training}
         self.detector = "mahalanobis"
+        self.embeddings = [{}]
 
     def bring(self):
         """Make the tables; whether that took a training."""
-        configuration = {"branch": self.branch, "detector": self.detector}
-        system = SystemSpec.model_validate({"name": "s", "subsystems": {"a": {"b": configuration}}})
+        configurations = {
+            f"b{i}": {"branch": self.branch, "detector": self.detector, **embedding}
+            for i, embedding in enumerate(self.embeddings)
+        }
+        system = SystemSpec.model_validate({"name": "s", "subsystems": {"a": configurations}})
         dataset = Dataset.read(self.data)
         (branch,) = make_plan([system], dataset).branches
         assert not is_finished(self.out, branch.branch_id, branch.tables)
@@ -76,7 +80,7 @@ class Bench:
             memory=None,
             checkpoint_seconds=600.0,
             versions=versions(),
-            specs=(branch.spec,),
+            frozen=tuple(branch.spec.frozen_inputs(branch.embeddings)),
         )
         job.checkpoints.mkdir(parents=True, exist_ok=True)
         losses = []
@@ -173,6 +177,60 @@ def test_embeddings_that_are_lost_are_made_again_with_the_weights(bench):
     bench.detector = "knn"
     assert not bench.bring()
     assert np.load(bench.folder / "embeddings.npy") == pytest.approx(before, rel=1e-5, abs=1e-6)
+
+
+BANDS = {"embedding": {"pooling": {"name": "relative_deviation", "gamma": 4}}, "detector": "band_knn"}
+BANDS_NAME = "patches-poolingrelative_deviation-pooling_gamma4.0"
+
+
+def test_another_embedding_trains_nothing(bench):
+    first, record = bench.table(), read_record(bench.folder)
+    bench.embeddings = [{}, BANDS, {**BANDS, "detector": "knn"}]
+    assert not bench.bring()
+    assert {path.name for path in bench.folder.glob("*.npy")} == {
+        "embeddings.npy",
+        f"embeddings.{BANDS_NAME}.npy",
+        "clips.npy",
+    }
+    assert bench.table().equals(first)
+    after = read_record(bench.folder)
+    assert after.tables.keys() == {"mahalanobis", f"{BANDS_NAME}.band_knn", f"{BANDS_NAME}.knn"}
+    assert after.tables["mahalanobis"] == record.tables["mahalanobis"]
+    assert np.load(bench.folder / f"embeddings.{BANDS_NAME}.npy").shape == (bench.table().num_rows, 8, 64)
+
+
+@pytest.mark.parametrize("strategy", ["frozen", "head"])
+def test_clips_that_come_and_go_leave_no_embedding_of_others(tmp_path, strategy):
+    bench = Bench(tmp_path)
+    bench.branch["strategy"] = strategy
+    bench.embeddings = [{}, BANDS]
+    bench.bring()
+    files = sorted((bench.data / "pump" / "test").iterdir())
+    shutil.copyfile(files[0], files[0].with_name("section_00_0000.wav"))
+    bench.bring()
+    files[0].unlink()
+    assert not bench.bring()
+    loaded = [np.load(path) for path in bench.folder.glob("embeddings*.npy") if path.parent == bench.folder]
+    assert {len(embeddings) for embeddings in loaded} == {len(np.load(bench.folder / "clips.npy"))}
+
+
+def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(tmp_path):
+    bench = Bench(tmp_path)
+    bench.embeddings = [{"detector": "knn"}, {"detector": "gmm"}, BANDS]
+    clip, *others = (bench.data / "pump" / "train").iterdir()
+    for other in others:  # copies of each other, which neighbours cannot tell apart
+        shutil.copyfile(clip, other)
+    with pytest.raises(InputError, match="pump"):
+        bench.bring()
+    weights = (bench.folder / "branch.pt").read_bytes()
+    record = read_record(bench.folder)
+    assert len(record.curve) == 2
+    assert record.tables.keys() == {"gmm"}
+    assert {"embeddings.npy", f"embeddings.{BANDS_NAME}.npy", "tables/gmm.parquet"} < record.files.keys()
+    with pytest.raises(InputError, match="pump"):
+        bench.bring()
+    assert (bench.folder / "branch.pt").read_bytes() == weights
+    assert read_record(bench.folder).curve == record.curve
 
 
 def test_branches_of_an_older_version_are_told_and_kept(bench, tmp_path):
