@@ -66,6 +66,9 @@ class SubcenterArcFaceSpec(ArcFaceSpec):
     name: Literal["subcenter_arcface"] = "subcenter_arcface"  # type: ignore[assignment]
     margin: float = Field(0.2, ge=0, lt=1.5, description="radians added to the angle of the true class")
     centres: int = Field(16, ge=1, description="centres of each class")
+    of: Literal["all", "unattributed"] = Field(
+        "all", description="classes with several centres: all, or those of machines without attributes"
+    )
 
 
 class AdaCosSpec(Settings):
@@ -211,13 +214,29 @@ EmbeddingSpec = Annotated[ProjectionSpec | PatchesSpec, Field(discriminator="sou
 PROJECTION = ProjectionSpec()
 
 
+class PseudoLabelsSpec(Settings):
+    """Clusters of a machine and section without attributes, by k-means on embeddings of the backbone as it is."""
+
+    source: int = Field(7, ge=1, description="clusters of the source clips, at most")
+    target: int = Field(1, ge=1, description="clusters of the target clips, at most")
+    channel: Channel | None = Field(None, description="that is clustered; the branch's unless given")
+    pooling: UntrainedPoolingSpec = MeanSpec()
+
+
 class ClassesSpec(Settings):
     """What the classes are that a branch learns to tell apart, and how often each is heard."""
 
-    pseudo_labels: int = Field(
-        0, ge=0, description="clusters of a machine and section without attributes; 0 leaves them one class"
+    pseudo_labels: Annotated[int, Field(ge=0)] | PseudoLabelsSpec = Field(
+        0, description="clusters of a machine and section without attributes; 0 leaves them one class"
     )
+    domain: bool = Field(False, description="whether source and target of the same attributes are two classes")
     balance: float = Field(0.0, ge=0, le=1, description="0 hears all clips equally often, 1 all classes")
+
+    @property
+    def clusters(self) -> PseudoLabelsSpec:
+        """The pseudo-labels in full: a number alone is that of either domain."""
+        given = self.pseudo_labels
+        return PseudoLabelsSpec(source=given, target=given) if isinstance(given, int) else given
 
 
 class NoiseSpec(Settings):
@@ -355,8 +374,10 @@ class BranchSpec(Settings):
             return [(self, self.taken(embedding)) for embedding in embeddings]
         if self.classes.pseudo_labels:
             plain = BackboneSpec(path=self.backbone.path, sha256=self.backbone.sha256)
-            frozen = BranchSpec(backbone=plain, channel=self.channel, strategy=FrozenSpec(), pooling=MeanSpec())
-            return [(frozen, frozen.taken(PROJECTION))]
+            clusters = self.classes.clusters
+            channel = clusters.channel or self.channel
+            frozen = BranchSpec(backbone=plain, channel=channel, strategy=FrozenSpec(), pooling=MeanSpec())
+            return [(frozen, PatchesSpec(pooling=clusters.pooling))]
         return []
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from branches.data.dataset import class_labels
+from branches.spec import ClassesSpec, PseudoLabelsSpec
 from scoring.table import groups
 
 # A cluster of fewer clips is a few outliers rather than a condition.
@@ -24,16 +25,20 @@ def unattributed(train: pa.Table) -> NDArray[np.bool_]:
 
 
 def classes_of(
-    train: pa.Table, more: pa.Table, embeddings: NDArray[np.floating] | None, clusters: int, seed: int
+    train: pa.Table,
+    more: pa.Table,
+    embeddings: NDArray[np.floating] | None,
+    classes: ClassesSpec,
+    seed: int,
 ) -> tuple[NDArray[np.int64], int]:
     """Classes of training clips and of generated clips beside them.
 
     Parameters
     ----------
     train, more: rows with machine, section, domain and attributes: n recorded and g generated clips
-    embeddings: (n, E) of the recorded ones from a frozen backbone, if machines without attributes are to be
-        divided; only their directions count
-    clusters: the most clusters of one machine, section and domain; 0 divides nothing
+    embeddings: (n, …) of the recorded ones from a frozen backbone, if machines without attributes are to be
+        divided; only their directions count, those of each band for itself
+    classes: whether the domain is part of a class, and how many clusters there are
     seed: of k-means
 
     Returns
@@ -42,13 +47,24 @@ def classes_of(
     n_classes: how many classes there are
     """
     columns = ["machine", "section", "attributes"]
-    labels, names = class_labels(pa.concat_tables([train.select(columns), more.select(columns)]))
+    both = pa.concat_tables([train.select([*columns, "domain"]), more.select([*columns, "domain"])])
+    labels, names = class_labels(both.select(columns))
     keys = np.array(names, object)[labels]
-    if clusters and embeddings is not None:
-        bare = unattributed(train)
-        keys[: len(bare)][bare] = _clustered(train, bare, keys, embeddings, clusters, seed)
-        divided = set(np.array(names, object)[labels[: len(bare)][bare]])
-        keys[len(bare) :] = [None if key in divided else key for key in keys[len(bare) :]]
+    divided: set[str] = set()
+    bare = unattributed(train)
+    clusters = None
+    if classes.pseudo_labels and embeddings is not None:
+        clusters = _clustered(train, bare, keys, embeddings, classes.clusters, seed)
+        divided = set(keys[: len(bare)][bare])
+    generated = keys[len(bare) :]
+    without = np.array([key in divided for key in generated], bool)
+    if classes.domain:
+        keys = np.array(
+            [f"{key}/{domain}" for key, domain in zip(keys, both["domain"].to_pylist(), strict=True)], object
+        )
+    if clusters is not None:
+        keys[: len(bare)][bare] = clusters
+    keys[len(bare) :][without] = None
     names_in_use = sorted({key for key in keys if key is not None})
     numbers = {key: number for number, key in enumerate(names_in_use)}
     return np.array([numbers.get(key, -1) for key in keys], np.int64), len(names_in_use)
@@ -59,14 +75,15 @@ def _clustered(
     bare: NDArray[np.bool_],
     keys: NDArray[np.object_],
     embeddings: NDArray[np.floating],
-    clusters: int,
+    spec: PseudoLabelsSpec,
     seed: int,
 ) -> list[str]:
     """Names of the clusters of the rows that are `bare`.
 
     Source and target are clustered by themselves, so that ten target clips form classes of their own.
     """
-    directions = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    norm = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    directions = (embeddings / np.maximum(norm, 1e-12)).reshape(len(embeddings), -1)
     domain = np.array(train["domain"].to_pylist(), object)
     cluster_names = np.empty(len(bare), object)
     for _, _, group in groups(train):
@@ -74,7 +91,8 @@ def _clustered(
             rows = np.flatnonzero(group & bare & (domain == name))
             # Copies of one clip cannot be divided.
             distinct = len(np.unique(directions[rows], axis=0))
-            k = min(clusters, max(1, len(rows) // MIN_CLUSTER), distinct)
+            most = spec.target if name == "target" else spec.source
+            k = min(most, max(1, len(rows) // MIN_CLUSTER), distinct)
             cluster = KMeans(k, n_init=10, random_state=seed).fit_predict(directions[rows])
             cluster_names[rows] = [f"{key}/{name}/cluster_{c:02d}" for key, c in zip(keys[rows], cluster, strict=True)]
     return list(cluster_names[bare])

@@ -61,7 +61,7 @@ def train(
     parts: list[_Parts] = []
 
     def start() -> Progress:
-        parts[:] = [_Parts(spec, clips.n_classes, device)]
+        parts[:] = [_Parts(spec, clips, device)]
         return parts[0].progress(spec, clips.signature)
 
     if clips.n_classes < 2:
@@ -96,12 +96,13 @@ def _prepare_layers(parts: _Parts, clips: TrainingClips, compiled: bool) -> None
 class _Parts:
     """All that is trained together."""
 
-    def __init__(self, spec: BranchSpec, n_classes: int, device: str) -> None:
+    def __init__(self, spec: BranchSpec, clips: TrainingClips, device: str) -> None:
         torch.manual_seed(spec.seed)
         self.device = torch.device(device)
         self.model = BranchModel(spec, train_in_bfloat16=device == "cuda").to(device)
         dim = spec.embedding_dim * self.model.pooling.bands
-        self.objective = build_objective(spec.objective, dim, n_classes).to(device)
+        bare = None if clips.unattributed is None else torch.from_numpy(clips.unattributed)
+        self.objective = build_objective(spec.objective, dim, clips.n_classes, bare).to(device)
         self.masked: MaskedPrediction | None = None
         if spec.masked_prediction is not None:
             self.masked = MaskedPrediction(spec.masked_prediction, self.model.width).to(device)

@@ -73,8 +73,12 @@ class ArcFace(Objective):
 
     def _cosines(self, embeddings: Tensor) -> Tensor:
         """Cosine to the nearest centre of each class: (B, classes)."""
+        return self._by_centre(embeddings).amax(dim=2)
+
+    def _by_centre(self, embeddings: Tensor) -> Tensor:
+        """Cosine to every centre: (B, classes, centres)."""
         cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
-        return cosine.view(len(cosine), -1, self.n_centres).amax(dim=2)
+        return cosine.view(len(cosine), -1, self.n_centres)
 
 
 class SubcenterArcFace(ArcFace):
@@ -83,9 +87,20 @@ class SubcenterArcFace(ArcFace):
     Deng et al., "Sub-center ArcFace: boosting face recognition by large-scale noisy web faces", 2020.
     """
 
-    def __init__(self, spec: SubcenterArcFaceSpec, dim: int, n_classes: int) -> None:
+    def __init__(
+        self, spec: SubcenterArcFaceSpec, dim: int, n_classes: int, unattributed: Tensor | None = None
+    ) -> None:
         self.n_centres = spec.centres
         super().__init__(spec, dim, n_classes)
+        unused = torch.zeros(n_classes, spec.centres, dtype=torch.bool)
+        if spec.of == "unattributed":
+            assert unattributed is not None, "the training clips say which classes these are"
+            unused[~unattributed, 1:] = True
+        self.unused: Tensor
+        self.register_buffer("unused", unused, persistent=False)
+
+    def _by_centre(self, embeddings: Tensor) -> Tensor:
+        return super()._by_centre(embeddings).masked_fill(self.unused, -1.0)
 
 
 class SubclusterAdaCos(Objective):
@@ -144,7 +159,11 @@ OBJECTIVES: dict[type, Any] = {
 }
 
 
-def build_objective(spec: ObjectiveSpec, dim: int, n_classes: int) -> Objective:
-    """The objective of a spec for embeddings of `dim` and so many classes."""
-    objective: Objective = OBJECTIVES[type(spec)](spec, dim, n_classes)
+def build_objective(spec: ObjectiveSpec, dim: int, n_classes: int, unattributed: Tensor | None = None) -> Objective:
+    """The objective of a spec for embeddings of `dim` and so many classes.
+
+    unattributed: (n_classes,) bool, the classes of machines without attributes, for those that treat them apart
+    """
+    more = (unattributed,) if isinstance(spec, SubcenterArcFaceSpec) else ()
+    objective: Objective = OBJECTIVES[type(spec)](spec, dim, n_classes, *more)
     return objective

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from branches.audio.cache import AudioCache
 from branches.data.dataset import training_rows
 from branches.spec import BranchSpec, Channel
-from branches.training.classes import classes_of
+from branches.training.classes import classes_of, unattributed
 
 # Attributes that name a speed; another one would be another condition.
 SPEED_ATTRIBUTES = frozenset({"spd", "speed", "vel", "rpm", "volt"})
@@ -54,6 +54,7 @@ class TrainingClips:
     n_classes: how many classes there are
     generated: (g, frames, 128) normalised log-mels, or None
     noise: what the noise augmentation draws from
+    unattributed: (n_classes,) those of machines without attributes
     """
 
     audio: AudioCache
@@ -64,6 +65,7 @@ class TrainingClips:
     n_classes: int
     generated: NDArray[np.floating] | None = None
     noise: NoisePool | None = None
+    unattributed: NDArray[np.bool_] | None = None
 
     @property
     def signature(self) -> str:
@@ -88,7 +90,7 @@ def training_clips(
     audio: decoded clips, in the order of `index`
     index: the clip index; test rows are left out, and machines that the spec does not train on
     spec: the branch
-    frozen: (clips, E) embeddings of the clips by a frozen backbone, for pseudo-labels
+    frozen: (clips, …) embeddings of the clips by a frozen backbone, for pseudo-labels
     generated: rows (machine, section, domain, attributes) and features (g, frames, 128) of generated clips
     noise: decoded clips of `supplemental` folders and the machine of each
     """
@@ -98,12 +100,14 @@ def training_clips(
     speeds = [bool(SPEED_ATTRIBUTES & {key for key, _ in pairs}) for pairs in train["attributes"].to_pylist()]
     more, features = generated if generated is not None else (train.slice(0, 0), None)
     clustered = None if frozen is None else frozen[rows]
-    labels, n_classes = classes_of(train, more, clustered, spec.classes.pseudo_labels, spec.seed)
+    labels, n_classes = classes_of(train, more, clustered, spec.classes, spec.seed)
     usable = labels >= 0
+    bare = np.zeros(n_classes, bool)
+    bare[labels[: len(rows)][unattributed(train)]] = True
     if features is not None:
         features = features[usable[len(rows) :]]
     pool = _noise_pool(audio, rows, machines, spec, noise)
-    return TrainingClips(audio, rows, machines, np.array(speeds), labels[usable], n_classes, features, pool)
+    return TrainingClips(audio, rows, machines, np.array(speeds), labels[usable], n_classes, features, pool, bare)
 
 
 def _noise_pool(

@@ -143,7 +143,8 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     check_lengths(index, audio, branches)
     write_formats(job.out, audio, index)
     write_baseline(job.out, audio, index, job.fingerprint)
-    if any(branch.spec.channel == "cancel" for branch in branches):
+    specs = [s for b in branches for s in (b.spec, *(frozen for frozen, _ in b.spec.frozen_inputs(b.embeddings)))]
+    if any(spec.channel == "cancel" for spec in specs):
         with_cancellation(audio, job.derived)
     if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
         open_cache(job.data, job.noise, job.decoded_noise)

@@ -245,26 +245,26 @@ def _audio(spec: BranchSpec, job: Job, index: pa.Table) -> AudioCache:
     return with_cancellation(audio, job.derived) if spec.channel == "cancel" else audio
 
 
-def _frozen(wanted: FrozenInput, job: Job, audio: AudioCache) -> NDArray[np.float32]:
+def _frozen(wanted: FrozenInput, job: Job, index: pa.Table) -> NDArray[np.float32]:
     """An embedding of all clips by a frozen backbone, with all others that the run wants of it."""
     from branches.frozen import frozen_embeddings
 
     share = Storage(job.storage, job.out).share if job.storage else lambda path: None
-    return frozen_embeddings(wanted, job.frozen, audio, job.derived, job.device, share)
+    return frozen_embeddings(wanted, job.frozen, _audio(wanted[0], job, index), job.derived, job.device, share)
 
 
 def _embed(branch: Branch, job: Job, index: pa.Table, embeddings: Sequence[EmbeddingSpec], folder: Path) -> None:
     """Write embeddings of all clips: one pass through the network, or what a frozen backbone gives all branches."""
     from branches.model import embed, load_branch, relocate_branch
 
-    spec, audio = branch.spec, _audio(branch.spec, job, index)
+    spec = branch.spec
     files = [folder / embeddings_file(e) for e in embeddings]
     if spec.is_frozen:
         for wanted, file in zip(spec.frozen_inputs(embeddings), files, strict=True):
-            np.save(file, _frozen(wanted, job, audio))
+            np.save(file, _frozen(wanted, job, index))
         return
     relocate_branch(folder / WEIGHTS, folder / WEIGHTS, spec, spec.backbone.path)  # which may lie elsewhere now
-    embed(load_branch(folder / WEIGHTS, job.device), audio, spec.channel, embeddings, files)
+    embed(load_branch(folder / WEIGHTS, job.device), _audio(spec, job, index), spec.channel, embeddings, files)
 
 
 def _fit(
@@ -282,7 +282,7 @@ def _fit(
     from branches.training.training_set import training_clips
 
     audio = _audio(spec, job, index)
-    frozen = [_frozen(wanted, job, audio) for wanted in spec.frozen_inputs(())]
+    frozen = [_frozen(wanted, job, index) for wanted in spec.frozen_inputs(())]
     generated = generated_clips(spec, job, index, audio, report)
     clips = training_clips(audio, index, spec, frozen[0] if frozen else None, generated, _supplemental(spec, job))
     model = train(spec, clips, checkpoint, note, job.checkpoint_seconds, job.device, job.threads, job.compiled)

@@ -59,6 +59,19 @@ def test_of_several_centres_the_nearest_counts():
                 torch.testing.assert_close(several(unit(angle), labels), one(unit(angle), labels))
 
 
+def test_only_classes_without_attributes_have_several_centres():
+    spec = SubcenterArcFaceSpec(scale=5, margin=0.3, centres=2, of="unattributed")
+    mixed = build_objective(spec, 2, 2, torch.tensor([False, True]))
+    one = build_objective(ArcFaceSpec(scale=5, margin=0.3), 2, 2)
+    with torch.no_grad():
+        mixed.centres.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        # Of the first class the first centre counts even where the second is nearer.
+        one.centres.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        for label in (0, 1):
+            labels = torch.tensor([label])
+            torch.testing.assert_close(mixed(unit(3.6), labels), one(unit(3.6), labels))
+
+
 def test_the_scale_of_adacos_starts_and_moves_as_published():
     objective = build_objective(AdaCosSpec(), 8, 10)
     assert objective.scale.item() == pytest.approx(math.sqrt(2) * math.log(9))
