@@ -59,6 +59,7 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     """
     prepare_environment(address)
     check_address(address)
+    log.info("starting Ray here" if address == "local" else f"connecting to Ray at {address}")
     import ray
 
     # Ray puts the working directory before all else on its workers' path, where a script of the user's called

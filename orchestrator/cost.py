@@ -22,13 +22,16 @@ PARAMETERS = {"tiny": 86_000, "small": 660_000}
 BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
 CLIP_SECONDS = 10.0
+# GFLOP/s of one CPU core, measured while networks of each size train on 2 s: small ones mostly wait for memory.
+CORE_GFLOPS = {"tiny": 3, "small": 14}
+BASE_CORE_GFLOPS = 55
 
 
 def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dict[str, Any]:
     """Branches with state and cost, as printed by `tutti plan --json`. Writes nothing.
 
     A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
-    `done` is None where no output folder was named.
+    `done` is None where no run folder was named.
     """
     dataset = Dataset.read(data)
     if out is not None:
@@ -42,6 +45,7 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dic
         "to_train": len(to_train),
         "gpu_hours": sum(branch["pflop"] for branch in to_train) * 1000 / ASSUMED_TFLOPS / 3600,
         "assumed_tflops": ASSUMED_TFLOPS,
+        "cpu_hours": sum(branch["cpu_hours"] for branch in to_train),
         "notes": list(dict.fromkeys(notes)),
     }
 
@@ -65,6 +69,7 @@ def _describe(branch: Branch, clips: int, out: Path | None) -> dict[str, Any]:
         "done": None if out is None else is_finished(out, branch.branch_id, branch.tables),
         "clip_passes": _clip_passes(branch.spec),
         "pflop": petaflop(branch.spec, clips),
+        "cpu_hours": petaflop(branch.spec, clips) * 1e6 / _core_gflops(branch.spec) / 3600,
     }
 
 
@@ -72,6 +77,10 @@ def _clip_passes(spec: BranchSpec) -> int:
     """How often training hears a clip."""
     training = spec.training
     return 0 if spec.strategy.name == "frozen" else training.steps * training.batch_size * training.accumulation
+
+
+def _core_gflops(spec: BranchSpec) -> float:
+    return CORE_GFLOPS.get(spec.backbone.path, BASE_CORE_GFLOPS)
 
 
 def petaflop(spec: BranchSpec, clips: int) -> float:

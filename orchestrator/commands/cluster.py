@@ -17,7 +17,13 @@ _dashboard = click.option("--address", required=True, help="Of the cluster's das
 @click.command()
 @systems_argument
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Data set, as the cluster sees it.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder, as the cluster sees it.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    help="Run folder, as the cluster sees it.",
+)
 @backbone_option
 @set_option
 @_dashboard
@@ -73,14 +79,15 @@ def cancel(job_id: str, address: str) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR")
 @tracking_option
 def sync(out: Path, tracking_uri: str | None) -> None:
-    """Send results of a run to MLflow that have waited because the server was away.
+    """Send results that MLflow lacks, and let the store of a run folder that was moved or copied read its artifacts.
 
     \b
     Example: tutti sync runs/a --tracking-uri http://mlflow:5000
     """
+    click.echo(f"comparing {out} with MLflow", err=True)
     from orchestrator.tracking.sync import send_waiting
 
     waiting = send_waiting(out, tracking_uri)

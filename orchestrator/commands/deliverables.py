@@ -44,7 +44,7 @@ def submission() -> None:
 @submission.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
 @click.argument("systems", nargs=-1, metavar="[SYSTEM...]")
-@click.option("--out", type=click.Path(path_type=Path), help="Default: package, in the run's folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: RUN_DIR/package.")
 @click.option(
     "--label", help="Surname_Affiliation_task2 of the corresponding author; default: as in the authors' file."
 )
@@ -60,6 +60,7 @@ def make(
     \b
     Example: tutti submission make runs/a s1 s3 --label Jiang_THU_task2
     """
+    click.echo(f"packing {folder}", err=True)
     from orchestrator.submission.check import check_package
     from orchestrator.submission.package import make_package
 
@@ -109,7 +110,9 @@ def check_submission(package: Path, data: Path | None, ground_truth: Path | None
 
 
 @click.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path, exists=True), help="A run's folder.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR", help="Run folder."
+)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.

@@ -32,6 +32,7 @@ def export(folder: Path, system: str | None, out: Path) -> None:
     \b
     Example: tutti export runs/a s2 --out model
     """
+    click.echo(f"packaging a system of {folder}", err=True)
     from orchestrator.model.export import export_system
 
     click.echo(export_system(folder, system, out))
@@ -157,6 +158,7 @@ def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out:
     \b
     Example: tutti enrol model normal/*.wav --machine press --out model2
     """
+    click.echo(f"loading {model}", err=True)
     from orchestrator.model.enrolment import enrol as add
     from orchestrator.model.manifest import warn_of_other_version
     from orchestrator.model.recordings import recordings

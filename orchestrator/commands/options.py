@@ -38,12 +38,19 @@ ground_truth_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder with the organisers' ground_truth_*.csv: labels that came later, for figures alone.",
 )
+run_folder_option = click.option(
+    "--out",
+    required=True,
+    metavar="RUN_DIR",
+    type=click.Path(path_type=Path),
+    help="Run folder: everything the run makes; the same again continues.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tracking_option = click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",
     show_envvar=True,
-    help="MLflow store; default: a database in the output folder.",
+    help="MLflow store; default: a database in the run folder.",
 )
 address_option = click.option(
     "--address",

@@ -19,6 +19,7 @@ from orchestrator.commands.options import (
     backbone_option,
     data_option,
     json_option,
+    run_folder_option,
     run_options,
     set_option,
     systems_argument,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.command()
 @systems_argument
 @data_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for everything the run makes.")
+@run_folder_option
 @backbone_option
 @set_option
 @address_option
@@ -59,7 +60,7 @@ def run(
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="runs/demo", metavar="RUN_DIR", show_default=True)
 @set_option
 @address_option
 @run_options
@@ -82,6 +83,7 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
 
 
 def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, options: dict[str, Any]) -> None:
+    logging.getLogger(__name__).info("reading %s", data)
     from orchestrator.fuse.result import summary
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
@@ -105,7 +107,7 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
         heading, rows = summary(result)
         click.echo(f"{name}: {heading}")
         print_table(("Omega, %", "in-sample", "LOMO"), rows)
-    click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}")
+    click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")
 
 
 @click.command()
@@ -113,7 +115,7 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
 @data_option
 @backbone_option
 @set_option
-@click.option("--out", type=click.Path(path_type=Path), help="Look up what is finished in this run's folder.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Look up what is finished there.")
 @json_option
 def plan(
     systems: tuple[str, ...],
@@ -128,7 +130,7 @@ def plan(
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
     """
-    from orchestrator.cost import overview
+    from orchestrator.cost import duration, overview
     from orchestrator.system import load_systems
 
     result = overview(load_systems(systems, backbone, overrides), data, out)
@@ -137,13 +139,16 @@ def plan(
         return
     states = {True: "done", False: "to train", None: "?"}
     rows = [
-        (b["name"], ",".join(b["systems"]), b["branch_id"], states[b["done"]], b["clip_passes"], b["pflop"])
+        (
+            *(b["name"], ",".join(b["systems"]), b["branch_id"], states[b["done"]], b["clip_passes"]),
+            f"{b['pflop']:.3g}",
+        )
         for b in result["branches"]
     ]
     print_table(("branch", "systems", "id", "state", "clip passes", "PFLOP"), rows)
     click.echo(
-        f"{len(rows)} branches, {result['to_train']} to train: about {result['gpu_hours']:.2f} GPU hours "
-        f"at {result['assumed_tflops']} TFLOP/s"
+        f"{len(rows)} branches, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
+        f"at {result['assumed_tflops']} TFLOP/s, or {duration(3600 * result['cpu_hours'])} of a CPU core"
     )
     for note in result["notes"]:
         click.echo(note, err=True)
@@ -151,7 +156,7 @@ def plan(
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Data set to look at, too.")
-@click.option("--out", type=click.Path(path_type=Path), default=".", help="Where a run would write.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", metavar="RUN_DIR", help="Where a run would write.")
 @address_option
 @tracking_option
 @json_option
@@ -164,6 +169,7 @@ def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None,
     from orchestrator.doctor import Subject, diagnose
 
     checks = []
+    click.echo("looking at the installation; torch and Ray take some seconds", err=True)
     for check in diagnose(Subject(data, out, address, tracking_uri)):
         checks.append(check)
         if not as_json:

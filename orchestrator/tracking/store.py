@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
+
+log = logging.getLogger(__name__)
+
+ARTIFACTS = "mlartifacts"
 
 
 def sqlite_uri(database: Path, query: str = "") -> str:
@@ -18,3 +25,28 @@ def sqlite_uri(database: Path, query: str = "") -> str:
 def database_of(uri: str) -> Path:
     """The file of a store's URI `sqlite:///…`; a `#` in it is one, as SQLAlchemy has it."""
     return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
+
+
+def relocate(out: Path) -> None:
+    """Where a run folder has moved or is a copy, let its own store read the artifacts that are in it.
+
+    MLflow keeps absolute addresses, and its client cannot change them.
+    """
+    database, location = out.resolve() / "mlflow.db", (out.resolve() / ARTIFACTS).as_uri()
+    if not database.exists():
+        return
+    with closing(sqlite3.connect(database)) as store, store:
+        moved = store.execute(
+            "SELECT experiment_id, artifact_location FROM experiments WHERE artifact_location LIKE ? AND"
+            " artifact_location != ?",
+            (f"%/{ARTIFACTS}", location),
+        ).fetchall()
+        for experiment, old in moved:
+            log.info("%s was at %s: its MLflow store now reads the artifacts from here", out, old)
+            store.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?",
+                (location, len(old) + 1, experiment),
+            )
+            store.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (location, experiment)
+            )

@@ -29,7 +29,7 @@ from cluster.session import require_server
 from orchestrator.ledger.folders import TABLES, Record, Status, read_record
 from orchestrator.plan import digest
 from orchestrator.tracking.presentation import FORM, Shown, shown
-from orchestrator.tracking.store import database_of, sqlite_uri
+from orchestrator.tracking.store import ARTIFACTS, database_of, relocate, sqlite_uri
 from orchestrator.tracking.views import experiment_tags
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -240,7 +240,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     tracker = find_tracker(uri, out, experiment)
     if tracker is not None:
         return tracker
-    location = (out.resolve() / "mlartifacts").as_uri() if uri is None else None
+    location = (out.resolve() / ARTIFACTS).as_uri() if uri is None else None
     store = _store(uri, out)
     with reaching(store):
         created = MlflowClient(store).create_experiment(experiment, artifact_location=location)
@@ -250,6 +250,8 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     """The experiment in the store, or None; see `open_tracker`."""
     store = _store(uri, out)
+    if uri is None:
+        relocate(out)
     with reaching(store):
         stored = MlflowClient(store).get_experiment_by_name(experiment)
     if stored is None:

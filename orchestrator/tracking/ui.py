@@ -8,13 +8,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from orchestrator.tracking.store import sqlite_uri
+from orchestrator.tracking.store import relocate, sqlite_uri
 from orchestrator.tracking.views import BRANCHES, TREE, link
 from scoring.errors import InputError
 
@@ -43,14 +44,22 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> int:
     server, store = f"http://127.0.0.1:{port}", sqlite_uri(database)
     stores = ["--backend-store-uri", store, "--registry-store-uri", store]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    relocate(out)
+    say(f"starting MLflow on {database}; this takes some seconds")
+    said = tempfile.TemporaryFile()  # noqa: SIM115  # the server's own lines, in case that it does not start
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "ui", *stores, *quiet, "--host", "127.0.0.1", "--port", str(port)],
         cwd=out,  # where MLflow puts what has no place of its own
         env={**os.environ, "PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"},
+        stdout=said,
+        stderr=said,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what follows, so that no server stays behind
     try:
-        if _answers(server, process):
+        if not _answers(server, process):
+            said.seek(0)
+            say(said.read().decode(errors="replace"))
+        else:
             for experiment in _experiments(database):
                 say(f"tree:     {link(server, experiment, TREE)}\nbranches: {link(server, experiment, BRANCHES)}")
             say("Ctrl-C stops the server")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LINE_SECONDS = 30.0  # between two lines of one branch
+_HEADER = ("branch", "state", "step", "loss", "time", "to go", "result")
 FRAME = 4  # lines of the live table that are no branch
 
 State = Literal["running", "failed", "given up", "finished", "queued"]
@@ -113,7 +114,9 @@ def shown(branches: Sequence[Branch], clips: int, resources: Mapping[str, float]
     console = Console(stderr=True)
     # Lines that are logged meanwhile go through the table's own stream, which puts them above it.
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    with Live(get_renderable=lambda: _table(board, console.height), console=console, redirect_stdout=False):
+    with Live(
+        get_renderable=lambda: table_of(board, console.width, console.height), console=console, redirect_stdout=False
+    ):
         old = [handler.setStream(sys.stderr) for handler in handlers]
         try:
             yield Watcher(board, lines=False)
@@ -178,8 +181,8 @@ class Watcher(tune.Callback):  # type: ignore[misc]
             print(f"[{ended}/{len(self._board.rows)}] {row.name}: {text} ({passed})", file=sys.stderr, flush=True)
 
 
-def _table(board: Board, height: int) -> RenderableType:
-    """The board in at most `height` lines: what is running and what failed before all else."""
+def table_of(board: Board, width: int, height: int) -> RenderableType:
+    """The board in at most `height` lines of `width`: what is running and what failed before all else."""
     from rich import box
     from rich.table import Table
 
@@ -187,13 +190,18 @@ def _table(board: Board, height: int) -> RenderableType:
     table = Table(
         title=board.headline(now), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("branch", overflow="ellipsis", no_wrap=True)
-    table.add_column("state")
-    for name in ("step", "loss", "time", "to go"):
-        table.add_column(name, justify="right")
-    table.add_column("result", overflow="ellipsis", no_wrap=True)
-    for row in visible(board, height - FRAME):
-        table.add_row(*_cells(row, now), style={"failed": "bold red", "queued": "dim"}.get(row.state))
+    rows = visible(board, height - FRAME)
+    cells = [_HEADER, *(_cells(row, now) for row in rows)]
+    name, *others, result = (max(map(len, column)) for column in zip(*cells, strict=True))
+    # Where there is too little room names and results give way; all other words stay whole.
+    room = max(width - sum(others) - 3 * len(_HEADER), 24)
+    result = min(result, max(room - name, room // 2))
+    widths = [min(name, room - result), *others, result]
+    for i, (title, columns) in enumerate(zip(_HEADER, widths, strict=True)):
+        justify: Literal["left", "right"] = "right" if 2 <= i < 6 else "left"
+        table.add_column(title, justify=justify, width=columns, overflow="ellipsis", no_wrap=True)
+    for row, texts in zip(rows, cells[1:], strict=True):
+        table.add_row(*texts, style={"failed": "bold red", "queued": "dim"}.get(row.state))
     hidden = len(board.rows) - table.row_count
     if hidden:
         table.caption = f"and {hidden} more"

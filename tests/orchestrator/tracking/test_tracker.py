@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from orchestrator.ledger.folders import (
     write_record,
 )
 from orchestrator.tracking.presentation import detectors, shown
+from orchestrator.tracking.store import sqlite_uri
 from orchestrator.tracking.sync import Outbox
 from orchestrator.tracking.tracker import open_tracker
 from orchestrator.tracking.views import BRANCHES as BRANCHES_VIEW
@@ -292,6 +294,24 @@ def test_an_evaluation_set_without_labels(tmp_path, store):
     look = shown(folder, Record(name="one", identity={"role": "fusion", "system": "one"}))
     assert set(look.metrics) == {name for name in look.metrics if name.startswith("weights/")} != set()
     assert "No labels to measure it by" in look.note
+
+
+def test_a_moved_run_keeps_its_artifacts(tmp_path):
+    out = tmp_path / "out"
+    branch(out, "a/b/0")
+    fused(out, "one", ["g0", "p0"], "f1")
+    with Outbox(open_tracker(None, out, EXPERIMENT), out) as outbox:
+        pass
+    assert not outbox.close("FINISHED")
+    moved = out.rename(tmp_path / "elsewhere")
+    synced = tutti_here("sync", moved)
+    assert synced.exit_code == 0, synced.output
+    client = MlflowClient(sqlite_uri(moved / "mlflow.db"))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.artifact_location == (moved / "mlartifacts").as_uri()
+    (run,) = client.search_runs([experiment.experiment_id], "tags.role = 'branch'")
+    assert client.list_artifacts(run.info.run_id, "tables")[0].path == "tables/knn-k2.5.parquet"
+    assert Path(client.download_artifacts(run.info.run_id, "tables/knn-k2.5.parquet")).read_bytes() == b"a table"
 
 
 def test_the_ui_refuses_what_it_cannot_serve(tmp_path):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from branches.spec import BackboneSpec, BranchSpec, FrozenSpec, MeanSpec, TrainingSpec
 from orchestrator.cost import duration
 from orchestrator.plan import Branch
-from orchestrator.training.progress import Board, Row, Watcher, reason, shown, visible
+from orchestrator.training.progress import Board, Row, Watcher, reason, shown, table_of, visible
 
 
 def step(number, loss, stage="branch", steps=100):
@@ -58,6 +61,21 @@ def everything(descriptor):
         while piece := os.read(descriptor, 4096):
             text += piece
     return text.decode()
+
+
+def test_words_stay_whole_at_80_columns():
+    now = time.monotonic()
+    running = Row("attentive/arcface_full_subcluster/0", 1000, 1.0, "running", 600, 3.21, began=now - 4000)
+    running.heard = (10, now - 400)
+    text = "RuntimeError: CUDA out of memory. Tried to allocate 20 GiB"
+    failed = Row("mahalanobis/softmax_lora/1", 1000, 1.0, "failed", text=text, began=now - 4000, ended=now)
+    console = Console(width=80, file=io.StringIO())
+    console.print(table_of(Board({"a": running, "b": failed}, {}), 80, 24))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for word in ("training", "600/1000", "3.210", "67 min", "failed", "to go"):
+        assert any(word in line for line in lines[2:])
+    assert any(line.rstrip().endswith("…") for line in lines)
 
 
 def test_a_live_table_on_a_terminal(monkeypatch):
