@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.fuse.result import FUSED, HELD_OUT, MADE, RESULT, omega_of
-from orchestrator.ledger.folders import BRANCHES, SYSTEMS, Record, read_record
+from orchestrator.ledger.folders import BASELINES, BRANCHES, SYSTEMS, TABLES, Record, read_record
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.decisions import Thresholds, thresholds
 from scoring.errors import InputError
@@ -74,6 +74,7 @@ class Run:
 
     folder: the run folder, as it was given
     records: of the finished branches that the systems use, by branch_id
+    baselines: tables to compare the systems with
     notes: what could not be read
     """
 
@@ -81,6 +82,7 @@ class Run:
     folder: str
     systems: list[System]
     records: dict[str, Record]
+    baselines: dict[str, pa.Table]
     notes: list[str]
 
     @property
@@ -120,7 +122,12 @@ def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) ->
         record = read_record(out / BRANCHES / branch_id)
         if record is not None:
             records[branch_id] = record
-    return Run(out.resolve().name, str(out), systems, records, notes)
+    baselines: dict[str, pa.Table] = {}
+    for folder in sorted((out / BASELINES).glob("*")):
+        record = read_record(folder)
+        if record is not None and record.identity.get("dataset") in (dataset, systems[0].result.get("dataset")):
+            baselines |= {f"the {record.name}": read_table(path) for path in folder.glob(f"{TABLES}/*.parquet")}
+    return Run(out.resolve().name, str(out), systems, records, baselines, notes)
 
 
 def _read(path: Path) -> dict[str, Any]:

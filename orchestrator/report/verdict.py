@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion.labelled import LabelledScores
+from fusion.labelled import LabelledScores, labelled_rows
 from fusion.resampling import compare
 from orchestrator.fuse.result import delivered_as
 from orchestrator.report.collect import Run, System
 from scoring.bootstrap import Interval
 from scoring.errors import InputError
+from scoring.metrics import has_labels
 from scoring.table import join
 
 _OVER = {"best_single": "the best single configuration", "uniform": "uniform weights"}
@@ -62,25 +63,27 @@ def verdict(run: Run) -> Verdict:
     return Verdict(
         best,
         delivered_as(delivered),
-        differences + _over_systems(best, run),
+        _paired(best, run) + differences,
         min(hmeans.items(), key=lambda item: item[1]) if len(hmeans) > 1 else None,
         _next(run, best),
     )
 
 
-def _over_systems(best: System, run: Run) -> list[Difference]:
-    """On the same clips, each scored with weights chosen without its machine; systems of other clips are left out."""
+def _paired(best: System, run: Run) -> list[Difference]:
+    """To baselines and to the other systems on the same clips, each scored with weights chosen without its machine."""
+    if best.held_out is None:
+        return []
+    others = {name: table.take(labelled_rows(table)) for name, table in run.baselines.items() if has_labels(table)}
+    others |= {f"system {s.name}": s.held_out for s in run.systems if s is not best and s.held_out is not None}
     differences = []
-    for other in run.systems:
-        if other is best or best.held_out is None or other.held_out is None:
-            continue
+    for name, table in others.items():
         try:
-            _, scores = join({best.name: best.held_out, other.name: other.held_out}, "score")
-        except InputError:
+            _, scores = join({best.name: best.held_out, name: table}, "score")
+        except InputError:  # of other clips
             continue
-        pair = LabelledScores.of((best.name, other.name), scores, best.held_out)
+        pair = LabelledScores.of((best.name, name), scores, best.held_out)
         gain = compare(pair, {"": 1}, np.random.default_rng(0))[1][""]
-        differences.append(Difference(f"system {other.name}", gain.gain, gain.clips, gain.machines))
+        differences.append(Difference(name, gain.gain, gain.clips, gain.machines))
     return differences
 
 

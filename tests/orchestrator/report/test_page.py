@@ -21,6 +21,7 @@ from orchestrator.report.branches import costs, settings
 from orchestrator.report.collect import collect
 from orchestrator.report.sound import most_wrong
 from scoring.errors import InputError
+from scoring.metrics import official_metrics
 from scoring.table import conform, read_table, write_table
 from tests.tables import make_table
 
@@ -67,6 +68,10 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     add_system(out, "one", {"attentive": {"arcface": ["a0/m"]}})
     add_system(out, "two")
+    folder = out / "baselines" / "log_mel"
+    (folder / "tables").mkdir(parents=True)
+    write_table(make_table(MACHINES, per_cell=8, seed=9), folder / "tables" / "m.parquet")
+    write_record(folder, Record(name="log-mel baseline", identity={"role": "baseline", "dataset": "abc"}))
     for branch_id in NAMES:
         add_branch(out, branch_id, **{"objective.name": "arcface" if branch_id[0] == "a" else "softmax"})
     write_report(out)
@@ -128,6 +133,9 @@ def test_the_page_opens_with_a_verdict(run):
     other = min(results, key=lambda name: results[name]["delivered"]["lomo"])
     omega = {name: result["delivered"]["lomo"] for name, result in results.items()}
     assert opening.startswith(f"{best} reaches {omega[best]:.1f} % on machines")
+    baseline = official_metrics(make_table(MACHINES, per_cell=8, seed=9)).omega
+    gain = re.search(r"the log-mel baseline ([+−][\d.]+)", opening)[1]
+    assert float(gain.replace("−", "-")) == pytest.approx(omega[best] - baseline, abs=0.006)
     difference = re.search(rf"system {other} ([+−][\d.]+) ([+−][\d.]+) to ([+−][\d.]+)", opening)
     gain, low, high = (float(value.replace("−", "-")) for value in difference.groups())
     assert gain == pytest.approx(omega[best] - omega[other], abs=0.006)
