@@ -22,7 +22,7 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
     """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
 
     TABLE is a Parquet file, a CSV file with a header, an anomaly_score_*.csv of the challenge, or a folder of these;
-    a run's folder stands for its baseline and its fused systems. With --ground-truth, only machines that it is about
+    a run folder stands for its baseline and its fused systems. With --ground-truth, only machines that it is about
     are measured.
 
     Precision, recall and F1 are of decisions at the thresholds from the table's training rows, where it has any.
@@ -55,7 +55,7 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
 
 
 def _tables_in(path: Path) -> list[Path]:
-    """The tables of a run's folder; any other path is a table itself."""
+    """The tables of a run folder; any other path is a table itself."""
     from orchestrator.fuse.result import FUSED
     from orchestrator.ledger.folders import BASELINES, SYSTEMS
 
