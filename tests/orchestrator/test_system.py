@@ -180,7 +180,7 @@ def test_settings_are_overridden_in_every_configuration(write):
 
 
 def test_unknown_systems_and_files(tmp_path):
-    with pytest.raises(InputError, match=r"unknown system 's99'; give a YAML file or one of demo, s1, s2"):
+    with pytest.raises(InputError, match=r"unknown system 's99'; give a YAML file or one of demo, ladder, s1, s2"):
         load_system("s99")
     with pytest.raises(InputError, match="unknown system"):
         load_system("../systems/s1")

@@ -13,7 +13,7 @@ from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
 from orchestrator.system import SYSTEMS, load_systems
 
-NAMES = sorted(path.stem for path in SYSTEMS.glob("s*.yaml"))
+NAMES = sorted({path.stem for path in SYSTEMS.glob("*.yaml")} - {"demo"})
 
 
 def plan(*names):
