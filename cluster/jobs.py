@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.session import prepare_environment, require_server
+from cluster.session import TOKEN_REMEDY, first_line, is_about_token, prepare_environment, require_server
 from scoring.errors import InputError
 
 RETRY_SECONDS = 3.0
+START_PATIENCE = 10  # times that a head without an agent is asked
 PATIENCE = 40  # times that following asks in vain before it gives up
 # A cancelled job has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
 STOP_SECONDS = 60
+log = logging.getLogger(__name__)
 # They tell of every upload and connection, and set their own level when imported.
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -48,17 +50,26 @@ class Jobs:
         try:
             self._client = JobSubmissionClient(address)
         except (RuntimeError, ConnectionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{address}: {reason}; for a cluster with a token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            ) from None
+            raise InputError(f"{address}: {first_line(error)}; {TOKEN_REMEDY}") from None
 
     def submit(self, command: str, folder: Path) -> str:
         """Run a shell command in a copy of `folder` on the cluster's head; the job's id."""
         job_id = f"tutti-{secrets.token_hex(4)}"
         variables = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         environment = {"working_dir": str(folder), "env_vars": variables}
-        self._client.submit_job(entrypoint=command, runtime_env=environment, submission_id=job_id)
+        for attempt in range(1, START_PATIENCE + 1):
+            try:
+                self._client.submit_job(entrypoint=command, runtime_env=environment, submission_id=job_id)
+                break
+            except (RuntimeError, ConnectionError) as error:
+                remedy = (
+                    TOKEN_REMEDY if is_about_token(error) else "see the logs of the cluster's head, and submit again"
+                )
+                starting = "agent" in str(error).lower()  # of a head whose dashboard answers before it has one
+                if not starting or attempt == START_PATIENCE:
+                    raise InputError(f"{self.address} takes no job: {first_line(error)}; {remedy}") from None
+                log.warning("%s: %s; trying again", self.address, first_line(error))
+                time.sleep(RETRY_SECONDS)
         return job_id
 
     def follow(self, job_id: str, write: Callable[[str], Any]) -> int:
@@ -114,6 +125,8 @@ class Jobs:
         except RuntimeError as error:
             if "404" in str(error) or "does not exist" in str(error):
                 raise InputError(f"{self.address} has no job {job_id}") from None
+            if is_about_token(error):
+                raise InputError(f"{self.address}: {first_line(error)}; {TOKEN_REMEDY}") from None
             raise
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
@@ -18,9 +19,14 @@ from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
+TOKEN_REMEDY = (
+    "export RAY_AUTH_MODE=token and the cluster's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), or "
+    "RAY_AUTH_MODE=disabled where the cluster has none"
+)
 START_REMEDY = "free memory and /dev/shm; `ray stop` ends what an earlier session left"
 # A socket's path has at most 107 bytes, of which Ray takes 68 below this folder.
 LONGEST_FOLDER = 39
+CONNECT_SECONDS = 3.0
 _PACKAGES = Path(__file__).resolve().parents[1]
 _OPTIONS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
 
@@ -132,18 +138,39 @@ def _short_folder() -> None:
 
 
 def _connect(address: str) -> None:
-    """Up to three times by the client port: of the servers, one for each client, one was seen to die at its start."""
+    """Up to three times by the client port: of the servers, one for each client, one was seen to die at its start.
+
+    By the head's own port Ray tries for long by itself, and does not say whether the token was at fault.
+    """
     import ray
 
     for attempt in range(3):
         try:
             ray.init(address=address, **_OPTIONS)
             return
-        except (ConnectionError, ValueError) as error:
+        except Exception as error:  # Ray raises whatever its parts do
+            ray.shutdown()
+            reason = first_line(error)
+            if is_about_token(error):
+                raise InputError(f"{address}: {reason}; {TOKEN_REMEDY}") from None
             if attempt == 2 or not address.startswith("ray://"):
                 raise InputError(
-                    f"no Ray cluster answers at {address} ({error}); start one or use --address local"
+                    f"no Ray cluster answers at {address} ({reason}); start one, use --address local, or, if it has a "
+                    f"token, {TOKEN_REMEDY}"
                 ) from None
+            log.warning("%s: %s; trying again", address, reason)
+            time.sleep(CONNECT_SECONDS)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows: Ray's messages come with tracebacks and hints."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_about_token(error: Exception) -> bool:
+    """Whether an error of Ray's is about a token that is missing or wrong."""
+    text = str(error).lower()
+    return any(word in text for word in ("authenticat", "unauthorized", "auth_token", "auth token"))
 
 
 def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -> None:

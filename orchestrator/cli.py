@@ -46,9 +46,11 @@ class _Commands(click.Group):
         return ctx.exit(2)
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tutti-asd")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Log details, also those of the packages below.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors alone; results are printed all the same.")
+def main(verbose: bool, quiet: bool) -> None:
     """Train BEATs branches, score them, and fuse them into systems that hold on unheard machines.
 
     \b
@@ -56,13 +58,18 @@ def main() -> None:
     tutti plan s2 --data DIR                    what would be trained
     tutti run s1 s2 --data DIR --out runs/a     train what is missing, fuse, deliver
     tutti fuse --tables DIR --out fused         fuse score tables made elsewhere
+    tutti -q COMMAND, tutti -v COMMAND          with less, with more of a log
     """
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet contradict each other")
     # A name that the terminal's encoding lacks is shown with escapes, and ends nothing.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    detailed = "%(asctime)s %(name)s: %(message)s"
+    logging.basicConfig(format=detailed if verbose else "%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
     for package in ("orchestrator", "branches", "scoring", "fusion", "cluster"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 for command in (

@@ -20,8 +20,10 @@ def data() -> None:
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--size", type=click.Choice(["demo", "challenge"]), default="demo", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--size", type=click.Choice(["demo", "challenge"]), default="demo", show_default=True, help="How many clips."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sounds.")
 def synth(folder: Path, size: str, seed: int) -> None:
     """Write a generated data set in the layout of DCASE 2026.
 

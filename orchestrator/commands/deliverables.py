@@ -113,7 +113,7 @@ def check_submission(package: Path, data: Path | None, ground_truth: Path | None
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR", help="Run folder."
 )
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Of this machine.")
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.
 

@@ -47,7 +47,7 @@ def export(folder: Path, system: str | None, out: Path) -> None:
 @click.option("--window", type=click.FloatRange(min=0, min_open=True), help="Seconds; score one long recording so.")
 @click.option("--hop", type=click.FloatRange(min=0, min_open=True), help="Seconds between windows; default: half.")
 @click.option("--plot", type=_path, help="Draw the score over time; .png, .svg or .pdf.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What computes.")
 @json_option
 def score(
     model: Path,
@@ -150,7 +150,7 @@ def _print(table: pa.Table) -> None:
 @click.argument("model", type=_existing)
 @click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
 @click.option("--machine", required=True, help="Name of the new machine.")
-@click.option("--section", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--section", type=click.IntRange(min=0), default=0, show_default=True, help="Of the machine.")
 @click.option("--out", required=True, type=_path, help="Folder of the new model; must not exist.")
 def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path) -> None:
     """Add a machine to a packaged ensemble from normal recordings of it; nothing is trained.

@@ -109,7 +109,13 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.FloatRange(min=0, min_open=True),
             help="GiB. Default: a share of the node, or more if measured so.",
         ),
-        click.option("--cpus-per-branch", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option(
+            "--cpus-per-branch",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Threads that compute and put batches together.",
+        ),
         tracking_option,
     ):
         command = option(command)

@@ -60,7 +60,14 @@ def run(
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="runs/demo", metavar="RUN_DIR", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="runs/demo",
+    metavar="RUN_DIR",
+    show_default=True,
+    help="Run folder.",
+)
 @set_option
 @address_option
 @run_options

@@ -44,7 +44,32 @@ def test_help_has_an_example_for_every_command():
         page = tutti_here(*command, "--help")
         assert page.exit_code == 0
         assert f"Example: tutti {' '.join(command)}" in page.stdout
+        assert tutti_here(*command, "-h").stdout == page.stdout
     assert version("tutti-asd") in tutti_here("--version").stdout
+
+
+def test_every_option_has_a_help_text():
+    for words in commands_of(main):
+        command = main
+        for word in words:
+            command = command.commands[word]
+        assert [p.opts for p in command.params if isinstance(p, click.Option) and not p.help] == []
+
+
+def test_less_and_more_of_a_log(tmp_path):
+    table = make_table(["fan", "pump"], 6)
+    (tmp_path / "tables").mkdir()
+    for name in "ab":
+        write_table(table, tmp_path / "tables" / f"{name}.parquet")
+    command = [TUTTI, "fuse", "--tables", tmp_path / "tables", "--out", tmp_path / "out"]
+    plain, quiet, verbose = (
+        subprocess.run([TUTTI, *flag, *command[1:]], capture_output=True, text=True, check=True, timeout=120)
+        for flag in ([], ["-q"], ["-v"])
+    )
+    assert "index.csv: not there" in plain.stderr
+    assert quiet.stderr == ""
+    assert quiet.stdout == plain.stdout == verbose.stdout
+    assert "orchestrator.fuse.inputs: " in verbose.stderr
 
 
 @pytest.mark.parametrize(
