@@ -5,7 +5,7 @@ PART ?= 1/1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test faults check bench format
+.PHONY: demo test faults check bench gpu format
 
 demo: $(INSTALLED)
 	$(BIN)/tutti demo --out runs/demo
@@ -24,6 +24,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest -m benchmark -s tests/benchmarks
+
+gpu: $(INSTALLED)
+	$(BIN)/pytest -s tests/gpu
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -18,6 +18,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from branches.ahead import ahead
 from branches.audio.decoding import read_clip, read_header
 from branches.audio.sample_rate import resampled_length
 from branches.frontend import SAMPLE_RATE
@@ -138,8 +139,8 @@ def _decode(root: Path, paths: list[str], folder: Path) -> None:
     samples = np.lib.format.open_memmap(
         folder / "samples.npy", "w+", np.int16 if exact else np.float32, (int(start[-1]),)
     )
-    for i, path in enumerate(paths):
-        clip = read_clip(root / path).reshape(-1)
+    clips = ahead(lambda path: read_clip(root / path).reshape(-1), paths, os.cpu_count() or 1)
+    for i, (path, clip) in enumerate(zip(paths, clips, strict=True)):
         if len(clip) != start[i + 1] - start[i]:
             raise InputError(f"{root / path}: the header promises another length than the file has; copy it again")
         samples[start[i] : start[i + 1]] = np.rint(clip * 32768) if exact else clip

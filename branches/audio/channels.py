@@ -8,6 +8,7 @@ microphones goes, and with it the part of the machine that the far one hears ali
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import scipy
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from branches.ahead import ahead
 from branches.audio.cache import AudioCache
 from branches.frontend import SAMPLE_RATE
 from scoring.atomic import atomic
@@ -73,8 +75,8 @@ def _write(audio: AudioCache, path: Path) -> None:
     dtype = audio.samples.dtype
     out = np.lib.format.open_memmap(path, "w+", dtype, (int(audio.lengths.sum()),))
     begin = identical = 0
-    for clip in range(len(audio)):
-        cancelled, nothing_left = _cancelled_clip(audio, clip)
+    clips = ahead(lambda clip: _cancelled_clip(audio, clip), range(len(audio)), os.cpu_count() or 1)
+    for cancelled, nothing_left in clips:
         identical += nothing_left
         out[begin : begin + len(cancelled)] = _stored(cancelled, dtype)
         begin += len(cancelled)

@@ -6,16 +6,14 @@ threads as there are CPUs, and after a restart they are the same.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
+from branches.ahead import ahead
 from branches.audio.cache import AudioCache
 from branches.frontend import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.spec import AugmentationSpec, BranchSpec, Channel
@@ -33,18 +31,10 @@ class Batch:
 
 
 def batches(spec: BranchSpec, clips: TrainingClips, first_step: int, workers: int = 1) -> Iterator[Batch]:
-    """The batch of each micro-step (`accumulation` to a step) from `first_step` on, the next `workers` made meanwhile.
-
-    NumPy and SciPy let other threads work while they resample and copy.
-    """
+    """The batch of each micro-step (`accumulation` to a step) from `first_step` on, the next `workers` made ahead."""
     training = spec.training
-    numbers = iter(range(first_step * training.accumulation, training.steps * training.accumulation))
-    with ThreadPoolExecutor(workers) as ahead:
-        pending = deque(ahead.submit(make_batch, spec, clips, number) for number in islice(numbers, workers))
-        while pending:
-            batch = pending.popleft().result()
-            pending.extend(ahead.submit(make_batch, spec, clips, number) for number in islice(numbers, 1))
-            yield batch
+    numbers = range(first_step * training.accumulation, training.steps * training.accumulation)
+    return ahead(lambda number: make_batch(spec, clips, number), numbers, workers)
 
 
 def make_batch(spec: BranchSpec, clips: TrainingClips, number: int) -> Batch:

@@ -1,0 +1,237 @@
+"""What a GPU must do as a CPU does, and how fast it is.
+
+    python -m tests.gpu.checks                  # on one card, a few minutes
+    python -m tests.gpu.checks --device cpu --steps 4
+
+Needs torch, numpy, scipy, scikit-learn, pyarrow, soundfile and pydantic; neither ray nor mlflow nor `orchestrator`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from branches.audio.cache import in_memory
+from branches.beats import BEATsConfig, save_beats
+from branches.beats.attention import gated_attention
+from branches.beats.checkpoint import random_beats
+from branches.frontend import fbank, full_precision
+from branches.model import BranchModel, embed, features_of, load_branch, save_branch
+from branches.spec import BranchSpec
+from branches.training.batches import make_batch
+from branches.training.finetuning import _loss, _Parts, train
+from branches.training.footprint import footprint
+from branches.training.loop import _descend
+from branches.training.training_set import TrainingClips
+
+GIB = 1 << 30
+BASE = BEATsConfig(
+    input_patch_size=16, embed_dim=512, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
+    encoder_attention_heads=12, conv_pos=128, conv_pos_groups=16, num_buckets=320, max_distance=800, deep_norm=True,
+    dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+AUGMENTED = {"time_mask": 10, "frequency_mask": 16, "mixup": {}}
+TRAININGS = [
+    {"strategy": "full", "objective": "arcface", "augmentation": AUGMENTED, "masked_prediction": {}},
+    {"strategy": {"name": "lora", "rank": 4}, "objective": "subcenter_arcface", "pooling": "band_mean"},
+    {"strategy": {"name": "partial", "layers": 1}, "objective": "subcluster_adacos", "augmentation": AUGMENTED},
+    {"strategy": "head", "objective": "adacos", "training": {"average": 0.9, "accumulation": 2}},
+    {"strategy": {"name": "full", "layer_decay": 0.7}, "objective": "softmax", "pooling": "mean"},
+]
+
+
+class Stopped(Exception):
+    """Raised in the middle of a training."""
+
+
+def clips(n: int, seconds: float, seed: int = 0) -> TrainingClips:
+    """Noise of four classes, each with a tone of its own."""
+    rng, time_axis = np.random.default_rng(seed), np.arange(round(16_000 * seconds)) / 16_000
+    labels = np.arange(n) % 4
+    sounds = [0.05 * (np.sin(2000 * (c + 1) * time_axis) + rng.normal(size=len(time_axis))) for c in labels]
+    audio = in_memory([sound.astype(np.float32)[:, None] for sound in sounds])
+    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), np.zeros(n, bool), labels, 4)
+
+
+def spec_of(steps: int, training: dict[str, object] | None = None, **settings: object) -> BranchSpec:
+    """Of a tiny network that learns quickly."""
+    common = {"steps": steps, "batch_size": 8, "crop_seconds": 1.0, "learning_rate": 2e-3, "warmup_steps": 3}
+    return BranchSpec.model_validate({"embedding_dim": 16, **settings, "training": {**common, **(training or {})}})
+
+
+def agree(name: str, ours: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
+    """Whether two results are as near as stated: norm of the difference over the norm."""
+    ours, expected = ours.detach().double().cpu(), expected.detach().double().cpu()
+    error = float((ours - expected).norm() / expected.norm())
+    print(f"  {name}: relative error {error:.1e}, allowed {bound:.0e}")
+    assert error < bound, name
+
+
+def check_log_mels(device: str, steps: int) -> None:
+    """Log-mels of the GPU are the CPU's."""
+    waveforms = 0.1 * torch.randn(4, 160_000, generator=torch.Generator().manual_seed(0))
+    agree("log-mels", fbank(waveforms.to(device)), fbank(waveforms), 1e-5)
+
+
+def check_attention(device: str, steps: int) -> None:
+    """Attention with gates and padding, and its gradients, are the CPU's."""
+    torch.manual_seed(0)
+    heads, patches = 4, 96
+    inputs = [torch.randn(2, heads, patches, 16) for _ in range(3)]
+    inputs += [torch.rand(2, heads, patches, 1), torch.randn(heads, patches, patches)]
+    padding = torch.zeros(2, 1, 1, patches)
+    padding[1, ..., -20:] = torch.finfo(torch.float32).min
+
+    def outputs(where: str) -> list[torch.Tensor]:
+        placed = [x.detach().clone().to(where).requires_grad_() for x in inputs]
+        out = gated_attention(*placed, padding.to(where))
+        return [out, *torch.autograd.grad(out.square().sum(), placed)]
+
+    with full_precision():
+        names = ("attention", "of q", "of k", "of v", "of the gate", "of the position bias")
+        for name, ours, expected in zip(names, outputs(device), outputs("cpu"), strict=True):
+            agree(name, ours, expected, 1e-4)
+
+
+def check_embeddings(device: str, steps: int) -> None:
+    """Embeddings in float32 and bfloat16, of clips of several lengths, are the CPU's; so is a saved branch's."""
+    audio = in_memory([c.audio.waveform(0, "near")[:, None] for c in (clips(1, s) for s in (1.0, 1.5, 1.0, 2.0))])
+    for precision, bound in (("float32", 1e-4), ("bfloat16", 5e-2)):
+        torch.manual_seed(0)
+        model = BranchModel(spec_of(1, backbone={"precision": precision}), train_in_bfloat16=True).eval()
+        exact = BranchModel(spec_of(1), backbone=model.backbone).eval()
+        exact.load_state_dict(model.state_dict())
+        expected = torch.from_numpy(embed(exact, audio, "near"))
+        with tempfile.TemporaryDirectory() as folder:
+            save_branch(model.to(device), Path(folder) / "branch.pt")
+            served = load_branch(Path(folder) / "branch.pt")
+        agree(f"embeddings in {precision}", torch.from_numpy(embed(model, audio, "near")), expected, bound)
+        agree(f"{precision}, served on the CPU", torch.from_numpy(embed(served, audio, "near")), expected, bound)
+
+
+def check_trainings(device: str, steps: int) -> None:
+    """Losses are finite and fall, with the host waiting for no step; a resumed training ends as an undisturbed one."""
+    sounds = clips(32, 1.2)
+    for settings in TRAININGS:
+        spec = spec_of(steps, **settings)
+        losses: list[float] = []
+        whole = train(spec, sounds, None, lambda step, loss, losses=losses: losses.append(loss), device=device)
+        assert np.isfinite(losses).all()
+        assert steps < 50 or np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5]), losses
+
+        def stop(step: int, loss: float) -> None:
+            if step >= steps // 2:
+                raise Stopped
+
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder) / "branch.pt"
+            try:
+                train(spec, sounds, checkpoint, stop, 0.0, device)
+            except Stopped:
+                resumed = train(spec, sounds, checkpoint, device=device)
+        weights = [torch.cat([p.flatten() for p in m.parameters() if p.requires_grad]) for m in (resumed, whole)]
+        agree(f"{spec.strategy.name} {spec.objective.name}, resumed", *weights, 1e-9 if device == "cpu" else 1e-2)
+        if device == "cuda":
+            _check_no_waiting(spec, sounds)
+
+
+def _check_no_waiting(spec: BranchSpec, sounds: TrainingClips) -> None:
+    """A step in which reading from the GPU is an error."""
+    parts = _Parts(spec, 4, "cuda")
+    progress = parts.progress(spec, "")
+    for forbidden in (False, True):  # the first step puts tables on the GPU
+        batch = make_batch(spec, sounds, 0)
+        torch.cuda.set_sync_debug_mode("error" if forbidden else "default")
+        try:
+            _descend(progress, spec.training, lambda number, batch=batch: _loss(spec, parts, batch))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def check_memory_comes_back(device: str, steps: int) -> None:
+    """Between two branches of one process nothing stays on the GPU but the tables of log-mels and positions."""
+    if device == "cpu":
+        return
+    sounds, left = clips(16, 1.2), []
+    for _ in range(2):
+        train(spec_of(steps), sounds, device=device)
+        torch.cuda.empty_cache()
+        left.append(torch.cuda.memory_allocated())
+    print(f"  left after one branch and after two: {left} bytes")
+    assert left[1] <= left[0] < 8 << 20
+
+
+def check_speed(device: str, steps: int) -> None:
+    """Images (clips of 10 s) a second, the share of what products reach, and memory against its model."""
+    if device == "cpu":
+        return
+    limit = _products_per_second()
+    print(f"  {torch.cuda.get_device_name()}: bfloat16 products {limit / 1e12:.0f} TFLOP/s")
+    print("  | | batch | clips/s | MFU | peak GiB | predicted GiB |\n  |---|---|---|---|---|---|")
+    sounds = clips(64, 10.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "base.pt")
+        save_beats(random_beats(BASE, seed=0), path)
+        for strategy in ("frozen", "lora", "full"):
+            for batch in (8, 16, 32):
+                training = {"batch_size": batch, "crop_seconds": 10.0}
+                chosen = "head" if strategy == "frozen" else strategy  # frozen: embedding alone
+                spec = spec_of(1, training, backbone=path, strategy=chosen)
+                _measure(strategy, spec, sounds, limit)
+
+
+def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limit: float) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    parts, batch = _Parts(spec, 4, "cuda"), make_batch(spec, sounds, 0)
+    progress, n = parts.progress(spec, ""), spec.training.batch_size
+
+    def step() -> None:
+        if strategy == "frozen":
+            with torch.inference_mode():
+                parts.model.eval()(*features_of(batch.waveforms, parts.device))
+        else:
+            parts.model.train()
+            _descend(progress, spec.training, lambda number: _loss(spec, parts, batch))
+
+    seconds = _seconds(step, 10)
+    passes = {"frozen": 2, "lora": 4, "full": 6}[strategy]
+    flop = passes * n * 496 * sum(p.numel() for p in parts.model.backbone.layers.parameters())
+    peak = (torch.cuda.max_memory_allocated() - before) / GIB
+    predicted = "" if strategy == "frozen" else f"{footprint(parts.model, 998).total / GIB:.2f}"
+    print(f"  | {strategy} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} | {predicted} |")
+
+
+def _products_per_second() -> float:
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / _seconds(lambda: a @ a, 20)
+
+
+def _seconds(work: Callable[[], object], times: int) -> float:
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
+
+
+CHECKS = [check_log_mels, check_attention, check_embeddings, check_trainings, check_memory_comes_back, check_speed]
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--steps", type=int, default=50, help="of each training")
+    chosen = parser.parse_args()
+    for check in CHECKS:
+        print(check.__doc__)
+        check(chosen.device, chosen.steps)
