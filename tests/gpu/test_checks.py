@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # What an image with torch, numpy, scipy, scikit-learn, pyarrow, soundfile and pydantic lacks.
 ABSENT = ("ray", "mlflow", "orchestrator", "cluster", "fusion", "hyperopt", "torchaudio", "psutil", "click", "yaml")
 PROGRAM = f"""
@@ -17,6 +19,7 @@ runpy.run_module("tests.gpu.checks", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_the_checks_hold_on_a_cpu_in_a_bare_image():
     checked = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", PROGRAM], capture_output=True, text=True
