@@ -30,8 +30,8 @@ from pydantic import TypeAdapter
 from branches.audio.cache import open_cache
 from branches.audio.channels import with_cancellation
 from branches.data.dataset import Dataset
-from branches.frozen import frozen_embeddings, view_of
-from branches.spec import EMBEDDING_VERSION, BranchSpec
+from branches.frozen import frozen_embeddings
+from branches.spec import EMBEDDING_VERSION, PROJECTION, BranchSpec
 from scoring.banks import score_table
 from scoring.detectors import DetectorSpec
 from tests.commands import TUTTI
@@ -139,11 +139,11 @@ def rehearse(folder: Path, share: float, backbone: str, cpus: int) -> None:
     system = json.loads(json.dumps(SYSTEM).replace('"strategy"', f'"backbone": "{backbone}", "strategy"'))
     common = {**system["branch"], "backbone": backbone}
     specs = [BranchSpec.model_validate({**common, **c["branch"]}) for c in system["subsystems"]["frozen"].values()]
-    views = [view for spec in specs if (view := view_of(spec.as_used())) is not None]
+    views = [wanted for spec in specs for wanted in spec.as_used().frozen_inputs([PROJECTION])]
     torch.set_num_threads(cpus)
     stage("frozen embeddings, one pass", lambda: frozen_embeddings(views[0], views, audio, derived, "cpu"))
     for view, configuration in zip(views, system["subsystems"]["frozen"].values(), strict=True):
-        embeddings = np.load(next(p for p in derived.glob("frozen-*.npy") if _is_of(p, view.pooling.name)))
+        embeddings = np.load(next(p for p in derived.glob("frozen-*.npy") if _is_of(p, view[0].pooling.name)))
         detector = TypeAdapter(DetectorSpec).validate_python({"name": configuration["detector"]})
         stage(
             f"scoring by {detector.name}, {embeddings.shape[1:]}",

@@ -22,13 +22,14 @@ from branches.beats import BEATsConfig, save_beats
 from branches.beats.attention import gated_attention
 from branches.beats.checkpoint import random_beats
 from branches.frontend import fbank, full_precision
-from branches.model import BranchModel, embed, features_of, load_branch, save_branch
+from branches.model import BranchModel, features_of, load_branch, save_branch
 from branches.spec import BranchSpec
 from branches.training.batches import make_batch
 from branches.training.finetuning import _loss, _Parts, train
 from branches.training.footprint import footprint
 from branches.training.loop import _descend
 from branches.training.training_set import TrainingClips
+from tests.embedded import embedded
 
 GIB = 1 << 30
 BASE = BEATsConfig(
@@ -107,12 +108,12 @@ def check_embeddings(device: str, steps: int) -> None:
         model = BranchModel(spec_of(1, backbone={"precision": precision}), train_in_bfloat16=True).eval()
         exact = BranchModel(spec_of(1), backbone=model.backbone).eval()
         exact.load_state_dict(model.state_dict())
-        expected = torch.from_numpy(embed(exact, audio, "near"))
+        expected = torch.from_numpy(embedded(exact, audio)[0])
         with tempfile.TemporaryDirectory() as folder:
             save_branch(model.to(device), Path(folder) / "branch.pt")
             served = load_branch(Path(folder) / "branch.pt")
-        agree(f"embeddings in {precision}", torch.from_numpy(embed(model, audio, "near")), expected, bound)
-        agree(f"{precision}, served on the CPU", torch.from_numpy(embed(served, audio, "near")), expected, bound)
+        agree(f"embeddings in {precision}", torch.from_numpy(embedded(model, audio)[0]), expected, bound)
+        agree(f"{precision}, served on the CPU", torch.from_numpy(embedded(served, audio)[0]), expected, bound)
 
 
 def check_trainings(device: str, steps: int) -> None:
