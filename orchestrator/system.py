@@ -60,6 +60,9 @@ class ConfigurationSpec(Settings):
     embedding: EmbeddingSpec = PROJECTION
     detector: DetectorSpec = MahalanobisSpec()
     seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
+    expected: float | None = Field(
+        None, gt=0, lt=100, description="Omega in per cent that others published on the 2026 development set"
+    )
 
     @model_validator(mode="after")
     def _detector_has_what_it_compares(self) -> ConfigurationSpec:

@@ -206,6 +206,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return {
         "strength": choice.strength,
         "in_sample": choice.in_sample.omega,
+        "machines": _machines(choice.in_sample),
         "lomo": _omega(choice.lomo),
         "clips": choice.clips,
         "gain": choice.gain,

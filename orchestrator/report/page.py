@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from orchestrator.cost import duration
 from orchestrator.fuse.result import RESULT, delivered_as
 from orchestrator.ledger.folders import BRANCHES, RECORD, SYSTEMS
-from orchestrator.report import branches, fusions, separation
+from orchestrator.report import branches, fusions, published, separation
 from orchestrator.report.collect import Run, System, collect
 from orchestrator.report.drawing import style
 from orchestrator.report.sound import most_wrong
@@ -102,6 +102,8 @@ def _figures(system: System) -> dict[str, Any]:
         "correlation": fusions.correlation(system),
         "roc": separation.roc(system),
         "distributions": separation.distributions(system),
+        "expected": published.expected(system),
+        "against_the_report": published.against_the_report(system),
         "revealed": _revealed(system.revealed) if system.revealed else None,
     }
 
