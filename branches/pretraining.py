@@ -54,8 +54,8 @@ SMALL = BEATsConfig(
 FRAMES = 256  # of a clip
 CROP = 128  # of what is trained on
 VARIANTS = 4  # of a machine: as it should be, and altered in three ways
-TAKES = 3  # clips of each variant
-BATCH = 24  # machines, of two variants each
+TAKES = 2  # clips of each variant
+BATCH = 12  # machines, all their clips
 TEMPERATURE = 0.1
 
 SAMPLES = FRAME_LENGTH + (FRAMES - 1) * FRAME_SHIFT
@@ -92,13 +92,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Machine:
-    """Parts in a room, heard through a din of some spectrum (dB) and level (dB below the machine)."""
+    """Parts in a room, heard through a din of some spectrum (dB) and level (dB above the machine).
+
+    unsteadiness: how much speed, levels and din differ from take to take; 1 is a lot
+    """
 
     parts: tuple[Part, ...]
     room: NDArray[np.complex128]
     din: NDArray[np.float64]
     din_level: float
     level: float
+    unsteadiness: float
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -138,7 +142,12 @@ def draw_machine(rng: np.random.Generator) -> Machine:
     response[0] += 1
     parts = tuple(draw_part(rng) for _ in range(int(rng.integers(1, 5))))
     return Machine(
-        parts, rfft(response, _LENGTH), _curve(rng, 5), float(rng.uniform(-25, 0)), float(rng.uniform(-38, -16))
+        parts,
+        room=rfft(response, _LENGTH),
+        din=_curve(rng, 5),
+        din_level=float(rng.uniform(-25, 0)),
+        level=float(rng.uniform(-38, -16)),
+        unsteadiness=_log_uniform(rng, 0.1, 1),
     )
 
 
@@ -204,7 +213,7 @@ def _tones(part: Part, speed: float, rng: np.random.Generator) -> NDArray[np.flo
     return np.asarray(sum(np.cos(r * angle + rng.uniform(0, 6.3)) for r in ratios)) * 3
 
 
-def _sound(part: Part, speed: float, rng: np.random.Generator) -> NDArray[np.complex128]:
+def _sound(part: Part, speed: float, unsteadiness: float, rng: np.random.Generator) -> NDArray[np.complex128]:
     """Spectrum (bins,) of one part."""
     match part.kind:
         case "noise":
@@ -218,7 +227,8 @@ def _sound(part: Part, speed: float, rng: np.random.Generator) -> NDArray[np.com
     response = np.ones(len(_HZ), complex)
     for hz, width, gain in part.modes:
         response += gain / (1 + 2j * (_HZ - hz) / width)
-    return rfft(excitation) * response * _magnitude(part.spectrum + _curve(rng, 0.5), part.level + rng.normal() * 0.7)
+    level = part.level + 0.7 * unsteadiness * rng.normal()
+    return rfft(excitation) * response * _magnitude(part.spectrum + _curve(rng, 0.5 * unsteadiness), level)
 
 
 def _magnitude(spectrum: NDArray[np.float64], level: float) -> NDArray[np.float64]:
@@ -236,13 +246,14 @@ def _power(spectrum: NDArray[np.complex128]) -> float:
 
 def record(machine: Machine, loudness: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """A clip (SAMPLES,) of a machine, `loudness` being the power of the machine as it should be."""
-    speed = 1 + rng.uniform(-0.015, 0.015)
-    sound = _sum(_sound(part, speed, rng) for part in machine.parts)
-    din = rfft(rng.normal(size=_LENGTH)) * _magnitude(machine.din + _curve(rng, 1.5), 0.0)
-    ratio = 10 ** ((machine.din_level + rng.uniform(-4, 4)) / 10)
+    loose = machine.unsteadiness
+    speed = 1 + loose * rng.uniform(-0.015, 0.015)
+    sound = _sum(_sound(part, speed, loose, rng) for part in machine.parts)
+    din = rfft(rng.normal(size=_LENGTH)) * _magnitude(machine.din + _curve(rng, 1.5 * loose), 0.0)
+    ratio = 10 ** ((machine.din_level + loose * rng.uniform(-4, 4)) / 10)
     heard = sound * machine.room + din * math.sqrt(ratio * loudness / _power(din))
     # Of a real signal's spectrum: Σ|x|² = 2 Σ|X|² / n.
-    gain = 10 ** ((machine.level + rng.uniform(-1.5, 1.5)) / 20) * _LENGTH / math.sqrt(2 * loudness)
+    gain = 10 ** ((machine.level + loose * rng.uniform(-1.5, 1.5)) / 20) * _LENGTH / math.sqrt(2 * loudness)
     waveform = irfft(heard, _LENGTH)[_ROOM:][:SAMPLES] * gain + 3e-5 * rng.normal(size=SAMPLES)
     return waveform.clip(-1, 1).astype(np.float32)
 
@@ -251,7 +262,7 @@ def clips_of_machine(seed: int, number: int) -> NDArray[np.float32]:
     """Clips (VARIANTS, TAKES, SAMPLES) of a machine and its alterations; they depend on seed and number alone."""
     rng = np.random.default_rng([seed, number])
     machine = draw_machine(rng)
-    loudness = float(np.mean([_power(_sum(_sound(p, 1.0, rng) for p in machine.parts)) for _ in range(3)]))
+    loudness = float(np.mean([_power(_sum(_sound(p, 1.0, 0.0, rng) for p in machine.parts)) for _ in range(3)]))
     variants = [machine, *(alter(machine, rng) for _ in range(VARIANTS - 1))]
     return np.stack([[record(variant, loudness, rng) for _ in range(TAKES)] for variant in variants])
 
@@ -285,16 +296,22 @@ def untrained(seed: int) -> BEATs:
 
 
 class Head(nn.Module):
-    """Mean and deviation over time of each band → a direction: (B, P, D) → (B, 128)."""
+    """Mean and deviation over time of each band → two directions: projected, and standardised as they are.
+
+    The first is free to choose what tells sounds apart. The second makes the patches themselves, which are what is left
+    when the head is dropped, lie near each other where sounds are alike.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.pooling = build_pooling(BandStatisticsSpec(), width)
-        self.linear = nn.Linear(N_BANDS * self.pooling.output_dim, 128)
+        size = N_BANDS * self.pooling.output_dim
+        self.views = nn.ModuleList([nn.Linear(size, 128), nn.BatchNorm1d(size, affine=False)])
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Unit vectors."""
-        return F.normalize(self.linear(self.pooling(patches, None).flatten(1)))
+    def forward(self, patches: Tensor) -> list[Tensor]:
+        """Unit vectors (B, 128) and (B, 16 D) of patches (B, P, D)."""
+        statistics = self.pooling(patches, None).flatten(1)
+        return [F.normalize(view(statistics)) for view in self.views]
 
 
 def contrast(directions: Tensor, classes: Tensor) -> Tensor:
@@ -306,10 +323,10 @@ def contrast(directions: Tensor, classes: Tensor) -> Tensor:
 
 
 def train(features: Tensor, training: TrainingSpec, seed: int) -> BEATs:
-    """The trained network. A batch is `batch_size` machines, two variants of each, all takes."""
+    """The trained network. A batch is a crop of each clip of `batch_size` machines; every fourth is masked, too."""
     torch.manual_seed(seed)
     model, head = untrained(seed), Head(SMALL.encoder_embed_dim)
-    masking = MaskedPrediction(MaskedPredictionSpec(mask=0.2, weight=0.2), SMALL.encoder_embed_dim)
+    masking = MaskedPrediction(MaskedPredictionSpec(mask=0.3, weight=0.1), SMALL.encoder_embed_dim)
     modules = nn.ModuleDict({"backbone": model, "head": head, "masking": masking}).train()
     decayed = [p for p in modules.parameters() if p.dim() > 1]
     others = [p for p in modules.parameters() if p.dim() <= 1]
@@ -318,19 +335,14 @@ def train(features: Tensor, training: TrainingSpec, seed: int) -> BEATs:
 
     def loss_of(step: int) -> Tensor:
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        machines = torch.randperm(len(features), generator=rng)[: training.batch_size].tolist()
-        clips, classes = [], []
-        for m in machines:
-            for v in torch.randperm(VARIANTS, generator=rng)[:2].tolist():
-                for take in features[m, v]:
-                    first = int(torch.randint(FRAMES - CROP + 1, (), generator=rng))
-                    clips.append(take[first : first + CROP])
-                    classes.append(m * VARIANTS + v)
-        batch = torch.stack(clips).float()
-        labels = masking.labels(batch)
-        masked, counted = masking.mask(batch)
-        patches, _ = model.encode(masked)
-        return contrast(head(patches), torch.tensor(classes)) + masking(patches, labels, counted)
+        machines = torch.randperm(len(features), generator=rng)[: training.batch_size]
+        clips = features[machines].flatten(0, 2)
+        starts = torch.randint(FRAMES - CROP + 1, (len(clips),), generator=rng).tolist()
+        crops = torch.stack([clip[first : first + CROP] for clip, first in zip(clips, starts, strict=True)]).float()
+        classes = torch.arange(len(machines) * VARIANTS).repeat_interleave(TAKES)
+        apart = [contrast(directions, classes) for directions in head(model.encode(crops)[0])]
+        masked, counted = masking.mask(crops[::4])
+        return torch.stack(apart).sum() + masking(model.encode(masked)[0], masking.labels(crops[::4]), counted)
 
     run(progress, training, loss_of, None, lambda step, loss: log.info("step %d: loss %.3f", step, loss), math.inf)
     return model.eval()
@@ -346,13 +358,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the network `small` from generated sounds.")
     parser.add_argument("checkpoint", type=Path, help="where to write it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--machines", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--machines", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=700)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)  # sums in the same order everywhere
+    torch.set_num_threads(1)  # else sums are taken in another order on another machine
     training = TrainingSpec(
-        steps=options.steps, batch_size=BATCH, learning_rate=1e-3, warmup_steps=100, weight_decay=0.05, average=0.99
+        steps=options.steps, batch_size=BATCH, learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, average=0.99
     )
     save_small(train(features_of_machines(options.seed, options.machines), training, options.seed), options.checkpoint)
 
