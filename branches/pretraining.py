@@ -358,8 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the network `small` from generated sounds.")
     parser.add_argument("checkpoint", type=Path, help="where to write it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--machines", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--machines", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=350)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)  # else sums are taken in another order on another machine

@@ -49,6 +49,8 @@ class SyntheticSize:
     """Test clips for each domain × condition (four cells)."""
     seconds: float
     """Length of every clip, at least 1 s."""
+    faintest: float = 0.0
+    """Severity of the faintest fault, from 0 (few can be heard) to below 1."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no data set (`InputError`)."""
@@ -57,6 +59,8 @@ class SyntheticSize:
                 raise InputError(f"{field.name} is {getattr(self, field.name)}; give at least 1 clip")
         if not 1 <= self.seconds < float("inf"):
             raise InputError(f"seconds is {self.seconds}; give at least 1")
+        if not 0 <= self.faintest < 1:
+            raise InputError(f"faintest is {self.faintest}; give 0 or more, below 1")
 
     def clips(self, split: str, domain: str) -> int:
         """Clips in one cell of the data set."""
@@ -66,7 +70,7 @@ class SyntheticSize:
 
 
 DEFAULT = SyntheticSize(train_source=990, train_target=10, test_per_cell=50, seconds=10.0)  # the challenge's
-DEMO = SyntheticSize(train_source=90, train_target=10, test_per_cell=25, seconds=4.0)
+DEMO = SyntheticSize(train_source=90, train_target=10, test_per_cell=25, seconds=4.0, faintest=0.3)
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,15 @@ def write_dataset(root: Path, size: SyntheticSize = DEMO, seed: int = 0, machine
     return sum(_write_machine(root, name, size, seed) for name in names)
 
 
-def render(clip: SyntheticClip, seconds: float, seed: int = 0) -> NDArray[np.float32]:
-    """Samples of one clip in [−1, 1], shape (samples, 2): near and far microphone."""
+def render(clip: SyntheticClip, seconds: float, seed: int = 0, faintest: float = 0.0) -> NDArray[np.float32]:
+    """Samples of one clip in [−1, 1], shape (samples, 2): near and far microphone; `faintest` as in `SyntheticSize`."""
     rng = clip.rng(seed)
     machine = MACHINES[clip.machine]
     fault, severity = None, 0.0
     if clip.condition == "anomaly":
         # The power makes faint faults common: no detector finds all, and the strong ones are plain to hear.
-        fault, severity = str(rng.choice(machine.faults)), float(rng.uniform(0.05, 1) ** 1.5)
+        fault = str(rng.choice(machine.faults))
+        severity = faintest + (1 - faintest) * float(rng.uniform(0.05, 1) ** 1.5)
     samples = round(seconds * RATE) + TAIL
     op = Operation(rng, samples, clip.operating(), fault, severity)
     responses = _room(_room_name(clip, machine), samples, seed)
@@ -149,7 +154,7 @@ def _write_machine(root: Path, name: str, size: SyntheticSize, seed: int) -> int
         (root / name / split).mkdir(parents=True)
     for clip in clips:
         path = root / name / clip.split / clip.file_name()
-        soundfile.write(path, render(clip, size.seconds, seed), RATE, subtype="PCM_16")
+        soundfile.write(path, render(clip, size.seconds, seed, size.faintest), RATE, subtype="PCM_16")
     _write_attributes(root / name / "attributes_00.csv", clips)
     log.info("%s: %d clips of %g s", name, len(clips), size.seconds)
     return len(clips)

@@ -56,6 +56,25 @@ def test_the_default_size_is_the_challenges_own():
     assert DEMO.clips("test", "source") == DEMO.clips("test", "target") == 25
 
 
+def test_faults_are_no_fainter_than_the_faintest(monkeypatch):
+    heard = []
+
+    def source(op):
+        heard.append(op.severity)
+        return np.zeros(op.samples)
+
+    monkeypatch.setattr(synthetic, "MACHINES", {"rotor": replace(MACHINES["rotor"], source_signal=source)})
+    for faintest in (0.0, 0.3):
+        for number in range(40):
+            render(SyntheticClip("rotor", "test", "source", "anomaly", number), 0.1, faintest=faintest)
+    plain, louder = np.array(heard).reshape(2, 40)
+    assert plain.min() < 0.1
+    np.testing.assert_allclose(louder, 0.3 + 0.7 * plain)
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(InputError, match="faintest is"):
+            SyntheticSize(1, 1, 1, 1.0, wrong)
+
+
 def test_attribute_tables_agree_with_the_file_names(root):
     keys = {}
     for machine in MACHINES:
