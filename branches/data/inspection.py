@@ -18,14 +18,24 @@ from scoring.errors import InputError
 _TOO_QUIET = 2.0**-15
 _TOO_LOUD = 2.0  # floats may exceed full scale by a little
 _ODD_LEVEL = 1_000  # 60 dB: recordings of one machine differ by less, faults included
+# What recordings of one machine should have in common: its value by the header, and the unit.
+FORMATS: dict[str, tuple[Callable[[Header], float], str]] = {
+    "sampling rates": (lambda header: header.rate, " Hz"),
+    "channels": (lambda header: header.channels, ""),
+    "lengths": (lambda header: round(header.frames / header.rate, 1), " s"),
+}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Lines on clips that cannot be used (`problems`), and on clips that can but look wrong (`notes`)."""
+    """Lines on clips that cannot be used (`problems`), and on clips that can but look wrong (`notes`).
+
+    formats: of each machine, in words, for each of `FORMATS`
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    formats: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,8 @@ class _Recording:
     peak: float  # full scale = 1
 
 
-def inspect(root: Path, index: pa.Table) -> Inspection:
-    """Read every clip of the index.
+def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) -> Inspection:
+    """Read every clip of the index; `read` is called with 1 after each.
 
     Noted are recordings that stand there twice (among the training and the test clips that makes a score look better
     than it is), silent channels, levels that cannot be, and machines whose recordings differ in rate, channels or
@@ -48,6 +58,7 @@ def inspect(root: Path, index: pa.Table) -> Inspection:
     machines: dict[str, list[_Recording]] = defaultdict(list)
     columns = (index[column].to_pylist() for column in ("path", "machine", "split", "condition"))
     for path, machine, split, condition in zip(*columns, strict=True):
+        read(1)
         try:
             samples, header = read_clip(root / path), read_header(root / path)
         except InputError as error:
@@ -64,7 +75,15 @@ def inspect(root: Path, index: pa.Table) -> Inspection:
             inspection.notes.append(f"{path}: the same recording as {other}")
     for machine, recordings in machines.items():
         inspection.notes.extend(f"{machine}: {note}" for note in [*_levels(recordings), *_formats(recordings)])
+        inspection.formats[machine] = {
+            name: _span([value(r.header) for r in recordings], unit) for name, (value, unit) in FORMATS.items()
+        }
     return inspection
+
+
+def _span(values: Sequence[float], unit: str) -> str:
+    low, high = min(values), max(values)
+    return f"{low}{unit}" if low == high else f"{low}–{high}{unit}"
 
 
 def _levels(recordings: Sequence[_Recording]) -> list[str]:
@@ -96,16 +115,11 @@ def _named(recordings: Sequence[_Recording], most: int = 5) -> str:
 
 def _formats(recordings: Sequence[_Recording]) -> list[str]:
     """Notes on rates, channels and lengths that differ, and on what goes with them."""
-    properties: dict[str, Callable[[Header], str]] = {
-        "sampling rates": lambda header: f"{header.rate} Hz",
-        "channels": lambda header: str(header.channels),
-        "lengths": lambda header: f"{header.frames / header.rate:.1f} s",
-    }
     notes = []
-    for name, value in properties.items():
+    for name, (value, unit) in FORMATS.items():
         kinds: dict[str, Counter[str]] = defaultdict(Counter)
         for r in recordings:
-            kinds[value(r.header)][r.kind] += 1
+            kinds[f"{value(r.header)}{unit}"][r.kind] += 1
         if len(kinds) > 1:
             notes.append(f"{name} differ: {_described(kinds)}{_tells_the_label(kinds)}")
     return notes

@@ -20,7 +20,7 @@ FOLDERS = {
     "target_test": ("test", "target"),
 }
 _SUPPLEMENTAL = "supplemental"
-_RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff", ".w64", ".au")
+RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff", ".w64", ".au")
 
 
 def clip_paths(root: Path) -> list[str]:
@@ -42,7 +42,7 @@ def clip_paths(root: Path) -> list[str]:
             folder = path.relative_to(machine).parent.as_posix()
             if path.suffix == ".wav" and folder in FOLDERS:
                 clips.append(path.relative_to(root).as_posix())
-            elif path.suffix.lower() in _RECORDINGS and folder.partition("/")[0] != _SUPPLEMENTAL:
+            elif path.suffix.lower() in RECORDINGS and folder.partition("/")[0] != _SUPPLEMENTAL:
                 unread[folder if path.suffix == ".wav" else f"{folder} (*{path.suffix})"] += 1
         lines += _lines(machine, bool(clips), unread)
         paths += clips

@@ -1,8 +1,9 @@
-"""Commands on data sets: data synth, data check."""
+"""Commands on data sets: data synth, data import, data check."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from orchestrator.commands.display import print_table
 from orchestrator.commands.options import json_option
 from scoring.errors import InputError
 
+LONG = 60.0  # seconds
+
 
 @click.group()
 def data() -> None:
-    """Generate and check data sets."""
+    """Generate, import and check data sets."""
 
 
 @data.command()
@@ -36,6 +39,35 @@ def synth(folder: Path, size: str, seed: int) -> None:
     click.echo(f"{clips} clips in {folder}")
 
 
+@data.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--machine", help="Of recordings whose folder or manifest names none.")
+@click.option("--clip-seconds", type=click.FloatRange(min=0.2), help="Cut recordings into clips of this length.")
+def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float | None) -> None:
+    """Make a data set in FOLDER of the recordings in SOURCE, a folder or a CSV manifest.
+
+    They may have any name, rate, length and number of channels. Folders called train, test, normal, anomaly, source
+    and target say so of what is in them, the outermost other folder is the machine. Everything else is normal and for
+    training. A manifest has the column path, and may have machine, section, split, condition, domain and attributes.
+    Which clip is which recording is written to FOLDER/recordings.csv.
+
+    \b
+    Example: tutti data import recordings /data/mine --machine press --clip-seconds 10
+             tutti data import recordings.csv /data/mine
+    """
+    from branches.data.importing import import_recordings, lengths, originals
+
+    found = originals(source, machine)
+    longest = max(lengths(found))
+    if clip_seconds is None and longest > LONG:
+        click.echo(f"note: recordings of up to {longest:.0f} s; --clip-seconds 10 cuts them into clips", err=True)
+    with click.progressbar(found, label=f"reading {len(found)} recordings", file=sys.stderr) as recordings:
+        clips, dropped = import_recordings(recordings, folder, clip_seconds)
+    rest = f"; {dropped:.0f} s at the ends of recordings are left out" if dropped >= 0.5 else ""
+    click.echo(f"{clips} clips of {len(found)} recordings in {folder}{rest}")
+
+
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
@@ -48,17 +80,24 @@ def check(folder: Path, as_json: bool) -> None:
     Example: tutti data check /data/dcase2026
     """
     from branches.data.dataset import counts, read_index
-    from branches.data.inspection import inspect
+    from branches.data.inspection import FORMATS, inspect
 
     index = read_index(folder)
-    click.echo(f"reading {index.num_rows} clips", err=True)  # some thousand take minutes
-    machines, inspection = counts(index), inspect(folder, index)
+    label = f"reading {index.num_rows} clips"  # some thousand take minutes
+    with click.progressbar(length=index.num_rows, label=label, file=sys.stderr) as progress:
+        machines, inspection = counts(index), inspect(folder, index, progress.update)
     if as_json:
         click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(inspection)}))
     else:
         kinds = list(dict.fromkeys(kind for machine in machines.values() for kind in machine))
-        print_table(("machine", *kinds), [(name, *(m.get(k, 0) for k in kinds)) for name, m in machines.items()])
+        header = ("machine", *kinds, *FORMATS)
+        print_table(
+            header,
+            [(n, *(m.get(k, 0) for k in kinds), *inspection.formats.get(n, {}).values()) for n, m in machines.items()],
+        )
     for line in [*(f"note: {note}" for note in inspection.notes), *inspection.problems]:
         click.echo(line, err=True)
     if inspection.problems:
         raise InputError(f"{folder}: {len(inspection.problems)} of {index.num_rows} clips cannot be used")
+    noted = f"nothing that stops a run; {len(inspection.notes)} notes" if inspection.notes else "nothing wrong"
+    click.echo(f"{folder}: {noted}", err=True)

@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.model.ensemble import Ensemble
+    from scoring.decisions import Rule
 
 _path = click.Path(path_type=Path)
 _existing = click.Path(path_type=Path, exists=True)  # said before torch is loaded
+_rule_option = click.option(
+    "--rule",
+    type=click.Choice(["gamma", "empirical", "false_alarm"]),
+    help="Threshold: quantile of a fitted gamma, of the normals' scores, or one that keeps false alarms to the rate.",
+)
+_false_alarms_option = click.option(
+    "--false-alarms",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of normal clips above the threshold; default: 0.1.",
+)
 _TABLES, _PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
 
 
@@ -26,27 +37,33 @@ _TABLES, _PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
 @click.argument("folder", type=_path, metavar="RUN_DIR")
 @click.argument("system", required=False)
 @click.option("--out", required=True, type=_path, help="Folder of the model; must not exist.")
-def export(folder: Path, system: str | None, out: Path) -> None:
+@_rule_option
+@_false_alarms_option
+def export(folder: Path, system: str | None, out: Path, rule: Rule | None, false_alarms: float | None) -> None:
     """Package a fused system of a finished run as an MLflow model: weights, banks, calibration, thresholds, code.
 
     \b
     Example: tutti export runs/a s2 --out model
+             tutti export runs/a s2 --out model --rule false_alarm --false-alarms 0.01
     """
     click.echo(f"packaging a system of {folder}", err=True)
     from orchestrator.model.export import export_system
+    from scoring.decisions import FALSE_ALARMS
 
-    click.echo(export_system(folder, system, out))
+    click.echo(export_system(folder, system, out, rule or "gamma", false_alarms or FALSE_ALARMS))
 
 
 @click.command()
 @click.argument("model", type=_existing)
 @click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
-@click.option("--machine", help="Default: as the challenge's folders say, MACHINE/test/CLIP.")
+@click.option("--machine", help="Default: the model's only one, or as the folders say, MACHINE/test/CLIP.")
 @click.option("--section", type=click.IntRange(min=0), help="Default: as the clip's name says (section_02_…), else 0.")
 @click.option("--out", type=_path, help="Write the scores there, too; .csv or .parquet.")
 @click.option("--window", type=click.FloatRange(min=0, min_open=True), help="Seconds; score one long recording so.")
 @click.option("--hop", type=click.FloatRange(min=0, min_open=True), help="Seconds between windows; default: half.")
 @click.option("--plot", type=_path, help="Draw the score over time; .png, .svg or .pdf.")
+@_rule_option
+@_false_alarms_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What computes.")
 @json_option
 def score(
@@ -58,6 +75,8 @@ def score(
     window: float | None,
     hop: float | None,
     plot: Path | None,
+    rule: Rule | None,
+    false_alarms: float | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -72,6 +91,9 @@ def score(
     _check_target(out, _TABLES)
     _check_target(plot, _PICTURES)
     ensemble = _open(model, device)
+    chosen = {"rule": rule, "false_alarms": false_alarms}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    ensemble.manifest = ensemble.manifest.model_copy(update=chosen)
     if window is None:
         from orchestrator.model.recordings import score_clips
 
@@ -114,9 +136,10 @@ def _over_time(
     hop: float | None,
     plot: Path | None,
 ) -> pa.Table:
-    from orchestrator.model.recordings import section_of
+    from orchestrator.model.recordings import only_machine, section_of
     from orchestrator.model.streaming import plot_over_time, score_over_time
 
+    machine = machine or only_machine(ensemble)
     if len(clips) != 1 or machine is None:
         raise InputError("--window scores one recording of one machine; give one CLIP and --machine")
     section = section_of(clips[0]) if section is None else section

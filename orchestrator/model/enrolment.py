@@ -54,7 +54,15 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     manifest = ensemble.manifest
     domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
     try:
-        threshold = Reference(manifest.members, manifest.scale, domain, attributes, embeddings).threshold
+        threshold = Reference(
+            manifest.members,
+            manifest.scale,
+            domain,
+            attributes,
+            embeddings,
+            manifest.rule,
+            manifest.false_alarms,
+        ).threshold
     except InputError as error:
         raise InputError(
             f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"

@@ -94,6 +94,8 @@ class Ensemble:
                 self.clips["domain"].to_numpy()[rows],
                 attributes_as_text(self.clips)[rows],
                 {name: np.asarray(bank[rows]) for name, bank in banks.items()},
+                self.manifest.rule,
+                self.manifest.false_alarms,
             )
         return self._references[machine, section]
 

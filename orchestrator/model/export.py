@@ -36,6 +36,7 @@ from orchestrator.model.manifest import (
 )
 from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.atomic import atomic_folder
+from scoring.decisions import FALSE_ALARMS, Rule
 from scoring.errors import InputError
 from scoring.table import file_sha256, metadata_of, read_table
 
@@ -53,10 +54,13 @@ REQUIRED = (
 )
 
 
-def export_system(run: Path, system: str | None, out: Path) -> Path:
+def export_system(
+    run: Path, system: str | None, out: Path, rule: Rule = "gamma", false_alarms: float = FALSE_ALARMS
+) -> Path:
     """Package a fused system of a run as an MLflow model in `out`; tables without weight are left out.
 
     system: may be None if the run has one
+    rule, false_alarms: of the thresholds, see `scoring.decisions`
 
     Raises
     ------
@@ -70,7 +74,7 @@ def export_system(run: Path, system: str | None, out: Path) -> Path:
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / "ensemble"
-        _write_package(run, result, weights, folder)
+        _write_package(run, result, weights, folder, rule, false_alarms)
         with atomic_folder(out) as model:
             _save_model(folder, model)
     left_out = len(result["delivered"]["table_weights"]) - len(weights)
@@ -95,7 +99,14 @@ def _result(run: Path, system: str | None) -> dict[str, Any]:
     return result
 
 
-def _write_package(run: Path, result: Mapping[str, Any], weights: Mapping[str, float], folder: Path) -> None:
+def _write_package(
+    run: Path,
+    result: Mapping[str, Any],
+    weights: Mapping[str, float],
+    folder: Path,
+    rule: Rule,
+    false_alarms: float,
+) -> None:
     for part in ("backbones", "branches", "banks"):
         (folder / part).mkdir(parents=True)
     names = {branch["table"]: branch["branch"] for branch in result["branches"]}
@@ -130,6 +141,8 @@ def _write_package(run: Path, result: Mapping[str, Any], weights: Mapping[str, f
         members=tuple(members),
         branches=branches,
         formats=read_formats(run),
+        rule=rule,
+        false_alarms=false_alarms,
         files={},
     )
     write_manifest(folder, manifest)

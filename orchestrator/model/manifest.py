@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from branches.audio.formats import Format
 from branches.spec import PROJECTION, BranchSpec, EmbeddingSpec
 from orchestrator.plan import embedding_name
+from scoring.decisions import FALSE_ALARMS, Rule
 from scoring.detectors import DetectorSpec
 from scoring.errors import InputError
 from scoring.table import file_sha256
@@ -54,6 +55,7 @@ class Manifest(BaseModel):
     scale: of the scores that the weights apply to, see `fusion.scales`
     branches: specs by branch_id; paths of backbones are those within the package
     formats: of the machines' clips, where they are known
+    rule, false_alarms: of the thresholds, see `scoring.decisions`; false alarms as a share of normal clips
     enrolled: machines that were added afterwards, with the number of their clips
     files: SHA-256 by path within the package
     """
@@ -69,6 +71,8 @@ class Manifest(BaseModel):
     branches: dict[str, BranchSpec]
     enrolled: dict[str, int] = {}
     formats: dict[str, Format] = {}
+    rule: Rule = "gamma"
+    false_alarms: float = FALSE_ALARMS
     files: dict[str, str]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ def recordings(paths: Iterable[Path]) -> list[Path]:
 def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, section: int | None = None) -> pa.Table:
     """Scores of recordings: machine, section, clip, score, calibrated, threshold, anomaly, and branches' contributions.
 
-    machine: None takes it from the path, as in the challenge's layout `<machine>/test/<clip>`
+    machine: None takes the only one that the model knows, or else it from the path, as in the challenge's layout
+        `<machine>/test/<clip>`
     section: None takes it from the clip's name, see `section_of`
 
     Raises
@@ -51,20 +52,41 @@ def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, 
     InputError
         If a recording cannot be used, or its machine and section are not known.
     """
+    machine = machine or only_machine(ensemble)
     by_group: dict[tuple[str, int], list[Path]] = {}
     for path in recordings(paths):
-        group = machine or _machine_of(path), section_of(path) if section is None else section
+        group = machine or _machine_of(path, ensemble.machines), section_of(path) if section is None else section
         by_group.setdefault(group, []).append(path)
     for group in by_group:
         ensemble.reference(*group)  # an unknown machine is told before minutes of work
+    _warn_of_normals(ensemble, by_group)
     rows = [row for group, paths in by_group.items() for row in _rows(ensemble, *group, paths)]
     return pa.Table.from_pylist(rows)
 
 
-def _machine_of(path: Path) -> str:
+def only_machine(ensemble: Ensemble) -> str | None:
+    """The machine that the model knows, if it is one."""
+    return next(iter(ensemble.machines)) if len(ensemble.machines) == 1 else None
+
+
+def _warn_of_normals(ensemble: Ensemble, by_group: Mapping[tuple[str, int], Sequence[Path]]) -> None:
+    keys = zip(*(ensemble.clips[column].to_pylist() for column in ("machine", "section", "clip")), strict=True)
+    known = set(keys)
+    banked = [path for group, paths in by_group.items() for path in paths if (*group, path.name) in known]
+    if banked:
+        more = f" and {len(banked) - 1} more" if len(banked) > 1 else ""
+        log.warning(
+            "%s%s: called like a normal clip of the model; the score of that very clip would be too low, since it is "
+            "in its own reference: the run's fused.parquet has cross-fitted scores",
+            banked[0],
+            more,
+        )
+
+
+def _machine_of(path: Path, known: Iterable[str]) -> str:
     parts = Path(os.path.abspath(path)).parts
     if len(parts) < 3 or parts[-2] not in ("train", "test"):
-        raise InputError(f"{path}: not in a folder <machine>/test; give --machine")
+        raise InputError(f"{path}: not in a folder <machine>/test; give --machine, one of {', '.join(known)}")
     return parts[-3]
 
 

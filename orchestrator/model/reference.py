@@ -14,7 +14,7 @@ from fusion.scales import on_scale
 from orchestrator.model.manifest import Member
 from scoring.banks import Bank
 from scoring.calibration import METHODS, check_varied, location_scale
-from scoring.decisions import gamma_threshold
+from scoring.decisions import FALSE_ALARMS, RULES, Rule
 
 Array = NDArray[np.float64]
 
@@ -46,11 +46,12 @@ class Reference:
     scale: of the scores that their weights apply to
     clips: rows of the normal clips: domain, and attributes as text
     embeddings: (clips, …) by bank
+    rule, false_alarms: of the threshold, see `scoring.decisions`
 
     Raises
     ------
     InputError
-        If there are too few clips, or their embeddings or scores do not vary.
+        If there are too few clips, or too few for the rule, or their embeddings or scores do not vary.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Reference:
         domain: NDArray[np.object_],
         attributes: NDArray[np.object_],
         embeddings: Mapping[str, NDArray[np.float32]],
+        rule: Rule = "gamma",
+        false_alarms: float = FALSE_ALARMS,
     ) -> None:
         self._members, self._scale = members, scale
         self._weights = np.array([member.weight for member in members])
@@ -72,7 +75,7 @@ class Reference:
         self._train = np.stack([self._calibrated(i, bank.train_scores) for i, bank in enumerate(self._banks)])
         self.train_scores = weighted_sum(self._clips(0), self._train, self._weights, scale)
         check_varied(self.train_scores, "the system")
-        self.threshold = gamma_threshold(self.train_scores)
+        self.threshold = RULES[rule](self.train_scores, 1 - false_alarms)
 
     def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Scores:
         """Scores of M other clips from their embeddings (M, …) by bank."""

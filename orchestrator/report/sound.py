@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 from markupsafe import Markup
 
+from branches.data.importing import original_names
 from orchestrator.report.collect import System
 from orchestrator.report.drawing import figure
 from scoring.errors import InputError
@@ -59,17 +60,19 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
     }
     if not any(rows.any() for rows, _ in mistakes.values()):
         mistakes = {"highest score": (test, -score)}
+    before = original_names(root)  # of a data set that `tutti data import` made
     recordings = []
     for mistake, (rows, order) in mistakes.items():
         for row in [row for row in np.argsort(order, kind="stable") if rows[row]][:count]:
             path = next((root / machine[row]).glob(f"*/{clip[row]}"), None)
             if path is None:
                 raise InputError(f"{root / machine[row]}: no {clip[row]} in it; name the run's data set with --data")
-            recordings.append(_recording(mistake, machine[row], path, float(score[row])))
+            shown = before.get(path.relative_to(root).as_posix(), path.name)
+            recordings.append(_recording(mistake, machine[row], path, float(score[row]), shown))
     return recordings
 
 
-def _recording(mistake: str, machine: str, path: Path, score: float) -> Recording:
+def _recording(mistake: str, machine: str, path: Path, score: float, shown: str) -> Recording:
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     near, picture, sound = samples[:, 0], io.BytesIO(), io.BytesIO()
     drawn = figure(3.4, 1.5)
@@ -82,7 +85,7 @@ def _recording(mistake: str, machine: str, path: Path, score: float) -> Recordin
     return Recording(
         mistake,
         machine,
-        path.name,
+        shown,
         len(near) / rate,
         score,
         Markup('<img alt="spectrogram of {}" src="{}">').format(path.name, _embedded("image/png", picture)),

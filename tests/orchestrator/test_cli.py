@@ -76,7 +76,7 @@ def test_less_and_more_of_a_log(tmp_path):
     ("words", "completions"),
     [
         ("tutti su", ["submit", "submission"]),
-        ("tutti run s", ["s1", "s2", "s3", "s4", "s5"]),
+        ("tutti run s", ["s1", "s2", "s3", "s4", "s5", "solo"]),
         ("tutti submission ", ["make", "check"]),
         ("tutti plan --backb", ["--backbone"]),
     ],

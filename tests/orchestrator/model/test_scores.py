@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from branches.audio import read_clip
-from orchestrator.model.recordings import section_of
+from orchestrator.model.ensemble import Ensemble
+from orchestrator.model.recordings import score_clips, section_of
 from scoring.errors import InputError
 from tests.commands import tutti_here
 from tests.orchestrator.model.cases import manifest_of
@@ -132,3 +133,29 @@ def test_a_gpu_that_is_not_there_is_named(run, model):
     refused = tutti_here("score", model, run.clips("rotor")[0], "--device", "cuda")
     assert refused.exit_code == 2
     assert "torch finds no GPU here" in refused.output
+
+
+def test_the_rule_of_thresholds_is_the_users(run, model, tmp_path):
+    """Chosen when the model is made, or when it scores."""
+    clip, train = run.clips("rotor")[0], next((run.data / "rotor" / "train").iterdir())
+    made = tutti_here("export", run.out, "--out", tmp_path / "m", "--rule", "empirical", "--false-alarms", "0.25")
+    assert made.exit_code == 0, made.stderr
+    (row,) = json.loads(tutti_here("score", tmp_path / "m", clip, "--json").stdout)["scores"]
+    chosen = ["--rule", "empirical", "--false-alarms", 0.25]
+    (same,) = json.loads(tutti_here("score", model, clip, *chosen, "--json").stdout)["scores"]
+    (default,) = json.loads(tutti_here("score", model, clip, "--json").stdout)["scores"]
+    scores = Ensemble(model).reference("rotor").train_scores
+    assert row["threshold"] == same["threshold"] == pytest.approx(np.quantile(scores, 0.75))
+    assert default["threshold"] != row["threshold"]
+    few = tutti_here("score", model, clip, "--rule", "false_alarm", "--false-alarms", 0.001)
+    assert few.exit_code == 2
+    assert "999 can" in few.stderr
+    assert "called like a normal clip" in tutti_here("score", model, train).stderr
+
+
+def test_a_model_of_one_machine_needs_no_name(ensemble, run, monkeypatch, tmp_path):
+    (tmp_path / "x.wav").write_bytes(run.clips("rotor")[0].read_bytes())
+    with pytest.raises(InputError, match="give --machine, one of pump, rotor"):
+        score_clips(ensemble, [tmp_path / "x.wav"], None)
+    monkeypatch.setitem(ensemble.__dict__, "machines", {"rotor": [0]})
+    assert score_clips(ensemble, [tmp_path / "x.wav"], None)["machine"].to_pylist() == ["rotor"]
