@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from fusion.complementarity import Pruned, correlations, marginals, prune, winners
 from fusion.hierarchy import Tree, Weights, averaging, configurations_of
 from fusion.labelled import LabelledScores
-from fusion.methods import METHODS
+from fusion.methods import METHODS, scale_of
 from fusion.resampling import Comparison, compare
-from fusion.scales import CALIBRATED
+from fusion.scales import CALIBRATED, mixed, taken_back
 from fusion.tasks import FOLDS, Found, Problem, Task
 from fusion.validation import SINGLE, UNIFORM, Candidate, Estimates, Machines
 from scoring.bootstrap import Interval
@@ -28,7 +29,8 @@ class Choice:
     in_sample: on the labels that weights and strength were chosen on
     lomo: on machines that had no say in weights or strength
     clips: Omega in per cent on clips, of the same machines, that had no say in the weights
-    gain, gain_error: LOMO Omega with this strength beyond the simple method, and its standard error over machines: by
+    fixed: LOMO Omega in per cent with this strength, whoever is left out
+    gain, gain_error: of that beyond the simple method, and its standard error over machines: by
         these it was judged whether to deliver the method
     """
 
@@ -37,6 +39,7 @@ class Choice:
     in_sample: Metrics
     lomo: Metrics | None
     clips: float
+    fixed: float | None
     gain: float | None
     gain_error: float | None
 
@@ -79,25 +82,30 @@ class Evidence:
 
     Parameters
     ----------
-    tables: scores of the T tables on each scale
+    tables: scores of the T tables on a scale
     tree: the system
     problem, found: what was searched, and what every task found
     """
 
     def __init__(
-        self, tables: Mapping[str, LabelledScores], tree: Tree, problem: Problem, results: Mapping[Task, Found]
+        self,
+        tables: Callable[[str], LabelledScores],
+        tree: Tree,
+        problem: Problem,
+        results: Mapping[Task, Found],
     ) -> None:
         self._tables, self._problem, self._found = tables, problem, results
-        self._averages = averaging(tree, tables[CALIBRATED].names)
-        self._pools = {scale: configurations_of(scores, tree) for scale, scores in tables.items()}
+        self._names = tables(CALIBRATED).names
+        self._averages = averaging(tree, self._names)
+        self._pools = lru_cache(maxsize=2)(lambda scale: configurations_of(tables(scale), tree))
         by_machines = {task.left_out: result for task, result in results.items() if task.fold is None}
         self.estimates = Estimates(self._pools, by_machines)
 
     def validation(self, tolerance: float) -> Validation:
         """Everything about the delivered system; pruning may cost `tolerance` per cent of Omega."""
-        estimates, pool = self.estimates, self._pools[CALIBRATED]
+        estimates, pool = self.estimates, self._problem.configurations
         delivered, lomo = estimates.choose(), estimates.lomo(estimates.choose)
-        scale = METHODS[delivered[0]].scale
+        scale = scale_of(*delivered)
         # Where no machine can be left out, weights are judged on the machines that they were chosen on.
         chosen = {
             m: estimates.weights(*self._without(m)) if lomo else estimates.weights(delivered) for m in pool.machines
@@ -116,10 +124,10 @@ class Evidence:
             names=pool.names,
             correlation=correlations(pool),
             winners=winners(pool),
-            marginal=dict(zip(pool.names, marginals(self._pools[scale], chosen), strict=True)),
+            marginal=dict(zip(pool.names, marginals(self._pools(scale), chosen), strict=True)),
             marginal_uniform=dict(zip(pool.names, marginals(pool, uniform), strict=True)),
             pruned=prune(
-                self._tables[scale],
+                self._tables(scale),
                 estimates.weights(delivered) @ self._averages,
                 {machine: weights @ self._averages for machine, weights in chosen.items()} if lomo else {},
                 tolerance,
@@ -128,7 +136,7 @@ class Evidence:
 
     def by_table(self, weights: Weights) -> dict[str, float]:
         """Weights of the tables from those of the configurations."""
-        return dict(zip(self._tables[CALIBRATED].names, (weights @ self._averages).tolist(), strict=True))
+        return dict(zip(self._names, (weights @ self._averages).tolist(), strict=True))
 
     def _without(self, machine: str) -> tuple[Candidate, Machines]:
         left_out = frozenset([machine])
@@ -144,6 +152,7 @@ class Evidence:
             in_sample=estimates.in_sample(candidate),
             lomo=estimates.lomo(lambda left_out: estimates.strength(method, left_out)),
             clips=self._clip_omega(candidate),
+            fixed=fixed.omega if (fixed := estimates.lomo(lambda _: candidate)) else None,
             gain=gain,
             gain_error=error,
         )
@@ -151,21 +160,23 @@ class Evidence:
     def _clip_omega(self, candidate: Candidate) -> float:
         """Omega where each clip is scored with weights found without its fold."""
         method, strength = candidate
-        pool = self._pools[METHODS[method].scale]
+        pool = self._pools(scale_of(method, strength))
         weights = np.stack([self._found[Task(fold=fold)][method][strength] for fold in range(FOLDS)])
-        fused = np.einsum("rk,kr->r", weights[self._problem.folds], pool.values)
+        by_fold = mixed(pool.scale, weights, pool.values)
+        fused = np.take_along_axis(by_fold, self._problem.folds[None], axis=0)[0]
         return float(harmonic_mean(pool.cells.values(fused)))
 
     def _held_out(self, choose: Callable[[Machines], Candidate]) -> NDArray[np.float64]:
         """Scores (rows,) of each machine's clips with what is chosen without it."""
-        pool = self._pools[CALIBRATED]
+        pool = self._problem.configurations
         fused = np.empty(pool.values.shape[1])
         for machine in pool.machines:
             left_out = frozenset([machine])
             candidate = choose(left_out)
             rows = np.unique(pool.cells.select([machine]).rows)
-            values = self._pools[METHODS[candidate[0]].scale].values[:, rows]
-            fused[rows] = self.estimates.weights(candidate, left_out) @ values
+            scale = scale_of(*candidate)
+            weights = self.estimates.weights(candidate, left_out)
+            fused[rows] = taken_back(scale, mixed(scale, weights, self._pools(scale).values[:, rows]))
         return fused
 
     def _bootstrap(self, delivered: NDArray[np.float64]) -> tuple[Interval, dict[str, Comparison]]:
@@ -173,4 +184,4 @@ class Evidence:
         systems = np.stack([delivered, *simple.values()])
         against = {name: i for i, name in enumerate(simple, start=1)}
         rng = np.random.default_rng(self._problem.seed)
-        return compare(self._pools[CALIBRATED].with_values(systems), against, rng)
+        return compare(self._problem.configurations.with_values(systems), against, rng)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fusion.scales import CALIBRATED, on_scale
+from fusion.scales import CALIBRATED, MINIMUM, on_scale, taken_back
 from scoring.calibration import calibrate, transductive_normalisation
 from scoring.errors import InputError
 from scoring.table import conform, groups, is_transductive, join, with_scores
@@ -80,11 +80,12 @@ def weighted_sum(
 
     clips: machine, section and split of each row, which ranks are taken within; see `fusion.scales`
     """
-    score = np.zeros(values.shape[1])
+    score = np.full(values.shape[1], np.inf if scale == MINIMUM else 0.0)
     for weight, row in zip(weights, values, strict=True):
         if weight > 0:
-            score += weight * on_scale(scale, clips, row)
-    return score
+            on = on_scale(scale, clips, row)
+            score = np.minimum(score, on) if scale == MINIMUM else score + weight * on
+    return taken_back(scale, score)
 
 
 def _check_training_clips(clips: pa.Table) -> None:

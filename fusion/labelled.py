@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fusion.objective import Objective
+from fusion.scales import CALIBRATED
 from scoring.metrics import LabelledCells, harmonic_mean
 from scoring.table import is_report_only
 
@@ -27,14 +28,18 @@ class LabelledScores:
     names: the members
     values: (C, rows) scores, of labelled clips alone
     cells: which rows are compared with which, per machine
+    scale: that the scores are on, see `fusion.scales`
     """
 
     names: tuple[str, ...]
     values: NDArray[np.float64]
     cells: LabelledCells
+    scale: str = CALIBRATED
 
     @classmethod
-    def of(cls, names: Sequence[str], values: NDArray[np.float64], table: pa.Table) -> LabelledScores:
+    def of(
+        cls, names: Sequence[str], values: NDArray[np.float64], table: pa.Table, scale: str = CALIBRATED
+    ) -> LabelledScores:
         """Members' scores (C, rows of `table`) with the labels of `table`.
 
         Machines without labels, or with normals only or anomalies only, tell nothing and are left out.
@@ -51,12 +56,12 @@ class LabelledScores:
         cells = LabelledCells.from_table(table).measurable()
         used, rows = np.unique(cells.rows, return_inverse=True)
         compact = replace(cells, rows=rows.reshape(cells.rows.shape))
-        return cls(tuple(names), values[:, used], compact)
+        return cls(tuple(names), values[:, used], compact, scale)
 
     @cached_property
     def objective(self) -> Objective:
         """The objective on these members, machines and clips."""
-        return Objective(self.values, self.cells)
+        return Objective(self.values, self.cells, self.scale)
 
     @property
     def machines(self) -> list[str]:

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from fusion.evolution import evolution
 from fusion.hierarchy import Level, Parts, Weights, choose_weights, uniform_weights
 from fusion.labelled import LabelledScores
-from fusion.scales import CALIBRATED, RANK
+from fusion.scales import CALIBRATED, GENERALISED_MEAN, MINIMUM, RANK, SOFT_MINIMUM
 from fusion.tpe import tpe
 
 # Omega in per cent: members that differ by so much differ in weight by a factor e.
 TEMPERATURES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 # Share of the uniform weights in what is delivered.
 SHRINKAGES = (0.75, 0.5, 0.25, 0.0)
+# Standard deviations of normals, in which a soft minimum forgives; powers of a mean, −1 harmonic, 2 quadratic.
+SOFTNESSES = (4.0, 2.0, 1.0, 0.5)
+POWERS = (2.0, 4.0, -1.0)
 ROUNDS = 20
 BAGS = 10
 
@@ -32,10 +35,16 @@ Search = Callable[[LabelledScores, Parts, np.random.Generator], dict[str, Weight
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose weights, and the scale of scores they apply to."""
+    """A way to choose weights, and the scale of scores they apply to; its strength is the number of some scales."""
 
     search: Search
     scale: str = CALIBRATED
+
+
+def scale_of(method: str, strength: str) -> str:
+    """The scale of the scores that a method's weights of some strength apply to; see `fusion.scales`."""
+    scale = METHODS[method].scale
+    return f"{scale} {strength}" if scale in (SOFT_MINIMUM, GENERALISED_MEAN) else scale
 
 
 def uniform(scores: LabelledScores, rng: np.random.Generator) -> Weights:
@@ -91,6 +100,11 @@ def plain(level: Level) -> Search:
     return lambda scores, parts, rng: {"": choose_weights(scores, parts, level, rng)}
 
 
+def _equal(numbers: tuple[float, ...]) -> Search:
+    """Equal weights on both levels for each number of a scale: no label is needed but to choose among them."""
+    return lambda scores, parts, rng: {f"{number:g}": uniform_weights(parts) for number in numbers}
+
+
 def _softmax(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> dict[str, Weights]:
     return {
         f"temperature {t}": choose_weights(scores, parts, partial(softmax, temperature=t), rng) for t in TEMPERATURES
@@ -119,7 +133,10 @@ def _tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
 METHODS: dict[str, Method] = {
     "uniform": Method(plain(uniform)),
     "best_single": Method(plain(best_single)),
+    "minimum": Method(plain(uniform), MINIMUM),
     "rank_average": Method(plain(uniform), RANK),
+    "soft_minimum": Method(_equal(SOFTNESSES), SOFT_MINIMUM),
+    "generalised_mean": Method(_equal(POWERS), GENERALISED_MEAN),
     "softmax": Method(_softmax),
     "greedy": Method(_shrunk(greedy)),
     "bagged_greedy": Method(_shrunk(bagged_greedy)),

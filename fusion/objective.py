@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.scales import CALIBRATED, mixed
 from scoring.metrics import MAX_FPR, LabelledCells
 
 # Scores that are sorted at once: what stays in a core's cache is several times as fast as what does not.
@@ -20,16 +21,17 @@ _POSITIVE, _NORMAL = 1, (2, 4, 8)  # of the source domain, of the target domain,
 
 
 class Objective:
-    """Cells in per cent of weighted sums of C members, on G (machine, section) groups of at most N clips.
+    """Cells in per cent of weighted means of C members, on G (machine, section) groups of at most N clips.
 
     Parameters
     ----------
     values: (C, rows) scores of the members
     cells: who is compared with whom; a clip counts wholly or not at all
+    scale: that the scores are on, see `fusion.scales`
     """
 
-    def __init__(self, values: NDArray[np.float64], cells: LabelledCells) -> None:
-        self._values, self._cells = values, cells
+    def __init__(self, values: NDArray[np.float64], cells: LabelledCells, scale: str = CALIBRATED) -> None:
+        self._values, self._cells, self._scale = values, cells, scale
         labels = np.stack([cells.positive[2], *cells.negative]) > 0
         codes = np.array([_POSITIVE, *_NORMAL])
         self._codes = np.einsum("k,kgn->gn", codes, labels).astype(np.uint8)
@@ -42,7 +44,7 @@ class Objective:
         flat = weights.reshape(-1, weights.shape[-1])
         result = np.empty((len(flat), 3, len(self._codes)))
         for some in _blocks(len(flat), SUMMED // self._codes.size):
-            scores = (flat[some] @ self._members).reshape(-1, *self._codes.shape)
+            scores = mixed(self._scale, flat[some], self._members).reshape(-1, *self._codes.shape)
             for few in _blocks(len(scores), BLOCK // self._codes.size):
                 result[some][few] = self._block(flat[some][few], scores[few])
         return result.reshape(*weights.shape[:-1], *result.shape[1:])
@@ -55,7 +57,7 @@ class Objective:
         scores.sort(axis=-1)
         tied = ((scores[..., 1:] == scores[..., :-1]) & (scores[..., 1:] < np.inf)).any(axis=(1, 2))
         if tied.any():
-            result[tied] = self._cells.values(weights[tied] @ self._values)
+            result[tied] = self._cells.values(mixed(self._scale, weights[tied], self._values))
         return result
 
     def _counted(self, codes: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ chosen by what it reaches on machines left out, and so is the figure it is given
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from fusion.evidence import Choice, Evidence, Validation
 from fusion.hierarchy import Tree, averaging, by_subsystem, configurations_of, parts_of, tables_of, uniform_weights
 from fusion.joined import Joined, apply_weights
 from fusion.labelled import LabelledScores, labelled_rows
-from fusion.methods import METHODS
-from fusion.scales import CALIBRATED, RANK, on_scale
+from fusion.methods import scale_of
+from fusion.scales import CALIBRATED, on_scale
 from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
 from fusion.validation import UNIFORM, WORTH
 from scoring.metrics import has_labels
@@ -27,11 +27,13 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
 # Raised by hand when the same tables come to give other weights, or a result gets other fields; every system is fused
 # once more.
-FUSION_VERSION = 2
+FUSION_VERSION = 3
 
 WHY = {
-    "best_single": "on machines left out uniform weights do not beat it, and nothing does beyond noise",
+    "best_single": "on machines left out no simple way beats it, and nothing does beyond noise",
     "uniform": "on machines left out it beats the best single configuration, and nothing beats it beyond noise",
+    "minimum": "on machines left out it beats the best single configuration and uniform weights, and nothing beats it "
+    "beyond noise",
 }
 WHY_BEST = "on machines left out it beats uniform weights and the best single configuration, by most and beyond noise"
 WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on an unheard one"
@@ -103,7 +105,7 @@ def fuse(
         method, strength = evidence.estimates.choose()
         weights = evidence.estimates.weights((method, strength))
         validation = evidence.validation(tolerance)
-    scale, by_table = METHODS[method].scale, weights @ averaging(system, joined.names)
+    scale, by_table = scale_of(method, strength), weights @ averaging(system, joined.names)
     return Fusion(
         method=method,
         strength=strength,
@@ -117,15 +119,20 @@ def fuse(
     )
 
 
-def _labelled(joined: Joined) -> dict[str, LabelledScores] | None:
-    """The tables' scores on labelled clips on each scale, if a machine has both normals and anomalies."""
+def _labelled(joined: Joined) -> Callable[[str], LabelledScores] | None:
+    """The tables' scores on labelled clips on any scale, if a machine has both normals and anomalies."""
     if not has_labels(joined.first):
         return None
     plain = LabelledScores.of(joined.names, joined.values, joined.first)
     if not plain.machines:
         return None
-    ranks = on_scale(RANK, joined.clips, joined.values)
-    return {CALIBRATED: plain, RANK: LabelledScores.of(joined.names, ranks, joined.first)}
+
+    def on(scale: str) -> LabelledScores:
+        if scale == CALIBRATED:
+            return plain
+        return LabelledScores.of(joined.names, on_scale(scale, joined.clips, joined.values), joined.first, scale)
+
+    return on
 
 
 def _held_out(joined: Joined, validation: Validation | None, metadata: Mapping[str, str]) -> pa.Table | None:
@@ -136,9 +143,9 @@ def _held_out(joined: Joined, validation: Validation | None, metadata: Mapping[s
 
 
 def _search(
-    tables: Mapping[str, LabelledScores], tree: Tree, seed: int, runner: Runner, folder: Path | None
+    tables: Callable[[str], LabelledScores], tree: Tree, seed: int, runner: Runner, folder: Path | None
 ) -> Evidence:
-    scores = tables[CALIBRATED]
+    scores = tables(CALIBRATED)
     problem = Problem(configurations_of(scores, tree), parts_of(tree), clip_folds(scores, seed), seed)
     return Evidence(tables, tree, problem, search_all(problem, runner, folder))
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fusion.hierarchy import Weights
 from fusion.labelled import LabelledScores
-from fusion.methods import METHODS
+from fusion.methods import scale_of
+from fusion.scales import CALIBRATED
 from scoring.metrics import Metrics, harmonic_mean, metrics_of_cells
 
 # method → strength → weights (K,)
@@ -25,12 +26,13 @@ Candidate = tuple[str, str]
 Machines = frozenset[str]
 
 UNIFORM: Candidate = ("uniform", "")
+MINIMUM: Candidate = ("minimum", "")
 # A single configuration costs least to run: of equals it is taken.
 SINGLE: Candidate = ("best_single", "")
 # What a search gains counts if it is so many standard errors over the machines: one-sided, 5 %.
 STANDARD_ERRORS = 1.645
-# Between the two simple ways half a standard error decides: neither has searched, but a choice that turns on every
-# machine left out would cost more than it gains.
+# Between the simple ways half a standard error decides: none has searched, but a choice that turns on every machine
+# left out would cost more than it gains.
 TIE = 0.5
 # Omega in per cent that further branches have to bring, since each costs its time at inference.
 WORTH = 0.1
@@ -47,23 +49,25 @@ class Estimates:
 
     Parameters
     ----------
-    pools: the K configurations on each scale
+    pools: the K configurations on a scale
     found: for each set of `sets_left_out` what was found without these machines
     """
 
-    def __init__(self, pools: Mapping[str, LabelledScores], results: Mapping[Machines, Found]) -> None:
-        self._pools, self._found = pools, results
-        pool = next(iter(pools.values()))
+    def __init__(self, pools: Callable[[str], LabelledScores], results: Mapping[Machines, Found]) -> None:
+        self._found = results
+        pool = pools(CALIBRATED)
         self.machines = pool.machines
         self._of_group = np.array(pool.cells.machines)
-        self._cells = {left_out: self._cells_of(methods) for left_out, methods in results.items()}
-
-    def _cells_of(self, results: Found) -> dict[Candidate, NDArray[np.float64]]:
-        cells: dict[Candidate, NDArray[np.float64]] = {}
-        for method, weights in results.items():
-            values = self._pools[METHODS[method].scale].objective.cells(np.stack(list(weights.values())))
-            cells |= {(method, strength): value for strength, value in zip(weights, values, strict=True)}
-        return cells
+        self._cells: dict[Machines, dict[Candidate, NDArray[np.float64]]] = {left_out: {} for left_out in results}
+        by_scale: dict[str, list[tuple[Machines, Candidate]]] = {}
+        for left_out, methods in results.items():
+            for method, weights in methods.items():
+                for strength in weights:
+                    by_scale.setdefault(scale_of(method, strength), []).append((left_out, (method, strength)))
+        for scale, searched in by_scale.items():  # one pool after the other, since those of all scales may be large
+            values = pools(scale).objective.cells(np.stack([self.weights(c, left_out) for left_out, c in searched]))
+            for (left_out, candidate), value in zip(searched, values, strict=True):
+                self._cells[left_out][candidate] = value
 
     def weights(self, candidate: Candidate, left_out: Machines = NOBODY) -> Weights:
         """Weights (K,) that a candidate found without some machines."""
@@ -119,9 +123,13 @@ class Estimates:
         return best
 
     def _simple(self, without: Machines = NOBODY) -> Candidate:
-        """The best single configuration, or uniform weights where their estimate is better by more than a tie."""
-        uniform, single = (self._losses(candidate, without) for candidate in (UNIFORM, SINGLE))
-        return UNIFORM if _worth_it(uniform, single, TIE) else SINGLE
+        """The best single configuration, or the way without labels that beats it, and another, by more than a tie."""
+        simple, loss = SINGLE, self._losses(SINGLE, without)
+        for candidate in (UNIFORM, MINIMUM):
+            other = self._losses(candidate, without)
+            if _worth_it(other, loss, TIE):
+                simple, loss = candidate, other
+        return simple
 
     def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
         """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.hierarchy import Tree, tables_of
-from fusion.scales import CALIBRATED, RANK
+from fusion.scales import is_scale
 from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import Runner, run_here
 from orchestrator.fuse.inputs import TableFiles, from_index, from_store, of_system
@@ -186,9 +186,9 @@ def _read_weights(path: Path) -> tuple[dict[str, float], ByConfiguration, str]:
         raise InputError(f"{path}: not a result of `tutti fuse` or `tutti run`; give its result.json") from None
     numbers: list[object] = [*weights.values(), *(w for c in by_configuration.values() for w in c.values())]
     usable = all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in numbers) and any(weights.values())
-    if scale not in (CALIBRATED, RANK) or not usable:
+    if not is_scale(scale) or not usable:
         raise InputError(
-            f"{path}: weights are numbers of at least 0, finite and not all 0; scale is {CALIBRATED} or {RANK}"
+            f"{path}: weights are numbers of at least 0, finite and not all 0; scale is as `tutti fuse` wrote it"
         )
     return weights, by_configuration, scale
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
+from fusion.scales import is_sum
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
 from orchestrator.ledger.folders import Record, checksums, write_record
 from orchestrator.plan import Plan, digest, table_names
@@ -182,7 +183,18 @@ def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, 
     if baseline := result.get("baseline"):  # no label has chosen anything in it
         rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
-    return f"{mark}{delivered_as(delivered)} delivered ({delivered['why']})", rows
+    return f"{mark}{delivered_as(delivered)} delivered ({delivered['why']}){_other_figure(result)}", rows
+
+
+def _other_figure(result: dict[str, Any]) -> str:
+    """Why the delivered LOMO Omega is not that of the method's own row, if it is not."""
+    delivered, row = result["delivered"], result["methods"].get(result["delivered"]["method"])
+    if not row or row["lomo"] is None or abs(row["lomo"] - delivered["lomo"]) < 0.005:
+        return ""
+    return (
+        f"; LOMO {delivered['lomo']:.2f} chooses method and strength without each machine, the row's "
+        f"{row['lomo']:.2f} the strength alone, and with this strength it is {row['fixed']:.2f}"
+    )
 
 
 def omega_of(result: Mapping[str, Any]) -> float | None:
@@ -199,7 +211,8 @@ def delivered_as(delivered: Mapping[str, Any]) -> str:
     if len(used) == 1:
         return f"{used[0]} alone"
     method = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
-    return f"{method} weights of {len(used)} of {len(configurations)} configurations"
+    mean = f"{method} weights" if is_sum(delivered["scale"]) else method.replace("_", " ")
+    return f"{mean} of {len(used)} of {len(configurations)} configurations"
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -209,6 +222,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "machines": _machines(choice.in_sample),
         "lomo": _omega(choice.lomo),
         "clips": choice.clips,
+        "fixed": choice.fixed,
         "gain": choice.gain,
         "gain_error": choice.gain_error,
     }

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fusion.joined import weighted_sum
-from fusion.scales import on_scale
+from fusion.scales import contributions, on_scale
 from orchestrator.model.manifest import Member
 from scoring.banks import Bank
 from scoring.calibration import METHODS, check_varied, location_scale
@@ -84,9 +84,10 @@ class Reference:
         n, values = len(self.train_scores), np.concatenate([self._train, members], axis=1)
         clips = self._clips(members.shape[1])
         score = weighted_sum(clips, values, self._weights, self._scale)[n:]
-        contributions = self._weights[:, None] * np.stack([on_scale(self._scale, clips, row)[n:] for row in values])
+        on = np.stack([on_scale(self._scale, clips, row)[n:] for row in values])
+        shares = contributions(self._scale, self._weights, on)
         calibrated = location_scale(self.train_scores, score)
-        return Scores(score, calibrated, score > self.threshold, self.threshold, members, contributions)
+        return Scores(score, calibrated, score > self.threshold, self.threshold, members, shares)
 
     def _calibrated(self, member: int, scores: Array) -> Array:
         return METHODS[self._members[member].detector.calibration](self._banks[member].train_scores, scores)

@@ -4,10 +4,10 @@ import pytest
 
 from fusion.methods import METHODS
 from fusion.search import fuse
-from scoring.calibration import transductive_normalisation
+from scoring.calibration import calibrate, transductive_normalisation
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
-from scoring.table import conform, is_transductive, metadata_of
+from scoring.table import conform, is_transductive, metadata_of, with_scores
 from tests.fusion.pools import MACHINES, TREE, make_pool, turned
 from tests.tables import make_table
 
@@ -73,6 +73,29 @@ def test_the_expected_figure_is_of_a_choice_made_without_the_machine(tables, fus
     assert theirs.auc_source + ours.auc_source == pytest.approx(100, abs=15)  # the anomalies of both domains count
     held = [f.validation.methods["greedy"].lomo.machines["pump"].hmean for f in (fused, other)]
     assert held[1] < 50 < held[0]
+
+
+def test_the_minimum_is_delivered_where_one_false_alarm_of_many_spoils_a_sum():
+    """Every member finds normals of its own odd, more than it does anomalies, and all find these odd."""
+    tables = make_pool()
+    for i, (name, table) in enumerate(tables.items()):
+        rng, n = np.random.default_rng(i), table.num_rows
+        anomaly = table["condition"].to_numpy() == "anomaly"
+        false = (rng.random(n) < 0.4) & ~anomaly
+        score = rng.normal(size=n) + np.where(anomaly, 5.0, 0.0) + np.where(false, rng.uniform(5, 15, n), 0.0)
+        tables[name] = conform(with_scores(table, score, calibrate(table, score), {}))
+    fusion = fuse(tables, TREE)
+    assert (fusion.method, fusion.scale) in {
+        ("minimum", "minimum"),
+        ("soft_minimum", f"soft_minimum {fusion.strength}"),
+    }
+    z = np.stack([tables[name]["calibrated"].to_numpy() for name in fusion.weights])
+    assert official_metrics(fusion.table).omega == pytest.approx(fusion.validation.in_sample.omega)
+    assert official_metrics(fusion.held_out).omega == pytest.approx(fusion.validation.lomo.omega)
+    assert fusion.validation.lomo.omega > fusion.validation.methods["uniform"].lomo.omega + 5
+    assert fusion.validation.methods["minimum"].fixed == pytest.approx(fusion.validation.methods["minimum"].lomo.omega)
+    if fusion.method == "minimum":
+        np.testing.assert_allclose(fusion.table["score"], z.min(axis=0))
 
 
 def test_one_machine_gives_uniform_and_says_why():

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fusion.hierarchy import configurations_of
-from fusion.scales import CALIBRATED, RANK
+from fusion.scales import CALIBRATED, MINIMUM, RANK
 from fusion.validation import NOBODY, SINGLE, UNIFORM, Estimates, sets_left_out
 from tests.fusion.pools import MACHINES, TREE, labelled, make_pool
 
@@ -13,7 +15,7 @@ EQUAL = np.full(3, 1 / 3)
 @pytest.fixture(scope="module")
 def pools():
     configurations = configurations_of(labelled(make_pool()), TREE)
-    return {CALIBRATED: configurations, RANK: configurations}
+    return {CALIBRATED: configurations, RANK: configurations, MINIMUM: replace(configurations, scale=MINIMUM)}
 
 
 def estimates(pools, greedy=None, single=GOOD, uniform=EQUAL):
@@ -22,11 +24,12 @@ def estimates(pools, greedy=None, single=GOOD, uniform=EQUAL):
         left_out: {
             "uniform": {"": uniform},
             "best_single": {"": single},
+            "minimum": {"": uniform},
             "greedy": {"": greedy(left_out) if callable(greedy) else greedy} if greedy is not None else {},
         }
         for left_out in sets_left_out(pools[CALIBRATED].machines)
     }
-    return Estimates(pools, {k: {m: w for m, w in v.items() if w} for k, v in found.items()})
+    return Estimates(pools.__getitem__, {k: {m: w for m, w in v.items() if w} for k, v in found.items()})
 
 
 def test_each_machine_is_judged_with_the_weights_found_without_it(pools):

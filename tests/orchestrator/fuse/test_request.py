@@ -1,9 +1,11 @@
 import csv
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from orchestrator.fuse.result import summary
 from scoring.calibration import calibrate
 from scoring.metrics import official_metrics
 from scoring.table import conform, is_transductive, read_table, write_table
@@ -114,6 +116,35 @@ def test_weights_go_to_an_evaluation_set(fused, tmp_path):
     expected = sum(w * calibrate(hidden[name], hidden[name]["score"].to_numpy()) for name, w in weights.items())
     assert table["score"].to_numpy() == pytest.approx(expected)
     assert table["calibrated"].null_count == 0
+
+
+@pytest.mark.parametrize("scale", ["minimum", "soft_minimum 1", "generalised_mean 2"])
+def test_another_kind_of_mean_goes_to_an_evaluation_set(fused, tmp_path, scale):
+    result = json.loads((fused[0] / "result.json").read_text())
+    result["delivered"].update(scale=scale, table_weights=dict.fromkeys(result["delivered"]["table_weights"], 0.25))
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    hidden = make_pool(("saw",), 10, labelled=False)
+    known = write_pool(tmp_path / "eval", hidden)
+    run = tutti_here("fuse", "--weights", tmp_path / "result.json", "--tables", known, "--out", tmp_path / "fused")
+    assert run.exit_code == 0, run.output
+    z = np.stack([calibrate(table, table["score"].to_numpy()) for table in hidden.values()])
+    kinds = {
+        "minimum": z.min(axis=0),
+        "soft_minimum 1": -np.log(np.exp(-z).mean(axis=0)),
+        "generalised_mean 2": np.sqrt((np.log1p(np.exp(z)) ** 2).mean(axis=0)),
+    }
+    np.testing.assert_allclose(read_table(tmp_path / "fused" / "fused.parquet")["score"], kinds[scale])
+
+
+def test_a_sentence_says_why_the_delivered_figure_is_not_the_rows():
+    row = {"in_sample": 64.0, "lomo": 61.84, "fixed": 63.5}
+    delivered = {"method": "softmax", "strength": "0.1", "scale": "calibrated", "in_sample": 64.0, "lomo": 63.44}
+    delivered |= {"why": "it does", "weights": {"a": {"x": 0.5, "y": 0.5}}}
+    result = {"transductive": False, "delivered": delivered, "methods": {"softmax": row}}
+    sentence = "LOMO 63.44 chooses method and strength without each machine, the row's 61.84 the strength alone"
+    assert sentence in summary(result)[0]
+    row["lomo"] = 63.44
+    assert "LOMO" not in summary(result)[0]
 
 
 def test_changed_scores_beside_their_old_calibration_are_calibrated_anew(tmp_path, caplog):

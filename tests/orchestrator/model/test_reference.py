@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusion.joined import apply_weights
-from fusion.scales import CALIBRATED, RANK
+from fusion.scales import CALIBRATED, MINIMUM, RANK
 from orchestrator.model.manifest import Member
 from orchestrator.model.reference import Reference
 from scoring.banks import attributes_as_text, score_table
@@ -29,6 +29,7 @@ DETECTORS = [
 MEMBER = st.tuples(
     st.sampled_from(DETECTORS), st.sampled_from(sorted(METHODS)), st.sampled_from(["a", "b"]), st.floats(0.1, 3)
 )
+SCALES = [CALIBRATED, RANK, MINIMUM, "soft_minimum 0.5", "generalised_mean -1", "generalised_mean 2"]
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -70,7 +71,7 @@ def made(drawn, scale, source, target, test, seed):
 @few
 @given(
     st.lists(MEMBER, min_size=1, max_size=4),
-    st.sampled_from([CALIBRATED, RANK]),
+    st.sampled_from(SCALES),
     st.integers(6, 20),
     st.integers(0, 5),
     st.integers(1, 6),
@@ -90,7 +91,7 @@ def test_it_is_the_fused_table_of_score_tables(drawn, scale, source, target, tes
 
 
 @few
-@given(st.lists(MEMBER, min_size=1, max_size=3), st.sampled_from([CALIBRATED, RANK]), st.integers(2, 6))
+@given(st.lists(MEMBER, min_size=1, max_size=3), st.sampled_from(SCALES), st.integers(2, 6))
 def test_a_score_does_not_depend_on_the_clips_beside_it(drawn, scale, test):
     *_, embeddings, reference = made(drawn, scale, 8, 2, test, 0)
     others = {name: X[10:] for name, X in embeddings.items()}

@@ -145,7 +145,12 @@ def test_the_page_opens_with_a_verdict(run):
 
 
 def test_what_a_configuration_delivers_is_named():
-    delivered = {"method": "best_single", "strength": "", "weights": {"a": {"x": 0.0, "y": 1.0}, "b": {"z": 0.0}}}
+    delivered = {
+        "method": "best_single",
+        "strength": "",
+        "scale": "calibrated",
+        "weights": {"a": {"x": 0.0, "y": 1.0}, "b": {"z": 0.0}},
+    }
     assert delivered_as(delivered) == "a/y alone"
     delivered = {
         "method": "greedy",
