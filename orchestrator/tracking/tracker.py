@@ -250,9 +250,9 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     """The experiment in the store, or None; see `open_tracker`."""
     store = _store(uri, out)
-    if uri is None:
-        relocate(out)
     with reaching(store):
+        if uri is None:
+            relocate(out)
         stored = MlflowClient(store).get_experiment_by_name(experiment)
     if stored is None:
         return None

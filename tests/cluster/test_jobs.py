@@ -24,7 +24,7 @@ def test_what_is_shipped_is_small_and_runs_alone(tmp_path):
     with shipped([str(tmp_path / "small.yaml"), "demo"]) as (folder, names):
         assert names[1] == "demo"
         assert (folder / names[0]).read_text() == SYSTEM
-        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2 << 20
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 4 << 20
         code = "import orchestrator, importlib.metadata as m; print(orchestrator.__file__, m.version('tutti-asd'))"
         printed = subprocess.run([sys.executable, "-c", code], cwd=folder, env={}, capture_output=True, text=True)
         assert printed.stdout.startswith(str(folder)), printed.stderr

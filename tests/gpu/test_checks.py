@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-# What an image with torch, numpy, scipy, scikit-learn, pyarrow, soundfile and pydantic lacks.
-ABSENT = ("ray", "mlflow", "orchestrator", "cluster", "fusion", "hyperopt", "torchaudio", "psutil", "click", "yaml")
+# What an image with torch, torchaudio, numpy, scipy, scikit-learn, pyarrow, soundfile and pydantic lacks.
+ABSENT = ("ray", "mlflow", "orchestrator", "cluster", "fusion", "hyperopt", "psutil", "click", "yaml")
 PROGRAM = f"""
 import runpy, sys
 class Absent:

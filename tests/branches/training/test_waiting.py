@@ -4,6 +4,7 @@ Its tensors have no values: what reads one (`item`, a condition, a choice by a m
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_a_step_reads_nothing_from_the_device(settings, mixup, no_autocast):
     spec = BranchSpec.model_validate(
         {"embedding_dim": 8, "training": training, "augmentation": augmentation, **settings}
     )
-    parts = _Parts(spec, 3, "cpu")
+    parts = _Parts(spec, SimpleNamespace(n_classes=3, unattributed=None), "cpu")
     parts.device = META
     for module in parts.progress(spec, "").modules.values():
         module.to(META)

@@ -81,7 +81,8 @@ def test_it_asks_for_the_packages_that_its_code_imports(model):
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=model / "code", check=True
     ).stdout.split()
-    assert {{"scikit-learn": "sklearn"}.get(name, name) for name in REQUIRED} <= {*loaded}
+    later = {"scikit-learn", "torchaudio"}  # when something is scored
+    assert {*REQUIRED} - later <= {*loaded}
     assert {name for name in loaded if (model / "code" / name).exists()} == packages
 
 
@@ -168,12 +169,12 @@ def test_what_has_no_weight_is_left_out(run, tmp_path):
     moved = shutil.copytree(run.out, tmp_path / "moved")
     path = moved / "systems" / "mixed" / "result.json"
     result = json.loads(path.read_text())
-    lora = next(b["table"] for b in result["branches"] if b["branch"].startswith("trained/lora"))
-    result["delivered"]["table_weights"][lora] = 0.0
+    lora = [b["table"] for b in result["branches"] if b["branch"].startswith("trained/lora")]
+    result["delivered"]["table_weights"] |= dict.fromkeys(lora, 0.0)
     path.write_text(json.dumps(result))
     small = export_system(moved, "mixed", tmp_path / "small")
-    assert len(manifest_of(small)["members"]) == 5
-    assert lora.partition("/")[0] not in json.dumps(manifest_of(small))
+    assert len(manifest_of(small)["members"]) == len(result["branches"]) - len(lora)
+    assert lora[0].partition("/")[0] not in json.dumps(manifest_of(small))
 
 
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, model, tmp_path):

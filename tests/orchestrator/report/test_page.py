@@ -155,6 +155,7 @@ def test_what_a_configuration_delivers_is_named():
     delivered = {
         "method": "greedy",
         "strength": "shrinkage 0.5",
+        "scale": "calibrated",
         "weights": {"a": {"x": 0.2, "y": 0.8}, "b": {"z": 0.0}},
     }
     assert delivered_as(delivered) == "greedy shrinkage 0.5 weights of 2 of 3 configurations"
