@@ -99,5 +99,5 @@ def check(folder: Path, as_json: bool) -> None:
         click.echo(line, err=True)
     if inspection.problems:
         raise InputError(f"{folder}: {len(inspection.problems)} of {index.num_rows} clips cannot be used")
-    noted = f"nothing that stops a run; {len(inspection.notes)} notes" if inspection.notes else "nothing wrong"
+    noted = f"nothing that stops a run; {len(inspection.notes)} notes" if inspection.notes else "no clip looks wrong"
     click.echo(f"{folder}: {noted}", err=True)
