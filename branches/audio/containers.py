@@ -20,6 +20,7 @@ from scoring.errors import InputError
 _UNKNOWN = (0x7FFF_F000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _HEADERS = 0x100
 _TRAILING = 4096  # bytes behind the end that nobody asks about
+_ROOM = 1 << 20  # more than that is neither set aside nor a tag
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"afsp")
 _HEAD = 4096
 
@@ -49,7 +50,7 @@ def _check_complete(file: BinaryIO, name: str) -> None:
         return
     if end > size + 1:  # some writers leave out the last padding byte
         raise InputError(f"{name}: truncated: {size} of {end} bytes; copy it again")
-    if size - end > _TRAILING and _is_sound(file, end):
+    if size - end > _ROOM or (size - end > _TRAILING and _is_sound(file, end)):
         raise InputError(
             f"{name}: its header speaks of {end} of {size} bytes, as of a recorder that was stopped or of a WAV over "
             "4 GiB; write the header anew, or the recording as RF64, W64 or FLAC"
