@@ -40,7 +40,7 @@ def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs
 
     Args:
         path: a released or saved checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "tiny": a small
-            random network whose weights are always the same, or "small": the trained network that comes with tutti
+            random network whose weights are always the same, or "small": the network that comes with tutti
             (`branches.pretraining`). A fine-tuned checkpoint comes with its adapters.
         sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
             (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched

@@ -94,7 +94,7 @@ def _levels(recordings: Sequence[_Recording]) -> list[str]:
     odd = [
         r
         for r in recordings
-        if r not in loud and r not in quiet and r.peak > 0 and not 1 / _ODD_LEVEL < r.peak / median < _ODD_LEVEL
+        if r not in loud and r not in quiet and r.peak > 0 and not median / _ODD_LEVEL < r.peak < median * _ODD_LEVEL
     ]
     notes = []
     if loud:

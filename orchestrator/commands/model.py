@@ -136,10 +136,10 @@ def _over_time(
     hop: float | None,
     plot: Path | None,
 ) -> pa.Table:
-    from orchestrator.model.recordings import only_machine, section_of
+    from orchestrator.model.recordings import section_of
     from orchestrator.model.streaming import plot_over_time, score_over_time
 
-    machine = machine or only_machine(ensemble)
+    machine = machine or ensemble.only_machine
     if len(clips) != 1 or machine is None:
         raise InputError("--window scores one recording of one machine; give one CLIP and --machine")
     section = section_of(clips[0]) if section is None else section

@@ -61,6 +61,11 @@ class Ensemble:
             sections.setdefault(machine, []).append(section)
         return sections
 
+    @property
+    def only_machine(self) -> str | None:
+        """The machine that the ensemble knows, if it is one."""
+        return next(iter(self.machines)) if len(self.machines) == 1 else None
+
     def score(self, machine: str, recordings: Sequence[NDArray[np.float32]], section: int = 0) -> Scores:
         """Scores of recordings (samples, channels) at 16 kHz of one machine; each is judged by itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
 
     def _row(self, number: int, machine: Any, audio: Any, section: Any) -> dict[str, object]:
         try:
-            machine = self._only_machine() if pd.isna(machine) else machine
+            machine = self._machine(machine)
             samples = decode(_content(audio), "audio")
             scores = self._ensemble.score(machine, [samples], _whole(section))
         except InputError as error:
@@ -80,11 +81,15 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
             "warning": f"unlike the clips of {machine}: {differences}" if differences else "",
         }
 
-    def _only_machine(self) -> str:
-        machines = list(self._ensemble.machines)
-        if len(machines) > 1:
-            raise InputError(f"no machine; the model has {', '.join(machines)}")
-        return machines[0]
+    def _machine(self, name: Any) -> str:
+        name = self._ensemble.only_machine if _is_absent(name) else name
+        if not isinstance(name, str):
+            raise InputError(f"no machine; the model has {', '.join(self._ensemble.machines)}")
+        return name
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _content(audio: Any) -> bytes:
@@ -103,12 +108,12 @@ def _content(audio: Any) -> bytes:
 
 def _whole(section: Any) -> int:
     """A section's number; 0 if absent."""
-    if pd.isna(section):
+    if _is_absent(section):
         return 0
     try:
         if int(section) == float(section):
             return int(section)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f"section {section!r:.40}: not a whole number")
 

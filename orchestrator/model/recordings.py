@@ -52,7 +52,7 @@ def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, 
     InputError
         If a recording cannot be used, or its machine and section are not known.
     """
-    machine = machine or only_machine(ensemble)
+    machine = machine or ensemble.only_machine
     by_group: dict[tuple[str, int], list[Path]] = {}
     for path in recordings(paths):
         group = machine or _machine_of(path, ensemble.machines), section_of(path) if section is None else section
@@ -62,11 +62,6 @@ def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, 
     _warn_of_normals(ensemble, by_group)
     rows = [row for group, paths in by_group.items() for row in _rows(ensemble, *group, paths)]
     return pa.Table.from_pylist(rows)
-
-
-def only_machine(ensemble: Ensemble) -> str | None:
-    """The machine that the model knows, if it is one."""
-    return next(iter(ensemble.machines)) if len(ensemble.machines) == 1 else None
 
 
 def _warn_of_normals(ensemble: Ensemble, by_group: Mapping[tuple[str, int], Sequence[Path]]) -> None:

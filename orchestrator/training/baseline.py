@@ -14,6 +14,7 @@ from orchestrator.plan import digest
 from orchestrator.training.worker import flat_metrics
 from scoring.banks import score_table
 from scoring.detectors import SCORING_VERSION, MahalanobisSpec
+from scoring.errors import InputError
 from scoring.metrics import has_labels, official_metrics
 from scoring.table import read_table, write_table
 
@@ -28,7 +29,9 @@ _DETECTOR = MahalanobisSpec()
 
 
 def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) -> None:
-    """Score the clips of a run by their log-mel statistics, unless that is done: seconds on a CPU.
+    """Score the clips of a run by their log-mel statistics, unless that is done: about 8 ms for a clip of 10 s.
+
+    Where the clips tell no scale there is no baseline; no branch waits for it.
 
     dataset: fingerprint
     """
@@ -39,7 +42,11 @@ def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) 
 
     log.info("%s: log-mel statistics of %d clips", TITLE, len(audio))
     metadata = {"dataset": dataset, "detector": _DETECTOR.model_dump_json()}
-    table = score_table(index, log_mel_statistics(audio, index), _DETECTOR, metadata)
+    try:
+        table = score_table(index, log_mel_statistics(audio, index), _DETECTOR, metadata)
+    except InputError as error:
+        log.warning("no %s: %s", TITLE, error)
+        return
     metrics = flat_metrics(official_metrics(table) if has_labels(table) else None, f"{_DETECTOR.name}.")
     with new_folder(out, BASELINES, _NAME) as folder:
         (folder / TABLES).mkdir()

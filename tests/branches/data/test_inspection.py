@@ -44,6 +44,11 @@ def write_machine(root, change):
     return inspect(root, index_of(names))
 
 
+def test_a_machine_that_is_mostly_silent_is_noted(tmp_path):
+    inspection = write_machine(tmp_path, lambda name, x: (x * ("train_normal_0001" in name), 16_000, "PCM_16"))
+    assert any("a level more than 60 dB" in note and "0001" in note for note in inspection.notes)
+
+
 def test_levels_that_are_errors_of_writing_are_noted(tmp_path):
     def change(name, samples):
         if "train_normal_0001" in name:

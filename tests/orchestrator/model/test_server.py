@@ -86,7 +86,7 @@ def test_a_section_may_be_null_or_absent_in_some_rows(run, url):
         status, answer = ask(url, row(clip, "rotor", section=section), row(clip, "rotor"))
         assert status == 200, answer
         assert answer["predictions"] == 2 * expected["predictions"]
-    for section in (0.7, "first", [0]):
+    for section in (0.7, "first", [0], [0, 1], 1e400):
         status, answer = ask(url, row(clip, "rotor"), row(clip, "rotor", section=section))
         assert status == 400
         assert answer["message"].startswith("row 1: section")
