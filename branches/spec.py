@@ -364,9 +364,9 @@ class BranchSpec(Settings):
         settings = {"pooling": self.pooling, "layers": self.backbone.layers, "combine": self.backbone.combine}
         return PatchesSpec.model_validate(settings)
 
-    def keeps_bands(self, embedding: EmbeddingSpec) -> bool:
-        """Whether an embedding has a vector for each frequency band."""
-        return (embedding if isinstance(embedding, PatchesSpec) else self).pooling.keeps_bands
+    def pooling_of(self, embedding: EmbeddingSpec) -> PoolingSpec:
+        """The pooling of an embedding: its own, or that of the training head."""
+        return embedding.pooling if isinstance(embedding, PatchesSpec) else self.pooling
 
     def frozen_inputs(self, embeddings: Sequence[EmbeddingSpec]) -> list[FrozenInput]:
         """What the branch needs of its backbone as it is: its embeddings if it is frozen, or those of its classes."""

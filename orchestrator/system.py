@@ -33,7 +33,6 @@ from branches.spec import (
     BranchSpec,
     EmbeddingSpec,
     FileSpec,
-    PatchesSpec,
 )
 from orchestrator.yaml_loader import load_yaml
 from scoring.detectors import DetectorSpec, MahalanobisSpec
@@ -66,14 +65,13 @@ class ConfigurationSpec(Settings):
 
     @model_validator(mode="after")
     def _detector_has_what_it_compares(self) -> ConfigurationSpec:
-        patches = self.embedding if isinstance(self.embedding, PatchesSpec) else None
-        if patches is None and self.branch.is_frozen and isinstance(self.branch.pooling, AttentiveStatisticsSpec):
+        pooling = self.branch.pooling_of(self.embedding)
+        if self.branch.is_frozen and isinstance(pooling, AttentiveStatisticsSpec):
             raise ValueError(
                 "frozen trains nothing, but the pooling attentive_statistics must be; use another one, or an embedding "
                 "of patches"
             )
-        if self.detector.uses_bands and not self.branch.keeps_bands(self.embedding):
-            pooling = (patches or self.branch).pooling
+        if self.detector.uses_bands and not pooling.keeps_bands:
             raise ValueError(
                 f"{self.detector.name} compares frequency bands, and the pooling {pooling.name} keeps none; take one "
                 "that does, such as band_mean, or another detector"

@@ -71,6 +71,7 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
     tables = sum(len(specs) for _, specs in used)
     delivered = result["delivered"]
     fused = f"weighted mean of {delivered.get('scale', 'calibrated')} scores, weights: {_words(delivered['method'])}"
+    poolings = [_words(c.branch.pooling_of(c.embedding).name) for c, _ in used]
     return {
         "summary": _summary(result, tables),
         "input": _listed(_CHANNELS[b.channel] for b in branches),
@@ -78,9 +79,9 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
         "front_end": "far-microphone cancellation" if any(b.channel == "cancel" for b in branches) else None,
         "acoustic_features": "log-mel energies, 128 bands, frames of 25 ms every 10 ms",
         "data_augmentation": _listed(name for b in branches for name in _augmentations(b.augmentation)),
-        "embeddings": _listed(f"BEATs, {_words(b.pooling.name)} pooling" for b in branches),
+        "embeddings": _listed(f"BEATs, {pooling} pooling" for pooling in poolings),
         "machine_learning_method": _listed(_training(b) for b in branches),
-        "aggregation_method": _listed(_words(b.pooling.name) for b in branches),
+        "aggregation_method": _listed(poolings),
         "domain_adaptation_method": None,
         "domain_generalization_method": "reference clips by domain, distances standardised in each",
         "anomaly_detector": _listed(_words(c.detector.name) for c, _ in used),

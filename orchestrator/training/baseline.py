@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 TITLE = "log-mel baseline"
 _NAME = "log_mel"
-_DETECTOR = MahalanobisSpec()
+_DETECTOR = MahalanobisSpec(standardised=True)  # else a few loud bands would rule
 
 
 def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) -> None:
@@ -43,7 +43,7 @@ def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) 
     log.info("%s: log-mel statistics of %d clips", TITLE, len(audio))
     metadata = {"dataset": dataset, "detector": _DETECTOR.model_dump_json()}
     try:
-        table = score_table(index, log_mel_statistics(audio, index), _DETECTOR, metadata)
+        table = score_table(index, log_mel_statistics(audio), _DETECTOR, metadata)
     except InputError as error:
         log.warning("no %s: %s", TITLE, error)
         return

@@ -98,6 +98,7 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
     missing = [e for e in branch.embeddings if e not in kept]
     if missing and not branch.spec.is_frozen and not _stored(stored, record, WEIGHTS):
         before, record = None, _train(branch, job, index, record, report)
+    _checkpoint(branch, job).unlink(missing_ok=True)  # the weights are stored
     with new_folder(job.out, BRANCHES, branch.branch_id) as folder:
         tables = _copy_intact(stored, record, folder)
         for file in folder.glob("embeddings*.npy"):
@@ -121,7 +122,6 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
         write_record(folder, entry.model_copy(update=update))
     for error in failures.values():
         raise error
-    _checkpoint(branch, job).unlink(missing_ok=True)
     return omega
 
 
