@@ -47,7 +47,7 @@ def train(
     report: see `branches.training.loop.Report`
     device: `cpu` or `cuda`
     workers: threads that put batches together; the batches are the same for any number
-    compiled: compile the encoder's layers, which takes a minute and then saves time at each step
+    compiled: compile the encoder's layers: the first step takes longer, all others are faster
 
     Where the GPU has too little memory for a batch, layers are computed again for their gradients.
 

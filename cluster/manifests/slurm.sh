@@ -17,10 +17,14 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 
 srun --nodes=1 --ntasks=1 --nodelist="$first" --overlap \
     ray start --head --block --port="$port" --include-dashboard=false &
+head=$!
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     # A node that comes before the head tries again.
     srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$first" --overlap \
         bash -c "until ray start --block --address=$first:$port; do sleep 2; done" &
 fi
-until ray status --address="$first:$port" > /dev/null 2>&1; do sleep 2; done
+until ray status --address="$first:$port" > /dev/null 2>&1; do
+    kill -0 "$head" # a head that could not start ends the job
+    sleep 2
+done
 srun --nodes=1 --ntasks=1 --nodelist="$first" --overlap tutti run "$@" --address "$first:$port"

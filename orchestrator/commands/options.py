@@ -81,7 +81,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             "--compile",
             "compiled",
             is_flag=True,
-            help="Compile the encoders that are trained: a minute at the start of each, less for each step.",
+            help="Compile the encoders that are trained: a slower start of each, faster steps.",
         ),
         click.option(
             "--stop-hopeless", is_flag=True, help="Give up branches whose loss does not fall, and fuse without them."

@@ -1,7 +1,24 @@
+import sqlite3
+from contextlib import closing
+from importlib.metadata import version
+
 import pytest
 from mlflow import MlflowClient
 
 from orchestrator.tracking.store import database_of, sqlite_uri
+
+RELEASE = "3."
+
+
+def test_it_is_for_this_release_of_mlflow(tmp_path):
+    """`relocate` writes to two tables of MLflow's own, whose columns it names."""
+    assert version("mlflow").startswith(RELEASE), "another MLflow: see whether `relocate` still finds what it changes"
+    database = tmp_path / "mlflow.db"
+    MlflowClient(sqlite_uri(database)).create_experiment("any")
+    with closing(sqlite3.connect(database)) as store:
+        columns = {t: {row[1] for row in store.execute(f"PRAGMA table_info({t})")} for t in ("experiments", "runs")}
+    assert columns["experiments"] >= {"experiment_id", "artifact_location"}
+    assert columns["runs"] >= {"experiment_id", "artifact_uri"}
 
 
 @pytest.mark.parametrize("name", ["run?1", "run%201", "a b#c&d=e", "Läufe's+100%"])
