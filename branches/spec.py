@@ -357,7 +357,7 @@ class BranchSpec(Settings):
             backbone, pooling = BackboneSpec.model_validate(plain), MeanSpec()
         return BranchSpec(backbone=backbone, channel=self.channel, strategy=self.strategy, pooling=pooling)
 
-    def taken(self, embedding: EmbeddingSpec) -> EmbeddingSpec:
+    def resolved(self, embedding: EmbeddingSpec) -> EmbeddingSpec:
         """What an embedding comes to: of a frozen branch, which has no head, patches in any case."""
         if not self.is_frozen or isinstance(embedding, PatchesSpec):
             return embedding
@@ -371,7 +371,7 @@ class BranchSpec(Settings):
     def frozen_inputs(self, embeddings: Sequence[EmbeddingSpec]) -> list[FrozenInput]:
         """What the branch needs of its backbone as it is: its embeddings if it is frozen, or those of its classes."""
         if self.is_frozen:
-            return [(self, self.taken(embedding)) for embedding in embeddings]
+            return [(self, self.resolved(embedding)) for embedding in embeddings]
         if self.classes.pseudo_labels:
             plain = BackboneSpec(path=self.backbone.path, sha256=self.backbone.sha256)
             clusters = self.classes.clusters

@@ -14,7 +14,7 @@ from fusion.hierarchy import Tree, Weights, averaging, configurations_of
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS, scale_of
 from fusion.resampling import Comparison, compare
-from fusion.scales import CALIBRATED, mixed, taken_back
+from fusion.scales import CALIBRATED, combined, from_scale
 from fusion.tasks import FOLDS, Found, Problem, Task
 from fusion.validation import SINGLE, UNIFORM, Candidate, Estimates, Machines
 from scoring.bootstrap import Interval
@@ -162,7 +162,7 @@ class Evidence:
         method, strength = candidate
         pool = self._pools(scale_of(method, strength))
         weights = np.stack([self._found[Task(fold=fold)][method][strength] for fold in range(FOLDS)])
-        by_fold = mixed(pool.scale, weights, pool.values)
+        by_fold = combined(pool.scale, weights, pool.values)
         fused = np.take_along_axis(by_fold, self._problem.folds[None], axis=0)[0]
         return float(harmonic_mean(pool.cells.values(fused)))
 
@@ -176,7 +176,7 @@ class Evidence:
             rows = np.unique(pool.cells.select([machine]).rows)
             scale = scale_of(*candidate)
             weights = self.estimates.weights(candidate, left_out)
-            fused[rows] = taken_back(scale, mixed(scale, weights, self._pools(scale).values[:, rows]))
+            fused[rows] = from_scale(scale, combined(scale, weights, self._pools(scale).values[:, rows]))
         return fused
 
     def _bootstrap(self, delivered: NDArray[np.float64]) -> tuple[Interval, dict[str, Comparison]]:

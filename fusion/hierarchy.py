@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.labelled import LabelledScores
-from fusion.scales import mixed
+from fusion.scales import combined
 from scoring.errors import InputError
 
 # sub-system → configuration → names of its seeds' tables
@@ -67,7 +67,7 @@ def averaging(tree: Tree, names: Sequence[str]) -> NDArray[np.float64]:
 
 def configurations_of(scores: LabelledScores, tree: Tree) -> LabelledScores:
     """The tree's K configurations as members: the mean of each one's seeds."""
-    means = mixed(scores.scale, averaging(tree, scores.names), scores.values)
+    means = combined(scores.scale, averaging(tree, scores.names), scores.values)
     return scores.with_values(means, configuration_names(tree))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fusion.scales import CALIBRATED, MINIMUM, on_scale, taken_back
+from fusion.scales import CALIBRATED, MINIMUM, from_scale, on_scale
 from scoring.calibration import calibrate, transductive_normalisation
 from scoring.errors import InputError
 from scoring.table import conform, groups, is_transductive, join, with_scores
@@ -85,7 +85,7 @@ def weighted_sum(
         if weight > 0:
             on = on_scale(scale, clips, row)
             score = np.minimum(score, on) if scale == MINIMUM else score + weight * on
-    return taken_back(scale, score)
+    return from_scale(scale, score)
 
 
 def _check_training_clips(clips: pa.Table) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.scales import CALIBRATED, mixed
+from fusion.scales import CALIBRATED, combined
 from scoring.metrics import MAX_FPR, LabelledCells
 
 # Scores that are sorted at once: what stays in a core's cache is several times as fast as what does not.
@@ -44,7 +44,7 @@ class Objective:
         flat = weights.reshape(-1, weights.shape[-1])
         result = np.empty((len(flat), 3, len(self._codes)))
         for some in _blocks(len(flat), SUMMED // self._codes.size):
-            scores = mixed(self._scale, flat[some], self._members).reshape(-1, *self._codes.shape)
+            scores = combined(self._scale, flat[some], self._members).reshape(-1, *self._codes.shape)
             for few in _blocks(len(scores), BLOCK // self._codes.size):
                 result[some][few] = self._block(flat[some][few], scores[few])
         return result.reshape(*weights.shape[:-1], *result.shape[1:])
@@ -57,7 +57,7 @@ class Objective:
         scores.sort(axis=-1)
         tied = ((scores[..., 1:] == scores[..., :-1]) & (scores[..., 1:] < np.inf)).any(axis=(1, 2))
         if tied.any():
-            result[tied] = self._cells.values(mixed(self._scale, weights[tied], self._values))
+            result[tied] = self._cells.values(combined(self._scale, weights[tied], self._values))
         return result
 
     def _counted(self, codes: NDArray[np.uint8]) -> NDArray[np.float64]:

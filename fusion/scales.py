@@ -63,7 +63,7 @@ def on_scale(scale: str, clips: pa.Table, scores: NDArray[np.float64]) -> NDArra
     return scores
 
 
-def mixed(scale: str, weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def combined(scale: str, weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean (..., rows) of members' scores on a scale (C, rows) by weights (..., C): what clips can be ordered by."""
     if scale != MINIMUM:
         return weights @ values
@@ -73,8 +73,8 @@ def mixed(scale: str, weights: NDArray[np.float64], values: NDArray[np.float64])
     return lowest
 
 
-def taken_back(scale: str, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores in standard deviations, or shares of ranks, from the `mixed` of weights that sum to 1."""
+def from_scale(scale: str, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores in standard deviations, or shares of ranks, from the `combined` of weights that sum to 1."""
     name, number = _parts(scale)
     if name == SOFT_MINIMUM:
         return -number * np.log(-mean)
@@ -84,14 +84,14 @@ def taken_back(scale: str, mean: NDArray[np.float64]) -> NDArray[np.float64]:
 def contributions(scale: str, weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each member (C, rows) has in the score by weights (C,): its summand, or its share of the mean, of the score.
 
-    They sum to `taken_back` of the `mixed` scores.
+    They sum to `from_scale` of the `combined` scores.
     """
     if scale == MINIMUM:
         decides = np.where(weights > 0, values.T, np.inf).argmin(axis=1)
         return np.where(np.arange(len(values))[:, None] == decides, values, 0)
     summands = weights[:, None] * values
     mean = summands.sum(axis=0)
-    score = taken_back(scale, mean)
+    score = from_scale(scale, mean)
     return summands if is_sum(scale) else summands / mean * score
 
 

@@ -62,12 +62,12 @@ class GroundTruth:
         if not any(covered):
             raise InputError(f"{self.source}: ground truth of {self._described()}; the table has none of these")
         labels = [
-            self.labels[group].get(name) if known and s == "test" else None
-            for group, name, s, known in zip(groups, clip, split, covered, strict=True)
+            self.labels[group].get(name) if wanted and s == "test" else None
+            for group, name, s, wanted in zip(groups, clip, split, covered, strict=True)
         ]
-        seen: dict[Group, set[str]] = {group: set() for group, known in zip(groups, covered, strict=True) if known}
-        for group, name, s, label, known in zip(groups, clip, split, labels, covered, strict=True):
-            if known and s == "test":
+        seen: dict[Group, set[str]] = {group: set() for group, wanted in zip(groups, covered, strict=True) if wanted}
+        for group, name, s, label, wanted in zip(groups, clip, split, labels, covered, strict=True):
+            if wanted and s == "test":
                 if label is None:
                     raise InputError(f"{self.source}: no ground truth for {group[0]}/{name} (section {group[1]})")
                 seen[group].add(label.clip)

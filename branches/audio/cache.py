@@ -18,10 +18,10 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.ahead import ahead
 from branches.audio.decoding import read_clip, read_header
 from branches.audio.sample_rate import resampled_length
 from branches.frontend import SAMPLE_RATE
+from branches.prefetch import prefetched
 from branches.spec import Channel
 from scoring.errors import InputError
 
@@ -139,7 +139,7 @@ def _decode(root: Path, paths: list[str], folder: Path) -> None:
     samples = np.lib.format.open_memmap(
         folder / "samples.npy", "w+", np.int16 if exact else np.float32, (int(start[-1]),)
     )
-    clips = ahead(lambda path: read_clip(root / path).reshape(-1), paths, os.cpu_count() or 1)
+    clips = prefetched(lambda path: read_clip(root / path).reshape(-1), paths, os.cpu_count() or 1)
     for i, (path, clip) in enumerate(zip(paths, clips, strict=True)):
         if len(clip) != start[i + 1] - start[i]:
             raise InputError(f"{root / path}: the header promises another length than the file has; copy it again")

@@ -18,9 +18,9 @@ import scipy
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from branches.ahead import ahead
 from branches.audio.cache import AudioCache
 from branches.frontend import SAMPLE_RATE
+from branches.prefetch import prefetched
 from scoring.atomic import atomic
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def _write(audio: AudioCache, path: Path) -> None:
     dtype = audio.samples.dtype
     out = np.lib.format.open_memmap(path, "w+", dtype, (int(audio.lengths.sum()),))
     begin = identical = 0
-    clips = ahead(lambda clip: _cancelled_clip(audio, clip), range(len(audio)), os.cpu_count() or 1)
+    clips = prefetched(lambda clip: _cancelled_clip(audio, clip), range(len(audio)), os.cpu_count() or 1)
     for cancelled, nothing_left in clips:
         identical += nothing_left
         out[begin : begin + len(cancelled)] = _stored(cancelled, dtype)

@@ -37,14 +37,14 @@ class Format(BaseModel):
     def differences(self, samples: NDArray[np.float32]) -> str:
         """In what a recording (samples, channels) at 16 kHz differs so much that its score means something else."""
         shortest, longest = self.seconds
-        seconds, heard = len(samples) / SAMPLE_RATE, bandwidth(samples)
+        seconds, top = len(samples) / SAMPLE_RATE, bandwidth(samples)
         lines = []
         if not shortest / 1.5 <= seconds <= longest * 1.5:
             lines.append(f"{seconds:.3g} s long, those {_range(shortest, longest)} s")
         if samples.shape[1] not in self.channels:
             lines.append(f"of {samples.shape[1]} channels, those of {_range(min(self.channels), max(self.channels))}")
-        if heard < 0.75 * self.bandwidth:
-            lines.append(f"empty above {heard:.0f} Hz, those above {self.bandwidth:.0f} Hz")
+        if top < 0.75 * self.bandwidth:
+            lines.append(f"empty above {top:.0f} Hz, those above {self.bandwidth:.0f} Hz")
         return "; ".join(lines)
 
 

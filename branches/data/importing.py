@@ -57,8 +57,8 @@ class Original:
 
     def name(self, number: int) -> str:
         """The clip's name in the layout."""
-        known = [self.domain, self.split, self.condition] if self.condition else [self.domain]
-        words = ["section", f"{self.section:02d}", *known, f"{number:04d}", self.attributes or "noAttribute"]
+        labels = [self.domain, self.split, self.condition] if self.condition else [self.domain]
+        words = ["section", f"{self.section:02d}", *labels, f"{number:04d}", self.attributes or "noAttribute"]
         return "_".join(word for word in words if word) + ".wav"
 
 
@@ -78,11 +78,11 @@ def originals(source: Path, machine: str | None = None) -> list[Original]:
         If there are no recordings, or one's machine or values are missing or contradict each other.
     """
     rows = _manifest(source) if source.is_file() else _folder(source)
-    found = [_original(where, row, machine) for where, row in rows]
-    if not found:
+    recordings = [_original(where, row, machine) for where, row in rows]
+    if not recordings:
         kinds = ", ".join(f"*{suffix}" for suffix in RECORDINGS)
         raise InputError(f"{source}: no recordings in it ({kinds})")
-    return found
+    return recordings
 
 
 def _folder(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -138,7 +138,9 @@ def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
     return Original(Path(row["path"]), machine, int(section), **values, attributes=attributes)
 
 
-def import_recordings(found: Iterable[Original], out: Path, clip_seconds: float | None = None) -> tuple[int, float]:
+def import_recordings(
+    recordings: Iterable[Original], out: Path, clip_seconds: float | None = None
+) -> tuple[int, float]:
     """Write recordings as clips of the layout into `out`, which must not exist.
 
     Parameters
@@ -161,7 +163,7 @@ def import_recordings(found: Iterable[Original], out: Path, clip_seconds: float 
     rows: list[tuple[object, ...]] = []
     dropped = 0.0
     with atomic_folder(out) as folder:
-        for original in found:
+        for original in recordings:
             samples = read_clip(original.path)
             pieces = _pieces(samples, clip_seconds)
             dropped += (len(samples) - sum(map(len, pieces))) / SAMPLE_RATE
@@ -194,7 +196,7 @@ def original_names(root: Path) -> dict[str, str]:
         return {}
 
 
-def lengths(found: Iterable[Original]) -> list[float]:
+def lengths(recordings: Iterable[Original]) -> list[float]:
     """Seconds of each recording, by its header."""
-    headers = [read_header(original.path) for original in found]
+    headers = [read_header(original.path) for original in recordings]
     return [header.frames / header.rate for header in headers]

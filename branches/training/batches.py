@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
-from branches.ahead import ahead
 from branches.audio.cache import AudioCache
 from branches.frontend import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.prefetch import prefetched
 from branches.spec import AugmentationSpec, BranchSpec, Channel
 from branches.training.augment import add_noise, at_other_speed
 from branches.training.training_set import TrainingClips
@@ -34,7 +34,7 @@ def batches(spec: BranchSpec, clips: TrainingClips, first_step: int, workers: in
     """The batch of each micro-step (`accumulation` to a step) from `first_step` on, the next `workers` made ahead."""
     training = spec.training
     numbers = range(first_step * training.accumulation, training.steps * training.accumulation)
-    return ahead(lambda number: make_batch(spec, clips, number), numbers, workers)
+    return prefetched(lambda number: make_batch(spec, clips, number), numbers, workers)
 
 
 def make_batch(spec: BranchSpec, clips: TrainingClips, number: int) -> Batch:

@@ -124,13 +124,13 @@ class _Parts:
         return Progress(modules, optimizer, signature)
 
 
-def _loss_of(spec: BranchSpec, parts: _Parts, ahead: Iterator[Batch]) -> Callable[[int], Tensor]:
+def _loss_of(spec: BranchSpec, parts: _Parts, prepared: Iterator[Batch]) -> Callable[[int], Tensor]:
     """The loss of each batch, to be asked for in turn."""
 
     def loss(number: int) -> Tensor:
         torch.manual_seed(int(np.random.default_rng([spec.seed, number]).integers(2**63)))
         parts.model.train()
-        return _loss(spec, parts, next(ahead))
+        return _loss(spec, parts, next(prepared))
 
     return loss
 

@@ -58,14 +58,14 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
     """
     from branches.data.importing import import_recordings, lengths, originals
 
-    found = originals(source, machine)
-    longest = max(lengths(found))
+    sources = originals(source, machine)
+    longest = max(lengths(sources))
     if clip_seconds is None and longest > LONG:
         click.echo(f"note: recordings of up to {longest:.0f} s; --clip-seconds 10 cuts them into clips", err=True)
-    with click.progressbar(found, label=f"reading {len(found)} recordings", file=sys.stderr) as recordings:
+    with click.progressbar(sources, label=f"reading {len(sources)} recordings", file=sys.stderr) as recordings:
         clips, dropped = import_recordings(recordings, folder, clip_seconds)
     rest = f"; {dropped:.0f} s at the ends of recordings are left out" if dropped >= 0.5 else ""
-    click.echo(f"{clips} clips of {len(found)} recordings in {folder}{rest}")
+    click.echo(f"{clips} clips of {len(sources)} recordings in {folder}{rest}")
 
 
 @data.command()

@@ -79,8 +79,8 @@ class Ensemble:
 
     def differences(self, machine: str, samples: NDArray[np.float32]) -> str:
         """In what a recording (samples, channels) at 16 kHz is unlike the machine's clips; empty if in nothing."""
-        known = self.manifest.formats.get(machine)
-        return known.differences(samples) if known else ""
+        usual = self.manifest.formats.get(machine)
+        return usual.differences(samples) if usual else ""
 
     def reference(self, machine: str, section: int = 0) -> Reference:
         """What is known of a machine and section; fitted when it is first asked for."""
@@ -150,7 +150,7 @@ def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, li
         key = (spec.channel, *((spec.backbone.path, spec.backbone.precision) if spec.is_frozen else (name, "")))
         if key not in networks:
             networks[key] = _Network(_model(name, spec, folder).to(device).eval(), {})
-        networks[key].embeddings[member.bank] = spec.taken(member.embedding)
+        networks[key].embeddings[member.bank] = spec.resolved(member.embedding)
     by_channel: dict[Channel, list[_Network]] = {}
     for (channel, *_), network in networks.items():
         by_channel.setdefault(channel, []).append(network)

@@ -66,8 +66,8 @@ def score_clips(ensemble: Ensemble, paths: Sequence[Path], machine: str | None, 
 
 def _warn_of_normals(ensemble: Ensemble, by_group: Mapping[tuple[str, int], Sequence[Path]]) -> None:
     keys = zip(*(ensemble.clips[column].to_pylist() for column in ("machine", "section", "clip")), strict=True)
-    known = set(keys)
-    banked = [path for group, paths in by_group.items() for path in paths if (*group, path.name) in known]
+    normals = set(keys)
+    banked = [path for group, paths in by_group.items() for path in paths if (*group, path.name) in normals]
     if banked:
         more = f" and {len(banked) - 1} more" if len(banked) > 1 else ""
         log.warning(
@@ -78,10 +78,10 @@ def _warn_of_normals(ensemble: Ensemble, by_group: Mapping[tuple[str, int], Sequ
         )
 
 
-def _machine_of(path: Path, known: Iterable[str]) -> str:
+def _machine_of(path: Path, machines: Iterable[str]) -> str:
     parts = Path(os.path.abspath(path)).parts
     if len(parts) < 3 or parts[-2] not in ("train", "test"):
-        raise InputError(f"{path}: not in a folder <machine>/test; give --machine, one of {', '.join(known)}")
+        raise InputError(f"{path}: not in a folder <machine>/test; give --machine, one of {', '.join(machines)}")
     return parts[-3]
 
 

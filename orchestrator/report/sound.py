@@ -67,12 +67,12 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
             path = next((root / machine[row]).glob(f"*/{clip[row]}"), None)
             if path is None:
                 raise InputError(f"{root / machine[row]}: no {clip[row]} in it; name the run's data set with --data")
-            shown = before.get(path.relative_to(root).as_posix(), path.name)
-            recordings.append(_recording(mistake, machine[row], path, float(score[row]), shown))
+            title = before.get(path.relative_to(root).as_posix(), path.name)
+            recordings.append(_recording(mistake, machine[row], path, float(score[row]), title))
     return recordings
 
 
-def _recording(mistake: str, machine: str, path: Path, score: float, shown: str) -> Recording:
+def _recording(mistake: str, machine: str, path: Path, score: float, title: str) -> Recording:
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     near, picture, sound = samples[:, 0], io.BytesIO(), io.BytesIO()
     drawn = figure(3.4, 1.5)
@@ -85,7 +85,7 @@ def _recording(mistake: str, machine: str, path: Path, score: float, shown: str)
     return Recording(
         mistake,
         machine,
-        shown,
+        title,
         len(near) / rate,
         score,
         Markup('<img alt="spectrogram of {}" src="{}">').format(path.name, _embedded("image/png", picture)),

@@ -46,19 +46,19 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> int:
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     relocate(out)
     say(f"starting MLflow on {database}; this takes some seconds")
-    said = tempfile.TemporaryFile()  # noqa: SIM115  # the server's own lines, in case that it does not start
+    output = tempfile.TemporaryFile()  # noqa: SIM115  # the server's own lines, in case that it does not start
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "ui", *stores, *quiet, "--host", "127.0.0.1", "--port", str(port)],
         cwd=out,  # where MLflow puts what has no place of its own
         env={**os.environ, "PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"},
-        stdout=said,
-        stderr=said,
+        stdout=output,
+        stderr=output,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what follows, so that no server stays behind
     try:
         if not _answers(server, process):
-            said.seek(0)
-            say(said.read().decode(errors="replace"))
+            output.seek(0)
+            say(output.read().decode(errors="replace"))
         else:
             for experiment in _experiments(database):
                 say(f"tree:     {link(server, experiment, TREE)}\nbranches: {link(server, experiment, BRANCHES)}")

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fusion.scales import CALIBRATED, MINIMUM, RANK, contributions, is_scale, mixed, on_scale, taken_back
+from fusion.scales import CALIBRATED, MINIMUM, RANK, combined, contributions, from_scale, is_scale, on_scale
 from scoring.calibration import transductive_normalisation
 from scoring.table import conform
 from tests.tables import make_table
@@ -44,12 +44,12 @@ def test_a_kind_of_mean_of_means_is_one_of_all(scale):
     values = np.random.default_rng(0).normal(1, 2, size=(5, 40))
     weights = np.array([0.1, 0.2, 0.2, 0.3, 0.2])
     on = values if scale == RANK else on_scale(scale, None, values)
-    inside = [mixed(scale, w / w.sum(), part) for w, part in ((weights[:2], on[:2]), (weights[2:], on[2:]))]
-    over = mixed(scale, np.array([0.3, 0.7]), np.stack(inside))
-    np.testing.assert_allclose(mixed(scale, weights, on), over)
+    inside = [combined(scale, w / w.sum(), part) for w, part in ((weights[:2], on[:2]), (weights[2:], on[2:]))]
+    over = combined(scale, np.array([0.3, 0.7]), np.stack(inside))
+    np.testing.assert_allclose(combined(scale, weights, on), over)
     assert (np.diff(on[0][np.argsort(values[0])]) >= 0).all()
     parts = contributions(scale, weights, on)
-    np.testing.assert_allclose(parts.sum(axis=0), taken_back(scale, mixed(scale, weights, on)))
+    np.testing.assert_allclose(parts.sum(axis=0), from_scale(scale, combined(scale, weights, on)))
 
 
 def test_means_by_their_definitions():
@@ -57,7 +57,7 @@ def test_means_by_their_definitions():
     equal = np.full(3, 1 / 3)
 
     def mean(scale, weights=equal):
-        return taken_back(scale, mixed(scale, weights, on_scale(scale, None, z)))
+        return from_scale(scale, combined(scale, weights, on_scale(scale, None, z)))
 
     np.testing.assert_allclose(mean("soft_minimum 0.5"), -0.5 * np.log(np.exp(-z / 0.5).mean(axis=0)))
     positive = np.log1p(np.exp(z))
@@ -72,7 +72,7 @@ def test_means_by_their_definitions():
 def test_absurd_scores_stay_finite():
     z = np.array([[-1e6, 0, 1e6], [1e6, -1e6, 1e6]])
     for scale in SCALES[2:]:
-        assert np.isfinite(taken_back(scale, mixed(scale, np.array([0.5, 0.5]), on_scale(scale, None, z)))).all()
+        assert np.isfinite(from_scale(scale, combined(scale, np.array([0.5, 0.5]), on_scale(scale, None, z)))).all()
 
 
 def test_transductive_tables_have_ranks_too():

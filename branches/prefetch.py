@@ -12,7 +12,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def prefetched(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """`work` of each item in turn, of the next `workers` meanwhile; no more results than that are kept.
 
     NumPy, SciPy and soundfile let other threads work while they compute and read.
