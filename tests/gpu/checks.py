@@ -9,9 +9,12 @@ Needs torch, numpy, scipy, scikit-learn, pyarrow, soundfile and pydantic; neithe
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from branches.audio.cache import in_memory
 from branches.beats import BEATsConfig, save_beats
 from branches.beats.attention import gated_attention
 from branches.beats.checkpoint import random_beats
+from branches.beats.encoder import apply_layer, recomputed
 from branches.frontend import fbank, full_precision
 from branches.model import BranchModel, features_of, load_branch, save_branch
 from branches.spec import BranchSpec
@@ -144,7 +148,7 @@ def check_trainings(device: str, steps: int) -> None:
 
 def _check_no_waiting(spec: BranchSpec, sounds: TrainingClips) -> None:
     """A step in which reading from the GPU is an error."""
-    parts = _Parts(spec, 4, "cuda")
+    parts = _Parts(spec, sounds, "cuda")
     progress = parts.progress(spec, "")
     for forbidden in (False, True):  # the first step puts tables on the GPU
         batch = make_batch(spec, sounds, 0)
@@ -172,47 +176,126 @@ def check_speed(device: str, steps: int) -> None:
     """Images (clips of 10 s) a second, the share of what products reach, and memory against its model."""
     if device == "cpu":
         return
-    limit = _products_per_second()
-    print(f"  {torch.cuda.get_device_name()}: bfloat16 products {limit / 1e12:.0f} TFLOP/s")
+    limits = {dtype: _products_per_second(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    rates = ", ".join(f"{str(dtype)[6:]} {limit / 1e12:.0f} TFLOP/s" for dtype, limit in limits.items())
+    print(f"  {torch.cuda.get_device_name()}: products of {rates} (no TF32)")
     print("  | | batch | clips/s | MFU | peak GiB | predicted GiB |\n  |---|---|---|---|---|---|")
     sounds = clips(64, 10.0)
+    with base_checkpoint() as path:
+        for strategy in ("frozen", "frozen bfloat16", "lora", "full"):
+            for batch in (8, 16, 32):
+                _measure(strategy, _of_base(path, strategy, batch), sounds, limits)
+        _measure("full recomputed", _of_base(path, "full", 32), sounds, limits)
+        for strategy in ("lora compiled", "full compiled"):
+            _measure(strategy, _of_base(path, strategy.split()[0], 32), sounds, limits)
+
+
+@contextmanager
+def base_checkpoint() -> Iterator[str]:
+    """A random network of the released size."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "base.pt")
         save_beats(random_beats(BASE, seed=0), path)
-        for strategy in ("frozen", "lora", "full"):
-            for batch in (8, 16, 32):
-                training = {"batch_size": batch, "crop_seconds": 10.0}
-                chosen = "head" if strategy == "frozen" else strategy  # frozen: embedding alone
-                spec = spec_of(1, training, backbone=path, strategy=chosen)
-                _measure(strategy, spec, sounds, limit)
+        yield path
 
 
-def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limit: float) -> None:
+def _of_base(path: str, strategy: str, batch: int, **settings: object) -> BranchSpec:
+    training = {"batch_size": batch, "crop_seconds": 10.0}
+    if strategy.startswith("frozen"):  # embedding alone
+        precision = "bfloat16" if "bfloat16" in strategy else "float32"
+        return spec_of(1, training, backbone={"path": path, "precision": precision}, strategy="head", **settings)
+    return spec_of(1, training, backbone=path, strategy=strategy, **settings)
+
+
+def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dict[torch.dtype, float]) -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    parts, batch = _Parts(spec, 4, "cuda"), make_batch(spec, sounds, 0)
-    progress, n = parts.progress(spec, ""), spec.training.batch_size
+    parts, batch = _Parts(spec, sounds, "cuda"), make_batch(spec, sounds, 0)
+    progress, n, encoder = parts.progress(spec, ""), spec.training.batch_size, parts.model.backbone.encoder
+    recompute = strategy.endswith("recomputed")
+    if recompute:
+        encoder.apply_layer = recomputed(encoder.apply_layer)
+    if strategy.endswith("compiled"):
+        encoder.apply_layer = torch.compile(apply_layer)
 
     def step() -> None:
-        if strategy == "frozen":
+        if strategy.startswith("frozen"):
             with torch.inference_mode():
                 parts.model.eval()(*features_of(batch.waveforms, parts.device))
         else:
             parts.model.train()
             _descend(progress, spec.training, lambda number: _loss(spec, parts, batch))
 
+    started = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - started
     seconds = _seconds(step, 10)
-    passes = {"frozen": 2, "lora": 4, "full": 6}[strategy]
+    kind = strategy.split()[0]
+    passes = {"frozen": 2, "lora": 4, "full": 6}[kind]
     flop = passes * n * 496 * sum(p.numel() for p in parts.model.backbone.layers.parameters())
+    limit = limits[torch.float32 if strategy == "frozen" else torch.bfloat16]
     peak = (torch.cuda.max_memory_allocated() - before) / GIB
-    predicted = "" if strategy == "frozen" else f"{footprint(parts.model, 998).total / GIB:.2f}"
-    print(f"  | {strategy} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} | {predicted} |")
+    predicted = "" if kind == "frozen" else f"{footprint(parts.model, 998, recompute).total / GIB:.2f}"
+    note = f" (first step {first:.0f} s)" if strategy.endswith("compiled") else ""
+    print(f"  | {strategy}{note} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} | {predicted} |")
 
 
-def _products_per_second() -> float:
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    return 2 * 8192**3 / _seconds(lambda: a @ a, 20)
+def check_what_is_not_the_encoder(device: str, steps: int) -> None:
+    """Shares of a training step: waveforms on one thread of the host, log-mels, labels of masked patches, the rest."""
+    if device == "cpu":
+        return
+    sounds = clips(64, 10.0)
+    augmented = {**AUGMENTED, "speed": 0.1}
+    with base_checkpoint() as path:
+        spec = _of_base(path, "lora", 32, objective="arcface", augmentation=augmented, masked_prediction={})
+        parts = _Parts(spec, sounds, "cuda")
+    started = time.perf_counter()
+    for number in range(4):
+        batch = make_batch(spec, sounds, number)
+    host = (time.perf_counter() - started) / 4
+    progress, masked = parts.progress(spec, ""), parts.masked
+    parts.model.train()
+    features, _ = features_of(batch.waveforms, parts.device)
+
+    def labels() -> None:
+        assert masked is not None
+        with torch.autocast("cuda", torch.bfloat16):
+            masked.labels(features)
+
+    def encode() -> None:
+        with torch.enable_grad():
+            parts.model.encode(features, None)[0].sum().backward()  # type: ignore[no-untyped-call]
+
+    step = _seconds(lambda: _descend(progress, spec.training, lambda number: _loss(spec, parts, batch)), 10)
+    timed = {"log-mels": lambda: features_of(batch.waveforms, parts.device), "labels": labels, "encoder": encode}
+    shares = {name: _seconds(work, 10) for name, work in timed.items()}
+    print(f"  a step of 32 clips: {1e3 * step:.0f} ms; " + ", ".join(f"{k} {v / step:.1%}" for k, v in shares.items()))
+    print(f"  batch made on the host: {1e3 * host:.0f} ms of one thread, so {host / step:.1f} threads keep up")
+
+
+def check_one_pass(device: str, steps: int) -> None:
+    """Clips a second from decoded audio to embeddings in a file, as of a frozen branch."""
+    if device == "cpu":
+        return
+    sounds = clips(256, 10.0).audio
+    with base_checkpoint() as path:
+        for precision in ("float32", "bfloat16"):
+            spec = BranchSpec.model_validate({
+                "strategy": "frozen", "backbone": {"path": path, "precision": precision}, "pooling": "band_mean",
+            })  # fmt: skip
+            model = BranchModel(spec).to(device)
+            embedded(model, sounds, batch_size=64)
+            started = time.perf_counter()
+            embedded(model, sounds, batch_size=64)
+            print(f"  {precision}: {256 / (time.perf_counter() - started):.0f} clips of 10 s a second")
+
+
+def _products_per_second(dtype: torch.dtype) -> float:
+    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+    with full_precision():
+        return 2 * 8192**3 / _seconds(lambda: a @ a, 20)
 
 
 def _seconds(work: Callable[[], object], times: int) -> float:
@@ -226,13 +309,37 @@ def _seconds(work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-CHECKS = [check_log_mels, check_attention, check_embeddings, check_trainings, check_memory_comes_back, check_speed]
+CHECKS = [
+    check_log_mels,
+    check_attention,
+    check_embeddings,
+    check_trainings,
+    check_memory_comes_back,
+    check_speed,
+    check_what_is_not_the_encoder,
+    check_one_pass,
+]
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """The command line: all checks, whatever fails; 1 if any did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--steps", type=int, default=50, help="of each training")
-    chosen = parser.parse_args()
+    chosen, failed = parser.parse_args(), []
     for check in CHECKS:
-        print(check.__doc__)
-        check(chosen.device, chosen.steps)
+        print(check.__doc__, flush=True)
+        started = time.perf_counter()
+        try:
+            check(chosen.device, chosen.steps)
+        except Exception:  # what else holds is worth knowing
+            traceback.print_exc()
+            failed.append(check.__name__)
+        print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
