@@ -383,7 +383,7 @@ class BranchSpec(Settings):
     @model_validator(mode="after")
     def _noise_is_heard_by_the_channel(self) -> BranchSpec:
         noise = self.augmentation.noise
-        if self.channel == "cancel" and noise is not None and noise.source == "far":
+        if self.channel == "cancel" and noise is not None and noise.source == "far" and not self.is_frozen:
             raise ValueError(
                 "noise from the far microphone is what the channel cancel takes away; leave out augmentation.noise"
             )
