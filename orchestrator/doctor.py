@@ -229,7 +229,7 @@ def _disk(subject: Subject) -> Iterator[Check]:
     cache = max(0, _audio_bytes(subject.data) - _size_of(subject.out / "cache"))
     text = f"{_size(free)} free at {place}"
     if subject.data is not None:
-        text += f"; the audio cache needs about {_size(cache)} more"
+        text += f"; the audio cache needs about {_size(cache)} more, up to twice that with the channel cancel"
     if not os.access(place, os.W_OK):
         yield Check("disk", "problem", f"{place} cannot be written to", "give another --out")
     elif free < cache:

@@ -10,6 +10,7 @@ subsystems:
     arcface:                # a configuration
       branch: {objective: {name: arcface, margin: 0.3}}   # replaces the shared setting of that name
       embedding: {source: patches, pooling: band_mean}      # in place of what the training head gives
+      tiny: {objective: softmax}                            # replaces settings of `branch` here, and of all, likewise
       detector: {name: mahalanobis}
       seeds: [0, 1, 2]
 """
@@ -170,6 +171,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _share_settings(raw: dict[str, Any], built_in: bool) -> list[str]:
     """Copy the settings under `branch` into every configuration that does not say otherwise; what is wrong with them.
 
+    With a built-in backbone those under `tiny` replace them, of the file and then of the configuration.
+
     Settings that are wrong are copied nowhere, so that each mistake is told once.
     """
     shared: dict[str, Any] = {}
@@ -187,7 +190,9 @@ def _share_settings(raw: dict[str, Any], built_in: bool) -> list[str]:
             settings = configuration.get("branch", {}) if isinstance(configuration, dict) else None
             if isinstance(settings, dict):
                 mistakes += [f"{name}.branch.{_SEED}"] if settings.pop("seed", None) is not None else []
-                configuration["branch"] = {**shared, **settings}
+                tiny = configuration.pop("tiny", None) or {}
+                mistakes += (wrong := [f"{name}.tiny.{mistake}" for mistake in _mistakes_in(tiny)])
+                configuration["branch"] = {**shared, **settings, **(tiny if built_in and not wrong else {})}
     return mistakes
 
 
@@ -276,8 +281,8 @@ def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> li
     definitions = schema.get("$defs", {})
     for step in location[:-1]:
         schema = _resolve(_descend(schema, str(step)), definitions)
-    shared = _SHARED if model is SystemSpec and len(location) == 1 else ()
-    return sorted([*schema.get("properties", {}), *shared])
+    shared = set(_SHARED) if model is SystemSpec and len(location) in (1, 4) else set()
+    return sorted({*schema.get("properties", {}), *shared})
 
 
 def _descend(schema: dict[str, Any], step: str) -> dict[str, Any]:

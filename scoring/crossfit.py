@@ -32,20 +32,20 @@ def fit_augmented(estimator: BaseEstimator, X: NDArray[np.floating], synthetic: 
     return clone(estimator).fit(np.concatenate([X, smote(X, synthetic, k)]))
 
 
-def held_out_scores(estimator: BaseEstimator, X: NDArray[np.floating], synthetic: int, k: int) -> NDArray[np.float64]:
-    """`score_samples` (n,) of the clips X (n, …), each from a clone of the estimator that has not seen it.
+def held_out_scores(fitted: BaseEstimator, X: NDArray[np.floating], synthetic: int, k: int) -> NDArray[np.float64]:
+    """`score_samples` (n,) of the clips X (n, …) that an estimator is fitted to, each as if it had not seen the clip.
 
-    Exact leave-one-out where the estimator, fitted to X, has a closed form for it; else by ten folds, which is
+    Exact leave-one-out where the estimator has a closed form for it; else by clones for ten folds, which is
     leave-one-out again for up to ten clips. Synthetic clips are made anew for each fold, so that none has an end
     in a clip that is left out. NaN for a lone clip.
     """
     n = len(X)
     if n < 2:
         return np.full(n, np.nan)
-    if not synthetic and hasattr(estimator, "held_out_score_samples"):
-        return clone(estimator).fit(X).held_out_score_samples()
+    if not synthetic and hasattr(fitted, "held_out_score_samples"):
+        return fitted.held_out_score_samples()
     scores = np.empty(n)
     fold = np.arange(n) % FOLDS
     for held in (fold == i for i in range(min(n, FOLDS))):
-        scores[held] = fit_augmented(estimator, X[~held], synthetic, k).score_samples(X[held])
+        scores[held] = fit_augmented(fitted, X[~held], synthetic, k).score_samples(X[held])
     return scores

@@ -176,5 +176,5 @@ class Banks:
             others = np.setdiff1d(np.arange(len(self._X)), rows)
             if len(others):
                 result[others, d] = -self._fitted[d].score_samples(self._X[others])
-            result[rows, d] = -held_out_scores(self.estimator, self._X[rows], count, self.smote_k)
+            result[rows, d] = -held_out_scores(self._fitted[d], self._X[rows], count, self.smote_k)
         return result

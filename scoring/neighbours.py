@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 BLOCK = 4096  # queries, and clips of the bank, that are compared at once
+GATHERED = 2**16  # numbers of the bank that are copied at once: what a processor's cache holds
+ROUNDING = 1e-14  # of a cosine in double precision, by which a copy seems to be away
 SMALL = 1e-12  # a density between copies, or a variance of densities that all are one
 
 
@@ -204,12 +206,20 @@ class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn pu
     def _exact(self, Q: NDArray[np.floating], who: Rows, factor: Array) -> Array:
         """Distances (m, k) of queries to the given clips of the bank, in double precision."""
         distance = np.empty(who.shape)
-        size = max(1, 2**18 // (who.shape[1] * Q.shape[1]))
+        size = max(1, GATHERED // (who.shape[1] * Q.shape[1]))
         for first in range(0, len(Q), size):
             rows = slice(first, first + size)
-            bank = directions(self._bank[who[rows]].astype(np.float64), self.metric)
-            difference = directions(Q[rows].astype(np.float64), self.metric)[:, None] - bank
-            distance[rows] = np.einsum("ijk,ijk->ij", difference, difference) / 2
+            queries, bank = Q[rows].astype(np.float64), self._bank[who[rows]].astype(np.float64)
+            if self.metric == "euclidean":
+                bank -= queries[:, None]
+                distance[rows] = np.einsum("ijk,ijk->ij", bank, bank) / 2
+            else:  # scaled after the product, as there are fewer products than entries
+                distance[rows] = np.matmul(bank, queries[:, :, None])[:, :, 0]
+        if self.metric == "cosine":
+            of_query, of_bank = _lengths(Q)[:, None], _lengths(self._bank)[who]
+            cosine = distance / np.where(of_query * of_bank > 0, of_query * of_bank, 1)
+            distance = (of_query > 0) / 2 + (of_bank > 0) / 2 - cosine
+            distance[distance < ROUNDING] = 0
         return self._weight[who] * distance - factor[:, None] * self._usual[who]
 
 
@@ -261,6 +271,11 @@ def directions(X: NDArray[np.floating], metric: Metric) -> NDArray[np.floating]:
         return X
     length = np.sqrt(np.einsum("...i,...i->...", X, X))[..., None]
     return X / np.where(length > 0, length, 1)
+
+
+def _lengths(X: NDArray[np.floating]) -> Array:
+    """Of embeddings (m, E): (m,) in double precision."""
+    return np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))
 
 
 def _products(u: Array, v: Array) -> Array:

@@ -34,13 +34,14 @@ class AudioCache:
 
     samples: (total,) int16 or float32, memory-mapped; a clip's samples and channels are interleaved
     start, channels: (clips,) where a clip begins in `samples` and its number of channels; `start` has one more
-    cancelled: (total per channel,) the clips after far-microphone cancellation (`branches.audio.channels`), or None
+    cancelled: (total per channel,) the clips after far-microphone cancellation (`branches.audio.channels`), or None;
+        full scale = 1, as what is left of 16-bit samples is between them
     """
 
     samples: NDArray[np.int16] | NDArray[np.float32]
     start: NDArray[np.int64]
     channels: NDArray[np.int64]
-    cancelled: NDArray[np.int16] | NDArray[np.float32] | None = None
+    cancelled: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.channels)
@@ -69,7 +70,7 @@ class AudioCache:
         assert self.cancelled is not None, "call with_cancellation first"
         begin = int(self._cancelled_start[clip]) + first
         end = int(self._cancelled_start[clip + 1]) if count is None else begin + count
-        return self._scaled(self.cancelled[begin:end])
+        return np.array(self.cancelled[begin:end])
 
     @cached_property
     def _cancelled_start(self) -> NDArray[np.int64]:

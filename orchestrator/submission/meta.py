@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from branches.spec import BUILT_IN, AugmentationSpec, BranchSpec, FileSpec
+from fusion.scales import CALIBRATED, GENERALISED_MEAN, MINIMUM, RANK, SOFT_MINIMUM, is_sum
 from orchestrator.cost import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
 from orchestrator.submission.schema import AuthorsFile, SystemNames
 from orchestrator.system import ConfigurationSpec, SystemSpec
@@ -69,8 +70,6 @@ def _used(
 
 def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec]) -> dict[str, Any]:
     tables = sum(len(specs) for _, specs in used)
-    delivered = result["delivered"]
-    fused = f"weighted mean of {delivered.get('scale', 'calibrated')} scores, weights: {_words(delivered['method'])}"
     poolings = [_words(c.branch.pooling_of(c.embedding).name) for c, _ in used]
     return {
         "summary": _summary(result, tables),
@@ -85,13 +84,28 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
         "domain_adaptation_method": None,
         "domain_generalization_method": "reference clips by domain, distances standardised in each",
         "anomaly_detector": _listed(_words(c.detector.name) for c, _ in used),
-        "ensemble_method": fused if tables > 1 else None,
+        "ensemble_method": _ensemble(result["delivered"]) if tables > 1 else None,
         "ensemble_method_subsystem_count": tables,
         "decision_making": "0.9 quantile of a gamma distribution fitted to the scores of training clips",
         "attribute_usage": "classes of the training" if any(not b.is_frozen for b in branches) else None,
         "external_data_usage": "pre-trained model" if any(_resources(branches)) else None,
         "development_data_usage": _listed("reference" if b.is_frozen else "fine-tuning, reference" for b in branches),
     }
+
+
+def _ensemble(delivered: dict[str, Any]) -> str:
+    """How scores are put together, see `fusion.scales`; of a result that names no scale they are calibrated ones."""
+    scale = delivered.get("scale", CALIBRATED)
+    kind, _, number = scale.partition(" ")
+    formulas = {
+        SOFT_MINIMUM: f"soft minimum of calibrated scores: -s log of the mean of exp(-score / s), s = {number}",
+        GENERALISED_MEAN: f"generalised mean of calibrated scores: power mean of log(1 + exp(score)), p = {number}",
+        MINIMUM: "minimum of calibrated scores",
+    }
+    if is_sum(scale):
+        of = "ranks" if scale == RANK else "calibrated scores"
+        return f"weighted mean of {of}, weights: {_words(delivered['method'])}"
+    return f"{formulas[kind]}; no weights are chosen"
 
 
 def _summary(result: dict[str, Any], tables: int) -> str:

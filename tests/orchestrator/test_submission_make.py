@@ -56,7 +56,7 @@ def test_the_meta_file_says_what_the_run_says(case):
     assert one["system"]["description"]["ensemble_method"] is None
     assert two["system"]["description"]["ensemble_method_subsystem_count"] == 10
     assert "arcface, lora fine-tuning" in two["system"]["description"]["machine_learning_method"]
-    assert one["system"]["description"]["data_augmentation"] == "time mask; frequency mask"
+    assert one["system"]["description"]["data_augmentation"] == "time mask; frequency mask; noise"
     assert one["system"]["description"]["summary"].startswith("1 of 1 configurations, 1 score tables: ")
     assert one["system"]["description"]["attribute_usage"] == "classes of the training"
     assert [d["name"] for d in one["system"]["external_datasets"]] == ["AudioSet"]
@@ -89,6 +89,25 @@ def test_configurations_without_weight_and_shared_backbones_do_not_count(run):
     assert system["description"]["input"] == "near microphone; far microphone"
     assert len(system["external_resources"]) == 1
     assert "somebody" not in text
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        ("rank", "weighted mean of ranks, weights: softmax"),
+        ("minimum", "minimum of calibrated scores; no weights are chosen"),
+        ("soft_minimum 0.5", "soft minimum of calibrated scores: -s log of the mean of exp(-score / s), s = 0.5;"),
+        ("generalised_mean -1", "power mean of log(1 + exp(score)), p = -1;"),
+    ],
+)
+def test_a_kind_of_fusion_that_is_no_sum_is_stated(run, scale, text):
+    path = run / "systems" / "s2" / "result.json"
+    result = json.loads(path.read_text())
+    result["delivered"] |= {"method": "softmax", "scale": scale}
+    path.write_text(json.dumps(result))
+    make_package(run, ["s2"], label=LABEL)
+    meta = yaml.safe_load(next(run.rglob("*.meta.yaml")).read_text())
+    assert text in meta["system"]["description"]["ensemble_method"]
 
 
 def test_from_the_form_to_a_package_that_passes(run):

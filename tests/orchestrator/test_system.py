@@ -48,6 +48,29 @@ subsystems:
     assert (other.branch.channel, other.branch.objective.margin, other.seeds) == ("far", 0.1, (3, 4))
 
 
+def test_a_built_in_backbone_takes_the_settings_for_it_of_the_file_and_of_the_configuration(write):
+    path = write(
+        """
+name: mine
+branch: {objective: softmax, augmentation: {time_mask: 80}}
+tiny: {augmentation: {time_mask: 20}, embedding_dim: 8}
+subsystems:
+  one:
+    plain:
+    other: {branch: {augmentation: {gain_db: 1}}, tiny: {augmentation: {gain_db: 2}}}
+"""
+    )
+
+    def settings(backbone):
+        return [
+            (c.branch.augmentation.time_mask, c.branch.augmentation.gain_db, c.branch.embedding_dim)
+            for c in load_system(path, backbone).subsystems["one"].values()
+        ]
+
+    assert settings("tiny") == settings("small") == [(20, 0, 8), (0, 2, 8)]
+    assert settings(None) == settings("mine.pt") == [(80, 0, 256), (0, 1, 256)]
+
+
 def test_a_given_backbone_replaces_every_other():
     system = load_system("s2", backbone="tiny")
     assert {c.branch.backbone.path for cs in system.subsystems.values() for c in cs.values()} == {"tiny"}
@@ -89,6 +112,8 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nname: y\nsubsystems: {a: {b: }}", "name stands twice"),
         ("name: x\nbranch: {seed: 1}\nsubsystems: {a: {b: }}", "branch.seed: .* lists its `seeds`"),
         ("name: x\nsubsystems: {a: {b: {branch: {seed: 1}}}}", "b.branch.seed: .* lists its `seeds`"),
+        ("name: x\nsubsystems: {a: {b: {tiny: {training: {stps: 1}}}}}", "b.tiny.training.stps: unknown key"),
+        ("name: x\nsubsystems: {a: {b: {tin: {}}}}", "a.b.tin: unknown key; did you mean tiny"),
         ("name: x\nbranch: [1]\nsubsystems: {a: {b: }}", "branch"),
         ("name: x\nsubsystems: {a: {b: {branch: {strategy: frozen}}}}", "the pooling attentive_statistics must be"),
         ("name: x\nsubsystems: {a: {b: {detector: band_knn}}}", "pooling attentive_statistics keeps none"),
