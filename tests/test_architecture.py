@@ -80,6 +80,8 @@ def test_one_file_of_fusion_knows_ray():
         ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
         ("orchestrator.cost, fusion.search", ["torch", "ray", "mlflow", "sklearn", "scipy.stats", "hyperopt"]),
         ("orchestrator.model.recordings", ["torch._dynamo", "scipy.signal", "mlflow", "ray"]),
+        ("orchestrator.run, orchestrator.preflight", ["torch", "ray", "matplotlib", "scipy.stats", "hyperopt"]),
+        ("branches.audio, branches.data.importing", ["torch", "scipy.stats"]),
         ("orchestrator.training.process", ["torch", "mlflow", "sklearn", "scipy"]),
     ],
 )

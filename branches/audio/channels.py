@@ -19,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from branches.audio.cache import AudioCache
-from branches.frontend import SAMPLE_RATE
+from branches.frames import SAMPLE_RATE
 from branches.prefetch import prefetched
 from scoring.atomic import atomic
 
