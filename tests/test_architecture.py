@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_a_files_name_says_which_it_is():
     """Packages may be called alike, and commands after what they are for."""
     names = [path.name for name, path in modules().items() if not name.startswith("orchestrator.commands.")]
     assert not {name for name in names if names.count(name) > 1} - {"__init__.py"}
+
+
+def test_a_wheel_holds_every_file():
+    """Packages that setuptools finds, and what else lies in them by the patterns of pyproject.toml."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in OURS:
+        files = [path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert not [p for p in files if p.suffix == ".py" and not (p.parent / "__init__.py").exists()]
+        data = {path for pattern in patterns.get(package, []) for path in (ROOT / package).glob(pattern)}
+        assert not {path for path in files if path.suffix != ".py"} - data
 
 
 def test_one_file_of_fusion_knows_ray():
