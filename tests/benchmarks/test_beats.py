@@ -16,27 +16,13 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torchaudio.compliance import kaldi
 
-from branches.beats import BEATs, BEATsConfig, attention
+from branches.beats import BEATs, attention
 from branches.beats.checkpoint import random_beats
 from branches.frontend import FBANK_MEAN, FBANK_STD, fbank
+from tests.gpu.checks import BASE, print_shares_of_a_step
 
 pytestmark = pytest.mark.benchmark
 
-BASE = BEATsConfig(
-    input_patch_size=16,
-    embed_dim=512,
-    encoder_layers=12,
-    encoder_embed_dim=768,
-    encoder_ffn_embed_dim=3072,
-    encoder_attention_heads=12,
-    conv_pos=128,
-    conv_pos_groups=16,
-    num_buckets=320,
-    max_distance=800,
-    deep_norm=True,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
 BATCH, FRAMES, PATCHES = 4, 998, 496
 
 
@@ -172,3 +158,9 @@ def test_frontend_against_a_loop_over_clips():
 
     ours_s, loop_s = fastest(lambda: fbank(waveforms), loop, rounds=8)
     print(f"\nfrontend {ours_s * 1e3:.0f} ms against {loop_s * 1e3:.0f} ms loop: {loop_s / ours_s:.2f}×")
+
+
+def test_share_of_a_training_step_that_is_not_the_encoder() -> None:
+    """Loading, log-mels, augmentation, labels of masked patches, loss and optimiser."""
+    print()
+    assert print_shares_of_a_step("cpu", 4, 2) < 0.1

@@ -244,13 +244,17 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
 
 def check_what_is_not_the_encoder(device: str, steps: int) -> None:
     """Shares of a training step: waveforms on one thread of the host, log-mels, labels of masked patches, the rest."""
-    if device == "cpu":
-        return
+    if device == "cuda":
+        print_shares_of_a_step("cuda", 32, 10)
+
+
+def print_shares_of_a_step(device: str, batch_size: int, times: int) -> float:
+    """What takes how much of a LoRA step at base size with all augmentation; the share that is not the encoder."""
     sounds = clips(64, 10.0)
-    augmented = {**AUGMENTED, "speed": 0.1}
+    settings = {"augmentation": {**AUGMENTED, "speed": 0.1}, "masked_prediction": {}, "objective": "arcface"}
     with base_checkpoint() as path:
-        spec = _of_base(path, "lora", 32, objective="arcface", augmentation=augmented, masked_prediction={})
-        parts = _Parts(spec, sounds, "cuda")
+        spec = _of_base(path, "lora", batch_size, **settings)
+        parts = _Parts(spec, sounds, device)
     started = time.perf_counter()
     for number in range(4):
         batch = make_batch(spec, sounds, number)
@@ -261,18 +265,20 @@ def check_what_is_not_the_encoder(device: str, steps: int) -> None:
 
     def labels() -> None:
         assert masked is not None
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             masked.labels(features)
 
     def encode() -> None:
-        with torch.enable_grad():
-            parts.model.encode(features, None)[0].sum().backward()  # type: ignore[no-untyped-call]
+        parts.model.encode(features, None)[0].sum().backward()  # type: ignore[no-untyped-call]
 
-    step = _seconds(lambda: _descend(progress, spec.training, lambda number: _loss(spec, parts, batch)), 10)
-    timed = {"log-mels": lambda: features_of(batch.waveforms, parts.device), "labels": labels, "encoder": encode}
-    shares = {name: _seconds(work, 10) for name, work in timed.items()}
-    print(f"  a step of 32 clips: {1e3 * step:.0f} ms; " + ", ".join(f"{k} {v / step:.1%}" for k, v in shares.items()))
-    print(f"  batch made on the host: {1e3 * host:.0f} ms of one thread, so {host / step:.1f} threads keep up")
+    step = _seconds(lambda: _descend(progress, spec.training, lambda number: _loss(spec, parts, batch)), times)
+    timed = {"encoder": encode, "log-mels": lambda: features_of(batch.waveforms, parts.device), "labels": labels}
+    shares = {name: _seconds(work, times) / step for name, work in timed.items()}
+    print(
+        f"  a step of {batch_size} clips: {1e3 * step:.0f} ms; " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items())
+    )
+    print(f"  its batch takes the host {1e3 * host:.0f} ms of one thread, {host / step:.1%} of the step")
+    return 1 - shares["encoder"]
 
 
 def check_one_pass(device: str, steps: int) -> None:
@@ -299,13 +305,14 @@ def _products_per_second(dtype: torch.dtype) -> float:
 
 
 def _seconds(work: Callable[[], object], times: int) -> float:
-    for _ in range(3):
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    for _ in range(min(times, 3)):
         work()
-    torch.cuda.synchronize()
+    wait()
     started = time.perf_counter()
     for _ in range(times):
         work()
-    torch.cuda.synchronize()
+    wait()
     return (time.perf_counter() - started) / times
 
 
