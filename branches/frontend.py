@@ -11,20 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from branches.frames import FRAME_LENGTH, FRAME_SHIFT, MIN_SAMPLES, N_MELS, SAMPLE_RATE
 from scoring.errors import InputError
-
-SAMPLE_RATE = 16_000
-"""Hz; the only rate BEATs knows."""
-FRAME_LENGTH = 400
-"""Samples per frame (25 ms)."""
-FRAME_SHIFT = 160
-"""Samples between frame starts (10 ms)."""
-N_MELS = 128
-"""Mel bins per frame."""
-PATCH_SIZE = 16
-"""Frames and mel bins per patch."""
-MIN_SAMPLES = FRAME_LENGTH + (PATCH_SIZE - 1) * FRAME_SHIFT
-"""Shortest clip that gives one 16 × 16 patch: 2 800 samples (175 ms)."""
 
 # Mean and standard deviation of the features of AudioSet; BEATs divides by twice the latter (Chen et al. 2022,
 # arXiv:2212.09058, section 4.2 and the released configuration).
@@ -34,11 +22,6 @@ FBANK_STD = 6.55582
 _FFT_SIZE = 512
 _PREEMPHASIS = 0.97
 _INT16_SCALE = 2.0**15
-
-
-def n_frames(n_samples: int) -> int:
-    """Number of feature frames of a clip of `n_samples` samples (frames that would run over the end are dropped)."""
-    return max(0, (n_samples - FRAME_LENGTH) // FRAME_SHIFT + 1)
 
 
 def frame_padding(valid_samples: Tensor, frames: int) -> Tensor:

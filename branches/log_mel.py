@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from branches.audio.cache import AudioCache
-from branches.frontend import N_MELS, fbank
+from branches.frames import N_MELS
+from branches.frontend import fbank
 
 BANDS = 64
 

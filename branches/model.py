@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from branches.audio.cache import AudioCache
 from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
-from branches.frontend import SAMPLE_RATE, fbank, frame_padding, full_precision
+from branches.frames import SAMPLE_RATE
+from branches.frontend import fbank, frame_padding, full_precision
 from branches.pooling import build_pooling
 from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
 from branches.training.strategies import prepare

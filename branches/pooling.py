@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branches.frontend import N_MELS, PATCH_SIZE
+from branches.frames import N_MELS, PATCH_SIZE
 from branches.spec import (
     AttentiveStatisticsSpec,
     BandMeanSpec,

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from branches.beats import BEATs, BEATsConfig, save_beats
 from branches.beats.checkpoint import random_beats
-from branches.frontend import FRAME_LENGTH, FRAME_SHIFT, PATCH_SIZE, SAMPLE_RATE, fbank
+from branches.frames import FRAME_LENGTH, FRAME_SHIFT, PATCH_SIZE, SAMPLE_RATE
+from branches.frontend import fbank
 from branches.pooling import N_BANDS, build_pooling
 from branches.spec import BandStatisticsSpec, MaskedPredictionSpec, TrainingSpec
 from branches.training.loop import Progress, run

@@ -11,6 +11,7 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -68,14 +69,23 @@ def diagnose(subject: Subject) -> Iterator[Check]:
         ("data", _data),
         ("disk", _disk),
     )
-    for name, part in parts:
-        try:
-            yield from part(subject)
-        except InputError as error:
-            text, _, remedy = str(error).rpartition("; ")
-            yield Check(name, "problem", text or remedy, remedy if text else "")
-        except Exception as error:  # a broken installation can fail in any way, and the other checks still count
-            yield Check(name, "problem", f"{type(error).__name__}: {error}", "install tutti anew")
+    with ThreadPoolExecutor(1) as beside:  # Ray starts in a process of its own while torch is loaded here
+        ray = beside.submit(_checked, "ray", _ray, subject)
+        for name, part in parts:
+            yield from ray.result() if part is _ray else _checked(name, part, subject)
+
+
+def _checked(name: str, part: Callable[[Subject], Iterator[Check]], subject: Subject) -> list[Check]:
+    """A part's checks, and what has kept it from going on as one of them."""
+    checks: list[Check] = []
+    try:
+        checks.extend(part(subject))
+    except InputError as error:
+        text, _, remedy = str(error).rpartition("; ")
+        checks.append(Check(name, "problem", text or remedy, remedy if text else ""))
+    except Exception as error:  # a broken installation can fail in any way, and the other checks still count
+        checks.append(Check(name, "problem", f"{type(error).__name__}: {error}", "reinstall tutti"))
+    return checks
 
 
 def _python(subject: Subject) -> Iterator[Check]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
 from branches.spec import BUILT_IN, BackboneSpec, FileSpec, LoraSpec, NoiseSpec, PatchesSpec
 from orchestrator.plan import Branch
@@ -38,8 +39,6 @@ def resolve_file(spec: FileSpec) -> FileSpec:
     """One checkpoint's local file and digest; see `with_resolved_files`."""
     if spec.path == "tiny" or spec.path.startswith("random:"):
         return spec
-    from branches.beats.checkpoint import local_file
-
     try:
         file = Path(local_file(spec.path, spec.sha256))
     except InputError as error:
@@ -100,7 +99,7 @@ def check_lengths(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]
     """Raise `InputError`, naming the longest clip, if a branch's network cannot hold its attention in memory."""
     from branches.beats import load_beats
     from branches.beats.memory import LONG_CLIP, check_attention_memory
-    from branches.frontend import n_frames
+    from branches.frames import n_frames
 
     longest = int(audio.lengths.argmax())
     frames = n_frames(int(audio.lengths[longest]))

@@ -22,8 +22,8 @@ from branches.data.dataset import Dataset
 from cluster.session import Cluster, check_address
 from fusion.hierarchy import tables_of
 from fusion.search import Runner
-from orchestrator.fuse.result import FUSED, fused_system
-from orchestrator.ledger.folders import GIVEN_UP, SYSTEMS, Status, only_driver, read_finished, refuse_older
+from orchestrator.fuse.result import fused_system
+from orchestrator.ledger.folders import FUSED, GIVEN_UP, SYSTEMS, Status, only_driver, read_finished, refuse_older
 from orchestrator.ledger.lease import stored_run
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Plan, make_plan, table_names, without

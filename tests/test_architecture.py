@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_a_files_name_says_which_it_is():
     assert not {name for name in names if names.count(name) > 1} - {"__init__.py"}
 
 
+def test_a_wheel_holds_every_file():
+    """Packages that setuptools finds, and what else lies in them by the patterns of pyproject.toml."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in OURS:
+        files = [path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert not [p for p in files if p.suffix == ".py" and not (p.parent / "__init__.py").exists()]
+        data = {path for pattern in patterns.get(package, []) for path in (ROOT / package).glob(pattern)}
+        assert not {path for path in files if path.suffix != ".py"} - data
+
+
 def test_one_file_of_fusion_knows_ray():
     assert [p.name for p in (ROOT / "fusion").glob("*.py") if "ray" in set(imports(p))] == ["on_ray.py"]
 
@@ -80,6 +91,8 @@ def test_one_file_of_fusion_knows_ray():
         ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
         ("orchestrator.cost, fusion.search", ["torch", "ray", "mlflow", "sklearn", "scipy.stats", "hyperopt"]),
         ("orchestrator.model.recordings", ["torch._dynamo", "scipy.signal", "mlflow", "ray"]),
+        ("orchestrator.run, orchestrator.preflight", ["torch", "ray", "matplotlib", "scipy.stats", "hyperopt"]),
+        ("branches.audio, branches.data.importing", ["torch", "scipy.stats"]),
         ("orchestrator.training.process", ["torch", "mlflow", "sklearn", "scipy"]),
     ],
 )

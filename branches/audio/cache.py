@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from branches.audio.decoding import read_clip, read_header
 from branches.audio.sample_rate import resampled_length
-from branches.frontend import SAMPLE_RATE
+from branches.frames import SAMPLE_RATE
 from branches.prefetch import prefetched
 from branches.spec import Channel
 from scoring.errors import InputError

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from branches.audio.containers import open_recording
 from branches.audio.sample_rate import at_16_khz
-from branches.frontend import MIN_SAMPLES, SAMPLE_RATE
+from branches.frames import MIN_SAMPLES, SAMPLE_RATE
 from scoring.errors import InputError
 
 

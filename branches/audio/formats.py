@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from branches.audio.cache import AudioCache
-from branches.frontend import SAMPLE_RATE
+from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic
 
 _WINDOW = 1024

@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from branches.frontend import SAMPLE_RATE
+from branches.frames import SAMPLE_RATE
 from scoring.errors import InputError
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000

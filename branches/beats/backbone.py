@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from branches.beats.config import BEATsConfig
 from branches.beats.encoder import Encoder
 from branches.beats.memory import LONG_CLIP, check_attention_memory
-from branches.frontend import MIN_SAMPLES, N_MELS, fbank, frame_padding
+from branches.frames import MIN_SAMPLES, N_MELS
+from branches.frontend import fbank, frame_padding
 from scoring.errors import InputError
 
 Combine = Literal["concat", "mean"]

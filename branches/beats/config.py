@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
-from branches.frontend import N_MELS
+from branches.frames import N_MELS
 from scoring.errors import InputError
 
 

@@ -6,7 +6,7 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-from branches.frontend import FRAME_SHIFT, N_MELS, PATCH_SIZE, SAMPLE_RATE
+from branches.frames import FRAME_SHIFT, N_MELS, PATCH_SIZE, SAMPLE_RATE
 from scoring.errors import InputError
 
 LONG_CLIP = 6_000

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from branches.beats.backbone import BEATs
 from branches.beats.checkpoint import build_beats, load_state, naming, read_content
-from branches.frontend import N_MELS, PATCH_SIZE, fbank
+from branches.frames import N_MELS, PATCH_SIZE
+from branches.frontend import fbank
 from scoring.errors import InputError
 
 _HEAD_PREFIXES = ("quantize.", "quantize_layer.")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from branches.audio import read_clip, read_header
 from branches.data.layout import RECORDINGS
-from branches.frontend import SAMPLE_RATE
+from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from branches.data.dataset import INDEX_SCHEMA
-from branches.frontend import N_MELS
+from branches.frames import N_MELS
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 

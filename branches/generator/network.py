@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from branches.frontend import N_MELS
+from branches.frames import N_MELS
 from branches.spec import GeneratorSpec
 
 TOKEN_FRAMES = 4

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from branches.audio.cache import AudioCache
-from branches.frontend import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, fbank, n_frames
+from branches.frames import FRAME_LENGTH, FRAME_SHIFT, SAMPLE_RATE, n_frames
+from branches.frontend import fbank
 from branches.generator.conditions import Condition, conditions_of
 from branches.generator.network import TOKEN_FRAMES
 from branches.spec import Channel

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from branches.frontend import N_MELS
+from branches.frames import N_MELS
 from branches.generator.conditions import Condition, Vocabulary
 from branches.generator.real_clips import RealClips, WindowStatistics
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from branches.audio.cache import AudioCache
-from branches.frontend import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.frames import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.prefetch import prefetched
 from branches.spec import AugmentationSpec, BranchSpec, Channel
 from branches.training.augment import add_noise, at_other_speed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from branches.beats.encoder import apply_layer, recomputed
-from branches.frontend import PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.frames import PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.model import BranchModel, features_of
 from branches.spec import BranchSpec
 from branches.training.augment import mix, mixing, spec_augment

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from branches.beats.config import BEATsConfig
-from branches.frontend import N_MELS, PATCH_SIZE
+from branches.frames import N_MELS, PATCH_SIZE
 from branches.model import BranchModel
 from branches.spec import FullSpec, LoraSpec, PartialSpec, StrategySpec
 

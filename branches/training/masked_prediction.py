@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from branches.beats import load_tokenizer
-from branches.frontend import N_MELS, PATCH_SIZE
+from branches.frames import N_MELS, PATCH_SIZE
 from branches.spec import MaskedPredictionSpec
 from branches.transfer import to_device
 

@@ -31,7 +31,7 @@ def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | Non
              tutti report runs/a --audio 5
     """
     click.echo(f"writing the report of {folder}", err=True)
-    from orchestrator.report import write_report
+    from orchestrator.report.page import write_report
 
     click.echo(write_report(folder, audio=audio, data=data, ground_truth=ground_truth))
 

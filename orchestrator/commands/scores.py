@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import click
 from orchestrator.commands.display import cell, print_table
 from orchestrator.commands.options import backbone_option, ground_truth_option, json_option
 from scoring.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -56,8 +59,9 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
 
 def _tables_in(path: Path) -> list[Path]:
     """The tables of a run folder; any other path is a table itself."""
-    from orchestrator.fuse.result import FUSED
-    from orchestrator.ledger.folders import BASELINES, SYSTEMS
+    if not path.is_dir():
+        return [path]
+    from orchestrator.ledger.folders import BASELINES, FUSED, SYSTEMS
 
     run = [*sorted((path / BASELINES).glob("*/tables/*.parquet")), *sorted((path / SYSTEMS).glob(f"*/{FUSED}"))]
     return run or [path]
@@ -122,6 +126,7 @@ def fuse(as_json: bool, **options: Any) -> None:
     Example: tutti fuse --tables scores/dev --out fused
              tutti fuse --weights fused/result.json --tables scores/eval --out fused_eval
     """
+    log.info("reading score tables from %s", options["tables"] or options["tracking_uri"])
     from orchestrator.fuse.request import Request, fuse_tables
     from orchestrator.fuse.result import summary
 

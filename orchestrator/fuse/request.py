@@ -15,8 +15,8 @@ from fusion.scales import is_scale
 from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import Runner, run_here
 from orchestrator.fuse.inputs import TableFiles, from_index, from_store, of_system
-from orchestrator.fuse.result import FUSED, RESULT, described_table, finished_result, fuse_into, write_json
-from orchestrator.ledger.folders import BRANCHES
+from orchestrator.fuse.result import described_table, finished_result, fuse_into, write_json
+from orchestrator.ledger.folders import BRANCHES, FUSED, RESULT
 from orchestrator.plan import digest
 from orchestrator.system import load_system
 from scoring.detectors import SCORING_VERSION

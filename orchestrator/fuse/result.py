@@ -21,17 +21,12 @@ from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.scales import is_sum
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
-from orchestrator.ledger.folders import Record, checksums, write_record
+from orchestrator.ledger.folders import FUSED, HELD_OUT, MADE, RESULT, Record, checksums, write_record
 from orchestrator.plan import Plan, digest, table_names
 from orchestrator.system import SystemSpec
 from scoring.atomic import atomic
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
-
-FUSED = "fused.parquet"
-HELD_OUT = "held_out.parquet"
-MADE = "made.json"  # when, with what command and version: what differs between two runs of the same
-RESULT = "result.json"
 
 log = logging.getLogger(__name__)
 

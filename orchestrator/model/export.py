@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from branches.audio.formats import read_formats
 from branches.beats import load_beats, save_beats
-from branches.beats.checkpoint import local_file, read_content
+from branches.beats.checkpoint import read_content
+from branches.checkpoint_files import local_file
 from branches.data.dataset import index_of
 from branches.model import relocate_branch
 from branches.spec import BUILT_IN, PROJECTION, BackboneSpec, BranchSpec
-from orchestrator.fuse.result import RESULT
-from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
+from orchestrator.ledger.folders import BRANCHES, RESULT, SYSTEMS, TABLES, is_intact, read_record
 from orchestrator.model.manifest import (
     CLIPS,
     Manifest,

@@ -9,8 +9,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.fuse.result import FUSED, HELD_OUT, MADE, RESULT, omega_of
-from orchestrator.ledger.folders import BASELINES, BRANCHES, SYSTEMS, TABLES, Record, read_record
+from orchestrator.fuse.result import omega_of
+from orchestrator.ledger.folders import (
+    BASELINES,
+    BRANCHES,
+    FUSED,
+    HELD_OUT,
+    MADE,
+    RESULT,
+    SYSTEMS,
+    TABLES,
+    Record,
+    read_record,
+)
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.decisions import Thresholds, thresholds
 from scoring.errors import InputError

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.cost import duration
-from orchestrator.fuse.result import RESULT, delivered_as
-from orchestrator.ledger.folders import BRANCHES, RECORD, SYSTEMS
+from orchestrator.fuse.result import delivered_as
 from orchestrator.report import branches, fusions, published, separation
 from orchestrator.report.collect import Run, System, collect
 from orchestrator.report.drawing import style
+from orchestrator.report.refresh import REPORT, stamp
 from orchestrator.report.sound import most_wrong
 from orchestrator.report.verdict import verdict
 from scoring.atomic import atomic
 from scoring.bootstrap import Interval
 from scoring.metrics import official_metrics
 
-log = logging.getLogger(__name__)
-
-REPORT = "report.html"
 _MATRIX_UP_TO = 400  # score tables with a row in the heat map; more cannot be read
-
-
-def refresh_report(out: Path, dataset: str) -> None:
-    """Write the report anew unless it is of the results that are in the run folder."""
-    stamp = _stamp(out, dataset)
-    try:
-        with (out / REPORT).open(encoding="utf-8") as file:
-            current = stamp in file.read(1000)
-    except (OSError, ValueError):
-        current = False
-    if not current:
-        log.info("writing %s", out / REPORT)
-        write_report(out, dataset)
 
 
 def write_report(
@@ -77,7 +58,7 @@ def write_report(
     with style():
         page = environment.get_template("report.html").render(
             run=run,
-            stamp=_stamp(out, dataset),
+            stamp=stamp(out, dataset),
             verdict=verdict(run),
             recordings={system.name: most_wrong(system, audio, data) for system in run.systems if audio},
             rows=_table(run),
@@ -147,13 +128,6 @@ def _overall(system: System) -> _Cell:
     delivered = system.result["delivered"]
     interval = system.intervals.omega if system.intervals else None
     return _Cell(delivered["in_sample"], delivered["lomo"], interval, delivered["ci"])
-
-
-def _stamp(out: Path, dataset: str | None) -> str:
-    """Stands for the results of a run folder, and for the version that draws them."""
-    files = [*out.glob(RESULT), *out.glob(f"{SYSTEMS}/*/{RESULT}"), *out.glob(f"{BRANCHES}/*/{RECORD}")]
-    contents = b"".join(path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(f"{version('tutti-asd')} {dataset}".encode() + contents).hexdigest()[:16]
 
 
 def _signed(value: float) -> str:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.fuse.result import FUSED, RESULT
+from orchestrator.ledger.folders import FUSED, RESULT
 from orchestrator.submission.files import AUTHORS_FORM, MAX_SYSTEMS, challenge_machines, write_submission
 from orchestrator.submission.meta import system_meta
 from orchestrator.submission.schema import AuthorsFile

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.fuse.result import RESULT, omega_of, summary
-from orchestrator.ledger.folders import SYSTEMS, TABLES, Record, records
+from orchestrator.fuse.result import omega_of, summary
+from orchestrator.ledger.folders import RESULT, SYSTEMS, TABLES, Record, records
 
 # Of what is shown. With another number everything is sent anew, once.
 FORM = 2

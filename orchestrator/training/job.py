@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from branches.spec import EMBEDDING_VERSION, FrozenInput
 from cluster.capacity import GIB
 
+# Of a branch: all that is left to do; up to its embeddings; from these to its score tables.
+Part = Literal["all", "embeddings", "scores"]
 # Called with what is being trained, the steps done, all its steps, and the mean loss since the last call.
 StageReport = Callable[[str, int, int, float], None]
 
@@ -30,6 +33,7 @@ class Job:
     stop_hopeless: give branches up that learn nothing, see `hopeless`
     storage: URI over which nodes without a common file system share what they make; None where they have one
     training: fingerprint of all training clips
+    part: of a branch, that is to be done
     """
 
     data: Path
@@ -48,6 +52,11 @@ class Job:
     stop_hopeless: bool = False
     storage: str | None = None
     training: str = ""
+    part: Part = "all"
+
+    def limited_to(self, part: Part) -> Job:
+        """The same for a part of a branch; scores need no GPU."""
+        return replace(self, part=part, gpus=0.0 if part == "scores" else self.gpus)
 
     @property
     def device(self) -> str:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from ray import tune
@@ -20,8 +21,9 @@ from orchestrator.training.generated import in_order
 from orchestrator.training.job import Job, StageReport
 from orchestrator.training.process import ProcessKilled, packed, trial
 from orchestrator.training.progress import shown
+from orchestrator.training.queue import BranchQueue, begin_with
 from orchestrator.training.resources import Demand, Measure
-from orchestrator.training.worker import train_and_score
+from orchestrator.training.worker import is_embedded, train_and_score
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +71,10 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
     """One experiment of Tune, with so many times the memory."""
     by_id = {branch.branch_id: packed(branch) for branch in ordered}
     trainable = tune.with_parameters(trial, branches=by_id, shared=packed((work, job, index)))
+    embedded = {b.branch_id for b in ordered if job.gpus and is_embedded(b, job, index)}
     demand = Demand(
         job.resources,
-        memory_share(job.resources),
+        memory_share(job.resources) / (2 if job.gpus else 1),  # beside each branch on a GPU another one is scored
         largest_memory({name: value for name, value in job.resources.items() if name != "memory"}),
         job.out / "memory.json",
         {branch.branch_id: branch.config_id for branch in ordered},
@@ -88,10 +91,11 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
     ):
         tuner = tune.Tuner(
             tune.with_resources(trainable, demand),
-            param_space={"branch_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(
-                trial_name_creator=lambda made: made.config["branch_id"],
-                trial_dirname_creator=lambda made: made.config["branch_id"],
+                search_alg=BranchQueue(begin_with(list(by_id), embedded, job.gpus)),
+                num_samples=2 * len(by_id),  # at most
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
                 reuse_actors=True,  # since each branch has a process of its own
             ),
             run_config=tune.RunConfig(
@@ -105,6 +109,10 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
         results = tuner.fit()
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
     return Outcome({**failures, **_last(results, "failure")}, _last(results, "given_up"))
+
+
+def _name(made: Any) -> str:
+    return f"{made.config['branch_id']}-{made.config['part']}"
 
 
 def _last(results: tune.ResultGrid, key: str) -> dict[str, str]:

@@ -22,9 +22,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.capacity import GIB
+
+if TYPE_CHECKING:
+    from orchestrator.training.job import Part
 
 WATCH_SECONDS = 0.2
 # Ray too, since a child runs its parent's main module anew.
@@ -61,18 +64,18 @@ def trial(config: dict[str, Any], branches: dict[str, bytes], shared: bytes) -> 
     """Tune's trainable; see `orchestrator.training.launch.launch`."""
     from ray import tune
 
-    outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, report=_report)
+    outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, config["part"], report=_report)
     tune.report({**outcome, "memory_gib": peak} if "omega" in outcome else outcome)
 
 
-def _outcome(branch: bytes, shared: bytes, report: Callable[..., None]) -> dict[str, Any]:
+def _outcome(branch: bytes, shared: bytes, part: Part, report: Callable[..., None]) -> dict[str, Any]:
     """In the branch's process: its Omega, or why it was given up or would fail at every try."""
     from orchestrator.training.worker import Hopeless
     from scoring.errors import InputError
 
     work, job, index = ForkingPickler.loads(shared)
     try:
-        return {"omega": work(ForkingPickler.loads(branch), job, index, report)}
+        return {"omega": work(ForkingPickler.loads(branch), job.limited_to(part), index, report)}
     except InputError as error:
         return {"failure": str(error)}
     except Hopeless as reason:

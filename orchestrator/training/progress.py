@@ -23,7 +23,7 @@ LINE_SECONDS = 30.0  # between two lines of one branch
 _HEADER = ("branch", "state", "step", "loss", "time", "to go", "result")
 FRAME = 4  # lines of the live table that are no branch
 
-State = Literal["running", "failed", "given up", "finished", "queued"]
+State = Literal["running", "failed", "given up", "finished", "queued", "embedded"]
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Row:
 
     cost: PFLOP, roughly
     text: Omega, why it failed, or what it is waiting for
+    scoring: whether only its scores are left, for which no GPU is set aside
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     began: float = 0.0
     ended: float = 0.0
     heard: tuple[int, float] | None = None
+    scoring: bool = False
 
     @property
     def done(self) -> float:
@@ -60,6 +62,8 @@ class Row:
         """What it is doing."""
         if self.state != "running":
             return self.state
+        if self.scoring:
+            return "scoring"
         return "training" if self.step < self.steps else "embedding"
 
 
@@ -84,9 +88,11 @@ class Board:
     def headline(self, now: float) -> str:
         """Counts, resources in use and the time to go, in one line."""
         running = self.count("running")
+        computing = sum(row.state == "running" and not row.scoring for row in self.rows.values())
         counts = f"{self.count('finished')} of {len(self.rows)} branches finished, {running} running"
         failed = f", {self.count('failed')} failed" if self.count("failed") else ""
-        used = "".join(f", {running * amount:g} {name}" for name, amount in self.resources.items())
+        busy = {name: computing if name == "GPU" else running for name in self.resources}
+        used = "".join(f", {busy[name] * amount:g} {name}" for name, amount in self.resources.items())
         return f"{counts}{failed}{used} in use; {duration(now - self.began)} passed{_to_go(self.seconds_to_go(now))}"
 
 
@@ -135,8 +141,11 @@ class Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self._row(trial)
-        row.state, row.began, row.heard = "running", time.monotonic(), None
-        self._say(row, "started")
+        scoring = trial.config["part"] == "scores"
+        row.state, row.scoring, row.heard = "running", scoring, None
+        if not scoring or not row.began:
+            row.began = time.monotonic()
+            self._say(row, "started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -156,6 +165,9 @@ class Watcher(tune.Callback):  # type: ignore[misc]
             self._say(row, step)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if trial.config["part"] == "embeddings" and "omega" in trial.last_result:
+            self._row(trial).state = "embedded"
+            return
         omega, failure, given_up = (trial.last_result.get(key) for key in ("omega", "failure", "given_up"))
         text = failure or given_up or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
         self._end(trial, "failed" if failure else "given up" if given_up else "finished", text)
@@ -214,7 +226,7 @@ def visible(board: Board, room: int) -> list[Row]:
     running = [row for row in rows if row.state == "running"]
     failed = [row for row in rows if row.state == "failed"]
     finished = sorted((row for row in rows if row.state in ("finished", "given up")), key=lambda row: -row.ended)
-    queued = [row for row in rows if row.state == "queued"]
+    queued = [row for row in rows if row.state in ("embedded", "queued")]
     return [*running, *failed, *finished, *queued][: max(room, 1)]
 
 

@@ -47,7 +47,8 @@ class Demand:
     def __call__(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         """What the branch of a trial sets aside."""
         memory = self.fixed.get("memory") or self._measured(config["branch_id"])
-        return tune.PlacementGroupFactory([{**self.fixed, "memory": int(min(self.scale * memory, self.largest))}])
+        others = {name: amount for name, amount in self.fixed.items() if name != "GPU" or config["part"] != "scores"}
+        return tune.PlacementGroupFactory([{**others, "memory": int(min(self.scale * memory, self.largest))}])
 
     def _measured(self, branch_id: str) -> float:
         peaks = {config: p for config, p in read_peaks(self.measured).items() if config in self.configs.values()}

@@ -84,7 +84,7 @@ def _checkpoint(branch: Branch, job: Job) -> Path:
 
 
 def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageReport) -> float | None:
-    """Write one branch's folder of the ledger; the first table's Omega.
+    """Write one branch's folder of the ledger; the first table's Omega, unless the job ends at the embeddings.
 
     What is there already and intact is used: a lost table or another detector costs no second embedding, and clips
     that are new cost no second training. Weights are stored before anything is taken from them, and of a branch whose
@@ -109,7 +109,9 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
         np.save(folder / CLIPS, index["digest"].to_numpy().astype(str))
         if missing:
             _embed(branch, job, index, missing, folder)
-        omega, metrics, failures = _write(branch, job, index, folder)
+        scored = job.part != "embeddings"
+        omega, metrics, failures = _write(branch, job, index, folder) if scored else (None, {}, {})
+        written = {name: branch.tables[name] for name in branch.tables if scored and name not in failures}
         entry = branch_record(branch, job.fingerprint)
         update = {
             "tags": {**entry.tags, "system": joined_systems(record, branch.systems)},
@@ -117,7 +119,7 @@ def _train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRep
             "curve": record.curve if record else [],
             "files": checksums(folder),
             "embeddings": branch.embeddings_id,
-            "tables": {**tables, **{name: branch.tables[name] for name in branch.tables if name not in failures}},
+            "tables": {**tables, **written},
         }
         write_record(folder, entry.model_copy(update=update))
     for error in failures.values():
@@ -213,6 +215,14 @@ def _copy_intact(stored: Path, record: Record | None, folder: Path) -> dict[str,
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(stored / file, folder / file)
     return {name: identity for name, identity in record.tables.items() if f"{TABLES}/{name}.parquet" in intact}
+
+
+def is_embedded(branch: Branch, job: Job, index: pa.Table) -> bool:
+    """Whether all of a branch's embeddings are in the ledger, so that nothing is left for a GPU."""
+    stored = job.out / BRANCHES / branch.branch_id
+    record = read_record(stored)
+    there = _rows_of_stored(branch, record, index, stored) is not None
+    return there and all(_stored(stored, record, embeddings_file(e)) for e in branch.embeddings)
 
 
 def _stored(stored: Path, record: Record | None, file: str) -> bool:

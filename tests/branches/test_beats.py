@@ -11,7 +11,8 @@ from branches.beats import BEATs, load_beats
 from branches.beats.attention import distance_buckets, gated_attention
 from branches.beats.checkpoint import random_beats
 from branches.beats.config import TINY
-from branches.frontend import fbank, frame_padding, n_frames
+from branches.frames import n_frames
+from branches.frontend import fbank, frame_padding
 from scoring.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -223,7 +223,7 @@ def test_cache_folder_follows_the_users(tmp_path, monkeypatch):
 @pytest.mark.parametrize("uri", ["nonsense://x.pt", "s3://bucket/x.pt"])
 def test_unknown_places_are_one_line(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("TUTTI_CACHE", str(tmp_path))
-    monkeypatch.setattr(checkpoint_module.fsspec, "open", fail_to_open)
+    monkeypatch.setattr(fsspec, "open", fail_to_open)
     with pytest.raises(InputError, match=f"{uri} cannot be read: Install s3fs$"):
         load_beats(uri)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from branches.frontend import FBANK_MEAN, FBANK_STD, FRAME_LENGTH, MIN_SAMPLES, fbank, frame_padding, n_frames
+from branches.frames import FRAME_LENGTH, MIN_SAMPLES, n_frames
+from branches.frontend import FBANK_MEAN, FBANK_STD, fbank, frame_padding
 from scoring.errors import InputError
 
 CASES = Path(__file__).parent / "fixtures" / "cases.npz"

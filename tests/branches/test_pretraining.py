@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from branches import pretraining
-from branches.beats import checkpoint, load_beats
+from branches import checkpoint_files, pretraining
+from branches.beats import load_beats
 from branches.pretraining import SMALL, alter, clips_of_machine, contrast, draw_machine, main, untrained
 from scoring.errors import InputError
 
@@ -56,8 +56,8 @@ def test_small_is_the_released_file():
     model = load_beats("small")
     assert model.config == SMALL
     assert not model.training
-    assert hashlib.sha256(checkpoint.SMALL.read_bytes()).hexdigest() == checkpoint.SMALL_SHA256
-    assert checkpoint.SMALL.stat().st_size <= 3e6
+    assert hashlib.sha256(checkpoint_files.SMALL.read_bytes()).hexdigest() == checkpoint_files.SMALL_SHA256
+    assert checkpoint_files.SMALL.stat().st_size <= 3e6
     clips = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)) * 0.05
     x, _ = model(clips)
     assert x.shape == (2, 48, 128)
@@ -68,13 +68,13 @@ def test_small_is_the_released_file():
 def test_another_file_in_place_of_small_is_refused(damage, tmp_path, monkeypatch):
     other = tmp_path / "small.pt"
     if damage is not None:
-        other.write_bytes(damage(checkpoint.SMALL.read_bytes()))
-    monkeypatch.setattr(checkpoint, "SMALL", other)
-    with pytest.raises(InputError, match=r"is not the file that comes with tutti; install tutti anew$"):
+        other.write_bytes(damage(checkpoint_files.SMALL.read_bytes()))
+    monkeypatch.setattr(checkpoint_files, "SMALL", other)
+    with pytest.raises(InputError, match=r"is not the file that comes with tutti; reinstall tutti$"):
         load_beats("small")
 
 
 def test_small_of_another_version_is_refused():
-    assert load_beats("small", checkpoint.SMALL_SHA256[:8]).config == SMALL
+    assert load_beats("small", checkpoint_files.SMALL_SHA256[:8]).config == SMALL
     with pytest.raises(InputError, match=r"not 00000000…: it is of another version of tutti$"):
         load_beats("small", "0" * 8)

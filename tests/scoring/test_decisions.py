@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import pearson3, skew
 from sklearn.metrics import precision_recall_fscore_support
 
 from scoring.decisions import (
@@ -20,6 +21,13 @@ def test_threshold_lets_about_a_tenth_of_the_normals_through(rule, skewed):
     rng = np.random.default_rng(5)
     draw = (lambda n: rng.gamma(3.0, 2.0, n) - 4) if skewed else (lambda n: rng.normal(7, 0.1, n))
     assert (draw(20_000) > RULES[rule](draw(5_000), 0.9)).mean() == pytest.approx(0.1, abs=0.015)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_gamma_is_scipys_pearson_type_iii(sign):
+    train = sign * np.random.default_rng(1).gamma(2.0, 3.0, 200)
+    expected = pearson3.ppf(0.97, skew(train), loc=train.mean(), scale=train.std())
+    assert gamma_threshold(train, 0.97) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_gamma_of_scores_without_skew_is_the_normal():

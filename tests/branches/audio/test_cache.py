@@ -7,7 +7,7 @@ from branches.audio.cache import open_cache
 from branches.data.dataset import index_of
 from branches.data.inspection import inspect
 from branches.data.synthetic import SyntheticSize, write_dataset
-from branches.frontend import MIN_SAMPLES
+from branches.frames import MIN_SAMPLES
 from scoring.errors import InputError
 
 NAME = "fan/train/section_00_source_train_normal_{:04d}_noAttribute.wav"

@@ -16,9 +16,10 @@ import soundfile
 from fusion.search import fuse
 from orchestrator.fuse.result import delivered_as, describe, described_table
 from orchestrator.ledger.folders import Record, write_record
-from orchestrator.report import refresh_report, write_report
+from orchestrator.report import refresh_report
 from orchestrator.report.branches import costs, settings
 from orchestrator.report.collect import collect
+from orchestrator.report.page import write_report
 from orchestrator.report.sound import most_wrong
 from scoring.errors import InputError
 from scoring.metrics import official_metrics

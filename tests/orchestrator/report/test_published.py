@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from orchestrator.plan import make_plan
-from orchestrator.report import write_report
 from orchestrator.report.collect import System
+from orchestrator.report.page import write_report
 from orchestrator.report.published import OMEGA, TABLE_1, against_the_report, expected
 from orchestrator.system import load_system
 from tests.orchestrator.report import test_page

@@ -10,11 +10,12 @@ import pytest
 from mlflow import MlflowClient
 
 from fusion.tasks import run_here
-from orchestrator.fuse.result import RESULT, fuse_into
+from orchestrator.fuse.result import fuse_into
 from orchestrator.ledger.folders import (
     BRANCHES,
     FAILURES,
     GIVEN_UP,
+    RESULT,
     SYSTEMS,
     Record,
     checksums,

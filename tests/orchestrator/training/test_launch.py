@@ -1,11 +1,13 @@
-"""Branches whose processes are killed again and again, on a real Ray: they are tried with more memory, to an end."""
+"""Branches on a real Ray: killed again and again they are tried with more memory, and no GPU waits for their scores."""
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from branches.spec import BranchSpec
 from cluster.session import session
@@ -56,3 +58,43 @@ def test_how_branches_end(tmp_path, monkeypatch):
     assert set(outcome.failures) == {"doomed", "wrong"}
     assert outcome.failures["wrong"] == "it is wrong; mend it"
     assert "killed, most likely for want of memory" in outcome.failures["doomed"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Notes which part of a branch is done on which GPU; of the embeddings, the second wait for the first's scores."""
+
+    folder: Path
+
+    def __call__(self, branch, job, index, report):
+        if branch.name == "wrong":
+            raise InputError("it is wrong; mend it")
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        (self.folder / f"{branch.branch_id}.{job.part}").write_text(f"{job.device} {gpus}")
+        second = len(list(self.folder.glob("*.embeddings"))) == 2
+        deadline = time.monotonic() + 60
+        while job.part == "embeddings" and second and not list(self.folder.glob("*.scores")):
+            assert time.monotonic() < deadline, "the first branch is not scored beside the second"
+            time.sleep(0.1)
+        return None if job.part == "embeddings" else 50.0
+
+
+@pytest.mark.slow
+def test_a_gpu_goes_to_the_next_branch_while_the_last_is_scored(tmp_path, capsys):
+    branches = [
+        Branch(n, n, n, ("s",), BranchSpec(seed=i), (MahalanobisSpec(),)) for i, n in enumerate(["a", "b", "wrong"])
+    ]
+    job = Job(tmp_path, tmp_path, tmp_path, tmp_path, "", make_table().select([]), 1, 1.0, None, 60.0, [], ())
+    (tmp_path / "parts").mkdir()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})  # which only Ray counts
+    try:
+        with session(cluster.address):
+            outcome = launch(branches, job, make_table().select([]), Parts(tmp_path / "parts"))
+    finally:
+        cluster.shutdown()
+    assert outcome.failures == {"wrong": "it is wrong; mend it"}
+    parts = {path.name: path.read_text() for path in (tmp_path / "parts").iterdir()}
+    assert parts == {"a.embeddings": "cuda 0", "a.scores": "cpu ", "b.embeddings": "cuda 0", "b.scores": "cpu "}
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("started" in line for line in lines) == 3
+    assert sum("Omega 50.00" in line for line in lines) == 2

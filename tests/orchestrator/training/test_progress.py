@@ -29,7 +29,7 @@ def branch(name, **settings):
 
 
 def trial(name, error_file=None, **last_result):
-    return SimpleNamespace(config={"branch_id": name}, last_result=last_result, error_file=error_file)
+    return SimpleNamespace(config={"branch_id": name, "part": "all"}, last_result=last_result, error_file=error_file)
 
 
 def play(watcher):

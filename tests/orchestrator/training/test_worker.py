@@ -14,7 +14,7 @@ from orchestrator.ledger.folders import BRANCHES, is_finished, new_folder, read_
 from orchestrator.plan import make_plan, versions
 from orchestrator.system import SystemSpec
 from orchestrator.training.job import Job
-from orchestrator.training.worker import hopeless, train_and_score
+from orchestrator.training.worker import hopeless, is_embedded, train_and_score
 from scoring.errors import InputError
 from scoring.table import read_table
 
@@ -58,8 +58,8 @@ class Bench:
         self.detector = "mahalanobis"
         self.embeddings = [{}]
 
-    def bring(self):
-        """Make the tables; whether that took a training."""
+    def bring(self, *parts):
+        """Make the tables, at once or in parts; whether that took a training."""
         configurations = {
             f"b{i}": {"branch": self.branch, "detector": self.detector, **embedding}
             for i, embedding in enumerate(self.embeddings)
@@ -84,7 +84,12 @@ class Bench:
         )
         job.checkpoints.mkdir(parents=True, exist_ok=True)
         losses = []
-        train_and_score(branch, job, dataset.index, lambda *report: losses.append(report))
+        for part in parts or ["all"]:
+            assert is_embedded(branch, job, dataset.index) or part != "scores"
+            before = len(losses)
+            omega = train_and_score(branch, job.limited_to(part), dataset.index, lambda *report: losses.append(report))
+            assert (omega is None) == (part == "embeddings")
+            assert part != "scores" or len(losses) == before
         assert is_finished(self.out, branch.branch_id, branch.tables)
         return bool(losses)
 
@@ -102,6 +107,15 @@ def bench(tmp_path):
     made = Bench(tmp_path)
     assert made.bring()
     return made
+
+
+def test_in_parts_as_at_once(bench, tmp_path):
+    (tmp_path / "parts").mkdir()
+    other = Bench(tmp_path / "parts")
+    assert other.bring("embeddings", "scores")
+    assert other.table().equals(bench.table())
+    assert read_record(other.folder).files.keys() == read_record(bench.folder).files.keys()
+    assert read_record(other.folder).metrics.keys() == read_record(bench.folder).metrics.keys()
 
 
 def test_another_detector_trains_and_embeds_nothing(bench):
