@@ -11,7 +11,7 @@ from branches.spec import PROJECTION, AugmentationSpec
 from branches.training.finetuning import train
 from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
-from orchestrator.system import SYSTEMS, load_systems
+from orchestrator.system import SYSTEMS, load_system, load_systems
 
 NAMES = sorted({path.stem for path in SYSTEMS.glob("*.yaml")} - {"demo"})
 
@@ -41,6 +41,13 @@ def test_the_report_s_differences_are_there():
     assert {spec.strategy.name for spec in specs} == {"full", "partial", "lora"}
     assert {spec.masked_prediction is None for spec in specs} == {True, False}
     assert all(branch.spec.augmentation.generated for branch in plan("s4").branches)
+
+
+def test_generated_clips_of_s4_and_s5_are_one_set():
+    fourth = load_system("s4").subsystems["mahalanobis"]["arcface_full"].branch
+    heads = load_system("s5").subsystems["heads"]
+    wanted = [c.branch for c in heads.values() if c.branch.augmentation.generated]
+    assert [(b.augmentation.generated, b.channel) for b in wanted] == [(fourth.augmentation.generated, fourth.channel)]
 
 
 @pytest.fixture(scope="module")
