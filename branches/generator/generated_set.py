@@ -63,8 +63,8 @@ class GeneratedSet:
         if len(accepted) < LEAST_ACCEPTED * len(verdict):
             counts = ", ".join(f"{n} {name}" for name, n in zip(*np.unique(verdict, return_counts=True), strict=True))
             raise InputError(
-                f"of {len(verdict)} generated samples {len(accepted)} passed the check ({counts}): the generator "
-                "did not learn; give it more steps, or train without generated clips"
+                f"of {len(verdict)} generated samples {len(accepted)} passed the check ({counts}); give the "
+                "generator more steps, raise `far_above` if most are far, or train without generated clips"
             )
         return accepted
 
