@@ -19,7 +19,7 @@ from scoring.errors import InputError
 FLOP_PER_PARAMETER = {"frozen": 0, "head": 2, "partial": 6, "lora": 4, "full": 6}
 PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
 PARAMETERS = {"tiny": 86_000, "small": 660_000}
-BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint
+BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint; taken where the file is not there
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
 CLIP_SECONDS = 10.0
 # GFLOP/s of one CPU core, measured while networks of each size train on 2 s: small ones mostly wait for memory.
@@ -80,15 +80,23 @@ def _clip_passes(spec: BranchSpec) -> int:
 
 
 def _core_gflops(spec: BranchSpec) -> float:
-    return CORE_GFLOPS.get(spec.backbone.path, BASE_CORE_GFLOPS)
+    size = _parameters(spec)
+    return next((speed for name, speed in CORE_GFLOPS.items() if size <= 2 * PARAMETERS[name]), BASE_CORE_GFLOPS)
+
+
+def _parameters(spec: BranchSpec) -> int:
+    """Of the backbone; of a file on this machine by its size, since nothing is loaded here."""
+    path = spec.backbone.path
+    if path in BUILT_IN:
+        return PARAMETERS[path]
+    return Path(path).stat().st_size // 4 if Path(path).is_file() else BASE_PARAMETERS
 
 
 def petaflop(spec: BranchSpec, clips: int) -> float:
     """Rough count of the 10^15 floating-point operations that a branch's training and embedding take."""
-    parameters = PARAMETERS[spec.backbone.path] if spec.backbone.path in BUILT_IN else BASE_PARAMETERS
     trained = FLOP_PER_PARAMETER[spec.strategy.name] * _clip_passes(spec) * spec.training.crop_seconds
     embedded = 2 * clips * CLIP_SECONDS
-    return parameters * PATCHES_PER_SECOND * (trained + embedded) / 1e15
+    return _parameters(spec) * PATCHES_PER_SECOND * (trained + embedded) / 1e15
 
 
 def duration(seconds: float) -> str:
