@@ -193,7 +193,7 @@ def _other_figure(result: dict[str, Any]) -> str:
 
 
 def omega_of(result: Mapping[str, Any]) -> float | None:
-    """The Omega to compare a system by: on machines left out; in-sample where weights could not be chosen by labels."""
+    """The Omega to compare a system by: on held-out machines; in-sample where weights could not be chosen by labels."""
     delivered = result["delivered"]
     omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
     return omega

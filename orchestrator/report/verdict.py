@@ -1,4 +1,4 @@
-"""What to know at one glance: which system, how good on unheard machines, how much better than what, what next."""
+"""What to know at one glance: which system, how good on new machines, how much better than what, what next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Difference:
     def meaning(self) -> str:
         """What the intervals say; to the delivered method itself there is a difference where another was chosen."""
         if self.delivered:
-            return "what choosing the method without the machine has cost"
+            return "the cost of choosing the method without the machine"
         for name, (low, high) in (("these machines", self.clips), ("other machines", self.machines)):
             if low <= 0 <= high:
                 return f"within chance on {name}"
@@ -94,7 +94,7 @@ def _next(run: Run, best: System) -> list[tuple[str, str]]:
     folder, name = shlex.quote(run.folder), shlex.quote(best.name)
     return [
         (f"tutti ui --out {folder}", "compares the branches in MLflow"),
-        (f"tutti report {folder} --audio 5", "adds the clips that it is most wrong about, to listen to"),
-        (f"tutti export {folder} {name} --out model", "packages it to score recordings beside a machine"),
+        (f"tutti report {folder} --audio 5", "adds its worst false alarms and misses, to listen to"),
+        (f"tutti export {folder} {name} --out model", "packages it to score new recordings"),
         (f"tutti submission make {folder} {name} --label NAME_PLACE_task2", "makes the challenge's package"),
     ]
