@@ -153,8 +153,9 @@ def plan(
         for b in result["branches"]
     ]
     print_table(("branch", "systems", "id", "state", "clip passes", "PFLOP"), rows)
+    noun = "branch" if len(rows) == 1 else "branches"
     click.echo(
-        f"{len(rows)} branches, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
+        f"{len(rows)} {noun}, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
         f"at {result['assumed_tflops']} TFLOP/s, or {duration(3600 * result['cpu_hours'])} of a CPU core"
     )
     for note in result["notes"]:

@@ -174,7 +174,9 @@ def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, 
     """A line on what is delivered, and rows of name, in-sample and LOMO Omega: what a command prints."""
     delivered = result["delivered"]
     mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
-    rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
+    several = sum(map(len, delivered["weights"].values())) > 1  # of one configuration all weights are the same
+    methods = result["methods"].items() if several else ()
+    rows = [(method, values["in_sample"], values["lomo"]) for method, values in methods]
     if baseline := result.get("baseline"):  # no label has chosen anything in it
         rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
