@@ -200,6 +200,8 @@ def test_settings_are_overridden_in_every_configuration(write):
     assert system.subsystems["a"]["c"].branch.objective.name == "softmax"
     with pytest.raises(InputError, match="unknown key; did you mean steps"):
         load_system(path, None, ["branch.training.stps=30"])
+    with pytest.raises(InputError, match=r"s2.yaml: --set branch.trainin: unknown key; did you mean training[^\n]*$"):
+        load_system("s2", overrides=["branch.trainin.steps=3"])  # in ten configurations
     with pytest.raises(InputError, match=r"--set steps=3: give KEY=VALUE.*branch, embedding, detector, seeds"):
         load_system(path, None, ["steps=3"])
 
