@@ -385,7 +385,7 @@ class BranchSpec(Settings):
         noise = self.augmentation.noise
         if self.channel == "cancel" and noise is not None and noise.source == "far" and not self.is_frozen:
             raise ValueError(
-                "noise from the far microphone is what the channel cancel takes away; leave out augmentation.noise"
+                "noise from the far microphone is what the channel cancel removes; leave out augmentation.noise"
             )
         return self
 

@@ -1,7 +1,7 @@
 """Fuse score tables: choose weights, estimate honestly what they are worth, apply them.
 
 Every method is run on all development machines, and again without each of them and each pair. What is delivered is
-chosen by what it reaches on machines left out, and so is the figure it is given, see `fusion.validation`.
+chosen by what it reaches on held-out machines, and so is the figure it is given, see `fusion.validation`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 FUSION_VERSION = 3
 
 WHY = {
-    "best_single": "on machines left out no simple way beats it, and nothing does beyond noise",
-    "uniform": "on machines left out it beats the best single configuration, and nothing beats it beyond noise",
-    "minimum": "on machines left out it beats the best single configuration and uniform weights, and nothing beats it "
-    "beyond noise",
+    "best_single": "on held-out machines no simple method beats it, and no search does beyond noise",
+    "uniform": "on held-out machines it beats the best single configuration, and no search beats it beyond noise",
+    "minimum": "on held-out machines it beats the best single configuration and uniform weights, and no search "
+    "beats it beyond noise",
 }
-WHY_BEST = "on machines left out it beats uniform weights and the best single configuration, by most and beyond noise"
-WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on an unheard one"
+WHY_BEST = "on held-out machines it beats uniform weights and the best single configuration beyond noise, and by most"
+WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on a held-out one"
 
 
 @dataclass(frozen=True)

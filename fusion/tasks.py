@@ -108,7 +108,7 @@ def search_all(problem: Problem, runner: Runner, folder: Path | None = None) -> 
     results = {task: kept for task in tasks if folder and (kept := _load(_file(folder, task)))}
     missing = [task for task in tasks if task not in results]
     if results:
-        log.info("%d of %d searches are there already", len(results), len(tasks))
+        log.info("%d of %d searches were done before", len(results), len(tasks))
     logged = time.monotonic()
     for task, result in runner(problem, missing):
         results[task] = result

@@ -48,17 +48,17 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tutti-asd")
-@click.option("-v", "--verbose", is_flag=True, help="Log details, also those of the packages below.")
-@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors alone; results are printed all the same.")
+@click.option("-v", "--verbose", is_flag=True, help="Log details, including other packages'.")
+@click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors; results are still printed.")
 def main(verbose: bool, quiet: bool) -> None:
-    """Train BEATs branches, score them, and fuse them into systems that hold on unheard machines.
+    """Train BEATs branches, score them, and fuse them into systems that hold on new machines.
 
     \b
     tutti demo                                  the whole chain on generated data
     tutti plan s2 --data DIR                    what would be trained
     tutti run s1 s2 --data DIR --out runs/a     train what is missing, fuse, deliver
-    tutti fuse --tables DIR --out fused         fuse score tables made elsewhere
-    tutti -q COMMAND, tutti -v COMMAND          with less, with more of a log
+    tutti fuse --tables DIR --out fused         fuse score tables of any origin
+    tutti -q COMMAND, tutti -v COMMAND          less or more logging
     """
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet contradict each other")

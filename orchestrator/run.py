@@ -82,7 +82,7 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         finally:
             waiting = outbox.close(status, files)
             if waiting:
-                log.warning("%d results wait for MLflow; `tutti sync` or the next run sends them", waiting)
+                log.warning("%d results have not reached MLflow; `tutti sync` or the next run sends them", waiting)
     return results
 
 

@@ -145,7 +145,7 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
         system = SystemSpec.model_validate(raw)
     except ValidationError as error:
         mistakes += describe(error, SystemSpec)
-    if mistakes:
+    if mistakes := _once(mistakes, overrides):
         many = f"{len(mistakes)} mistakes\n" if len(mistakes) > 1 else ""
         raise InputError(f"{path}: {many}" + "\n".join(mistakes))
     if backbone is None:
@@ -226,6 +226,17 @@ def _override(raw: dict[str, Any], override: str) -> None:
                 within = {"name": within} if isinstance(within, str) else {**(within or {})}
                 settings[parent] = settings = within
             settings[last] = _value(override, value)
+
+
+def _once(mistakes: list[str], overrides: Sequence[str]) -> list[str]:
+    """The mistakes of overrides, which are in every configuration, once."""
+    keys = [override.partition("=")[0] for override in overrides]
+    named: dict[str, None] = {}
+    for mistake in mistakes:
+        setting = mistake.split(".", 3)[-1]  # without subsystems.<sub-system>.<configuration>
+        key = setting.partition(":")[0]
+        named[f"--set {setting}" if any(k.startswith(key) or key.startswith(k) for k in keys) else mistake] = None
+    return list(named)
 
 
 def _value(override: str, text: str) -> Any:

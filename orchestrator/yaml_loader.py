@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{name} appears twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -47,6 +47,6 @@ def load_yaml(text: str) -> Any:
     Raises
     ------
     yaml.YAMLError
-        If it is not YAML, a key stands twice, or a number is not decimal.
+        If it is not YAML, a key appears twice, or a number is not decimal.
     """
     return _Loader(text).get_single_data()

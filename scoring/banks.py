@@ -76,7 +76,7 @@ def _check_finite(clips: pa.Table, X: NDArray[np.floating]) -> None:
     if len(bad):
         name = f"{clips['machine'][bad[0]]}/{clips['clip'][bad[0]]}"
         raise InputError(
-            f"the embedding of {name} is not finite: the recording's level is absurd, or training diverged "
+            f"the embedding of {name} is not finite: the recording's level is implausible, or training diverged "
             "and needs a lower learning rate"
         )
 

@@ -60,7 +60,7 @@ def conform(table: pa.Table, name: str = "score table") -> pa.Table:
     """
     twice = [column for column in SCHEMA.names if table.column_names.count(column) > 1]
     if twice:
-        raise InputError(f"{name}: column {', '.join(twice)} stands twice; drop or rename one of the two")
+        raise InputError(f"{name}: column {', '.join(twice)} appears twice; drop or rename one")
     table = _filled(table)
     missing = [column for column in SCHEMA.names if column not in table.column_names]
     if missing:
@@ -105,7 +105,7 @@ def _check_rows(table: pa.Table, name: str) -> None:
     counts = table.group_by(list(KEY)).aggregate([("score", "count")])
     twice = counts.filter(pc.greater(counts["score_count"], 1))
     if twice.num_rows:
-        raise InputError(f"{name}: {_describe(twice, 0)} stands in the table more than once")
+        raise InputError(f"{name}: {_describe(twice, 0)} is in the table more than once")
 
 
 def _describe(table: pa.Table, row: int) -> str:

@@ -23,6 +23,7 @@ README = Path(__file__).parent.parent / "README.md"
 STAND_FOR = {
     "BEATs_iter3.pt": "tiny",
     "/data/dcase2026": "data",
+    "/data/mine": "mine",
     "fan": "rotor",
 }
 ELSEWHERE = {
@@ -55,9 +56,10 @@ def place(tmp_path_factory):
     (root / "scores" / "index.csv").write_text("\n".join(rows))
     clips = sorted((root / "data" / "rotor" / "train").iterdir())
     shutil.copy(clips[0], root / "clip.wav")
-    (root / "normal").mkdir()
-    for clip in clips:
-        shutil.copy(clip, root / "normal")
+    for folder in ("normal", "recordings"):
+        (root / folder).mkdir()
+        for clip in clips:
+            shutil.copy(clip, root / folder)
     return root
 
 

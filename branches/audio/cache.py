@@ -143,7 +143,7 @@ def _decode(root: Path, paths: list[str], folder: Path) -> None:
     clips = prefetched(lambda path: read_clip(root / path).reshape(-1), paths, os.cpu_count() or 1)
     for i, (path, clip) in enumerate(zip(paths, clips, strict=True)):
         if len(clip) != start[i + 1] - start[i]:
-            raise InputError(f"{root / path}: the header promises another length than the file has; copy it again")
+            raise InputError(f"{root / path}: the header gives another length than the file has; copy it again")
         samples[start[i] : start[i + 1]] = np.rint(clip * 32768) if exact else clip
     samples.flush()
     np.savez(folder / "layout.npz", start=start, channels=channels)

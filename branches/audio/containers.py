@@ -52,8 +52,8 @@ def _check_complete(file: BinaryIO, name: str) -> None:
         raise InputError(f"{name}: truncated: {size} of {end} bytes; copy it again")
     if size - end > _ROOM or (size - end > _TRAILING and _is_sound(file, end)):
         raise InputError(
-            f"{name}: its header speaks of {end} of {size} bytes, as of a recorder that was stopped or of a WAV over "
-            "4 GiB; write the header anew, or the recording as RF64, W64 or FLAC"
+            f"{name}: its header gives {end} of {size} bytes, as after a recorder was stopped or in a WAV over "
+            "4 GiB; rewrite the header, or save the recording as RF64, W64 or FLAC"
         )
 
 

@@ -73,7 +73,7 @@ class Progress:
         """Go on from a checkpoint; what is raised by a damaged one depends on the damage."""
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["signature"] != self.signature:
-            raise ValueError("it is of a training on other clips or classes")
+            raise ValueError("it belongs to a training on other clips or classes")
         for name, module in self.modules.items():
             module.load_state_dict({**_fixed(module), **state["modules"][name]})
         self.optimizer.load_state_dict(state["optimizer"])
@@ -142,7 +142,7 @@ def resume(start: Callable[[], Progress], checkpoint: Path | None) -> Progress:
     try:
         progress.restore(checkpoint)
     except Exception as error:  # a damaged file can fail in any way, and starting anew is always right
-        log.warning("checkpoint %s cannot be used (%s); training starts anew", checkpoint, str(error).split("\n")[0])
+        log.warning("checkpoint %s cannot be used (%s); training starts over", checkpoint, str(error).split("\n")[0])
         return start()
     return progress
 

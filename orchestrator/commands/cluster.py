@@ -11,18 +11,18 @@ import click
 from orchestrator.commands.options import backbone_option, run_options, set_option, systems_argument, tracking_option
 from scoring.errors import InputError
 
-_dashboard = click.option("--address", required=True, help="Of the cluster's dashboard: http://HOST:8265.")
+_dashboard = click.option("--address", required=True, help="Address of the cluster's dashboard: http://HOST:8265.")
 
 
 @click.command()
 @systems_argument
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Data set, as the cluster sees it.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Data set, as a path on the cluster.")
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="RUN_DIR",
-    help="Run folder, as the cluster sees it.",
+    help="Run folder, as a path on the cluster.",
 )
 @backbone_option
 @set_option
@@ -30,9 +30,9 @@ _dashboard = click.option("--address", required=True, help="Of the cluster's das
 @click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
 @run_options
 def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: Any) -> None:
-    """Run systems as a job on a cluster, and follow its log; Ctrl-C stops the following, not the job.
+    """Run systems as a job on a cluster, and follow its log; Ctrl-C stops following, not the job.
 
-    This machine's code and system files go along; data, checkpoints and results stay on the cluster's storage.
+    This machine's code and system files are uploaded; data, checkpoints and results stay on the cluster's storage.
 
     \b
     Example: tutti submit s2 --address http://127.0.0.1:8265 --data /shared/dcase2026 --out /shared/runs/a
@@ -82,7 +82,7 @@ def cancel(job_id: str, address: str) -> None:
 @click.argument("out", type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR")
 @tracking_option
 def sync(out: Path, tracking_uri: str | None) -> None:
-    """Send results that MLflow lacks, and let the store of a run folder that was moved or copied read its artifacts.
+    """Send missing results to MLflow, and correct artifact paths after a run folder was moved or copied.
 
     \b
     Example: tutti sync runs/a --tracking-uri http://mlflow:5000
@@ -92,7 +92,7 @@ def sync(out: Path, tracking_uri: str | None) -> None:
 
     waiting = send_waiting(out, tracking_uri)
     if waiting:
-        raise InputError(f"{waiting} results could not be sent and wait on")
+        raise InputError(f"{waiting} results could not be sent; they are kept")
     click.echo(f"{out}: MLflow has everything")
 
 

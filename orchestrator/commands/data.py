@@ -26,7 +26,7 @@ def data() -> None:
 @click.option(
     "--size", type=click.Choice(["demo", "challenge"]), default="demo", show_default=True, help="How many clips."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sounds.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 def synth(folder: Path, size: str, seed: int) -> None:
     """Write a generated data set in the layout of DCASE 2026.
 
@@ -42,15 +42,15 @@ def synth(folder: Path, size: str, seed: int) -> None:
 @data.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--machine", help="Of recordings whose folder or manifest names none.")
+@click.option("--machine", help="Machine of recordings for which folder or manifest name none.")
 @click.option("--clip-seconds", type=click.FloatRange(min=0.2), help="Cut recordings into clips of this length.")
 def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float | None) -> None:
     """Make a data set in FOLDER of the recordings in SOURCE, a folder or a CSV manifest.
 
     They may have any name, rate, length and number of channels. Folders called train, test, normal, anomaly, source
-    and target say so of what is in them, the outermost other folder is the machine. Everything else is normal and for
-    training. A manifest has the column path, and may have machine, section, split, condition, domain and attributes.
-    Which clip is which recording is written to FOLDER/recordings.csv.
+    and target label the recordings in them, the outermost other folder is the machine. Everything else is normal
+    training data. A manifest has the column path, and may have machine, section, split, condition, domain and
+    attributes. FOLDER/recordings.csv maps clips to recordings.
 
     \b
     Example: tutti data import recordings /data/mine --machine press --clip-seconds 10
@@ -72,7 +72,7 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def check(folder: Path, as_json: bool) -> None:
-    """Read every clip of a data set; print what is in it, what looks odd and what is wrong.
+    """Read every clip of a data set; print contents, oddities and errors.
 
     Exits with 2 if a clip cannot be used.
 

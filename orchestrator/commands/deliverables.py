@@ -17,14 +17,18 @@ from scoring.errors import InputError
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
 @click.option(
-    "--audio", type=click.IntRange(min=0), default=0, help="With N false alarms and N misses to listen to.", metavar="N"
+    "--audio",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Add the N worst false alarms and misses to hear.",
+    metavar="N",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Their data set, if it is no longer where the run had it."
+    "--data", type=click.Path(path_type=Path), help="Data set of the recordings, if it was moved since the run."
 )
 @ground_truth_option
 def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | None) -> None:
-    """Write a run's HTML report anew from its results.
+    """Write a run's HTML report from its results.
 
     \b
     Example: tutti report runs/a
@@ -45,11 +49,9 @@ def submission() -> None:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
 @click.argument("systems", nargs=-1, metavar="[SYSTEM...]")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: RUN_DIR/package.")
+@click.option("--label", help="Surname_Affiliation_task2 of the corresponding author; default: from the authors' file.")
 @click.option(
-    "--label", help="Surname_Affiliation_task2 of the corresponding author; default: as in the authors' file."
-)
-@click.option(
-    "--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, made as a form."
+    "--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, created as a form."
 )
 @json_option
 def make(
@@ -113,7 +115,7 @@ def check_submission(package: Path, data: Path | None, ground_truth: Path | None
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR", help="Run folder."
 )
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Of this machine.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on this machine.")
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.
 

@@ -23,7 +23,7 @@ _existing = click.Path(path_type=Path, exists=True)  # said before torch is load
 _rule_option = click.option(
     "--rule",
     type=click.Choice(["gamma", "empirical", "false_alarm"]),
-    help="Threshold: quantile of a fitted gamma, of the normals' scores, or one that keeps false alarms to the rate.",
+    help="Threshold: quantile of a gamma fitted to the normals' scores, of the scores, or a bound on false alarms.",
 )
 _false_alarms_option = click.option(
     "--false-alarms",
@@ -56,15 +56,19 @@ def export(folder: Path, system: str | None, out: Path, rule: Rule | None, false
 @click.command()
 @click.argument("model", type=_existing)
 @click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
-@click.option("--machine", help="Default: the model's only one, or as the folders say, MACHINE/test/CLIP.")
-@click.option("--section", type=click.IntRange(min=0), help="Default: as the clip's name says (section_02_…), else 0.")
-@click.option("--out", type=_path, help="Write the scores there, too; .csv or .parquet.")
-@click.option("--window", type=click.FloatRange(min=0, min_open=True), help="Seconds; score one long recording so.")
+@click.option("--machine", help="Default: the model's only machine, or from the path, MACHINE/test/CLIP.")
+@click.option("--section", type=click.IntRange(min=0), help="Default: from the clip's name (section_02_…), else 0.")
+@click.option("--out", type=_path, help="Also write the scores to a file; .csv or .parquet.")
+@click.option(
+    "--window",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Score a long recording in windows of so many seconds.",
+)
 @click.option("--hop", type=click.FloatRange(min=0, min_open=True), help="Seconds between windows; default: half.")
 @click.option("--plot", type=_path, help="Draw the score over time; .png, .svg or .pdf.")
 @_rule_option
 @_false_alarms_option
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What computes.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
 @json_option
 def score(
     model: Path,
@@ -80,7 +84,7 @@ def score(
     device: str,
     as_json: bool,
 ) -> None:
-    """Score recordings with a packaged ensemble; a folder stands for the recordings in it.
+    """Score recordings, or all recordings in folders, with a packaged ensemble.
 
     \b
     Example: tutti score model clip.wav --machine fan
@@ -188,4 +192,4 @@ def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out:
 
     warn_of_other_version(model)
     threshold = add(model, machine, recordings(clips), out, section)
-    click.echo(f"{out}: {machine} section {section} is known now; scores above {threshold:.3f} are anomalies")
+    click.echo(f"{out}: {machine} section {section} enrolled; scores above {threshold:.3f} are anomalies")

@@ -31,19 +31,19 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A setting of every configuration, such as branch.training.steps=30; may be given several times.",
+    help="Override a setting of every configuration, e.g. branch.training.steps=30; repeatable.",
 )
 ground_truth_option = click.option(
     "--ground-truth",
     type=click.Path(path_type=Path),
-    help="Folder with the organisers' ground_truth_*.csv: labels that came later, for figures alone.",
+    help="Folder with the organisers' ground_truth_*.csv: labels published later, only for reporting.",
 )
 run_folder_option = click.option(
     "--out",
     required=True,
     metavar="RUN_DIR",
     type=click.Path(path_type=Path),
-    help="Run folder: everything the run makes; the same again continues.",
+    help="Run folder for all results; an existing run continues.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 tracking_option = click.option(
@@ -58,15 +58,13 @@ address_option = click.option(
     show_default=True,
     envvar="RAY_ADDRESS",  # which Ray itself sets inside a job
     show_envvar=True,
-    help="`local` starts Ray here; `auto` is the cluster that this machine or job is part of; host:port, ray://host:10001.",
+    help="`local` starts Ray here; `auto` uses the cluster that this machine or job belongs to; also host:port, ray://host:10001.",
 )
 
 
 def _one_gpu_at_most(context: click.Context, parameter: click.Parameter, gpus: float | None) -> float | None:
     if gpus is not None and gpus > 1:
-        raise click.BadParameter(
-            "a branch fits one GPU and computes on no second; give 1 or less, and more branches at once use more GPUs"
-        )
+        raise click.BadParameter("a branch uses a single GPU; give 1 or less (more GPUs run more branches at once)")
     return gpus
 
 
@@ -75,46 +73,48 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         json_option,
         click.option(
-            "--fuse-incomplete", is_flag=True, help="Where branches fail, fuse the others; exit code 1 all the same."
+            "--fuse-incomplete", is_flag=True, help="If branches fail, fuse the others; the exit code is still 1."
         ),
         click.option(
             "--compile",
             "compiled",
             is_flag=True,
-            help="Compile the encoders that are trained: a slower start of each, faster steps.",
+            help="Compile trained encoders: slower start, faster steps.",
         ),
         click.option(
-            "--stop-hopeless", is_flag=True, help="Give up branches whose loss does not fall, and fuse without them."
+            "--stop-hopeless",
+            is_flag=True,
+            help="Give up branches whose loss does not fall, and fuse without them.",
         ),
         click.option(
             "--checkpoint-seconds",
             type=click.FloatRange(min=0),
             default=600.0,
             show_default=True,
-            help="How often a branch under way is saved, while it goes on.",
+            help="Interval between checkpoints of a branch; training goes on meanwhile.",
         ),
         click.option(
             "--storage",
             metavar="URI",
-            help="Where nodes that share no file system share what they make: s3://…, gs://…, file://….",
+            help="Storage to exchange results through if nodes share no file system: s3://…, gs://…, file://….",
         ),
         click.option(
             "--gpus-per-branch",
             type=click.FloatRange(min=0),
             callback=_one_gpu_at_most,
-            help="At most 1; 0.5 puts two branches on one. Default: 1 where there are GPUs.",
+            help="At most 1; 0.5 puts two branches on one GPU. Default: 1 if there are GPUs.",
         ),
         click.option(
             "--memory-per-branch",
             type=click.FloatRange(min=0, min_open=True),
-            help="GiB. Default: a share of the node, or more if measured so.",
+            help="GiB. Default: a share of the node, or more if measured.",
         ),
         click.option(
             "--cpus-per-branch",
             type=click.IntRange(min=1),
             default=1,
             show_default=True,
-            help="Threads that compute and put batches together.",
+            help="Threads for computing and for loading batches.",
         ),
         tracking_option,
     ):

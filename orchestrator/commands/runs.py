@@ -122,7 +122,7 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
 @data_option
 @backbone_option
 @set_option
-@click.option("--out", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Look up what is finished there.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Run folder with finished branches.")
 @json_option
 def plan(
     systems: tuple[str, ...],
@@ -132,7 +132,7 @@ def plan(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the branches that the systems need, what is done and what the rest may cost. Runs nothing.
+    """Show the systems' branches, which are done, and the cost of the others. Runs nothing.
 
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
@@ -153,8 +153,9 @@ def plan(
         for b in result["branches"]
     ]
     print_table(("branch", "systems", "id", "state", "clip passes", "PFLOP"), rows)
+    noun = "branch" if len(rows) == 1 else "branches"
     click.echo(
-        f"{len(rows)} branches, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
+        f"{len(rows)} {noun}, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
         f"at {result['assumed_tflops']} TFLOP/s, or {duration(3600 * result['cpu_hours'])} of a CPU core"
     )
     for note in result["notes"]:
@@ -162,13 +163,15 @@ def plan(
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Data set to look at, too.")
-@click.option("--out", type=click.Path(path_type=Path), default=".", metavar="RUN_DIR", help="Where a run would write.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set to check as well.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=".", metavar="RUN_DIR", help="Folder for a run's output."
+)
 @address_option
 @tracking_option
 @json_option
 def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Look at installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
+    """Check installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
 
     \b
     Example: tutti doctor --data /data/dcase2026 --out runs/a
@@ -176,7 +179,7 @@ def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None,
     from orchestrator.doctor import Subject, diagnose
 
     checks = []
-    click.echo("looking at the installation; torch and Ray take some seconds", err=True)
+    click.echo("checking the installation; torch and Ray take some seconds", err=True)
     for check in diagnose(Subject(data, out, address, tracking_uri)):
         checks.append(check)
         if not as_json:

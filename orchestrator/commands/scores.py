@@ -25,10 +25,10 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
     """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
 
     TABLE is a Parquet file, a CSV file with a header, an anomaly_score_*.csv of the challenge, or a folder of these;
-    a run folder stands for its baseline and its fused systems. With --ground-truth, only machines that it is about
-    are measured.
+    for a run folder, its baseline and its fused systems are measured. With --ground-truth, only machines with ground
+    truth are.
 
-    Precision, recall and F1 are of decisions at the thresholds from the table's training rows, where it has any.
+    Precision, recall and F1 use thresholds from the table's training rows, if it has any.
 
     \b
     Example: tutti metrics runs/a/systems/s2/fused.parquet
@@ -97,29 +97,29 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 @click.command()
 @click.argument("system", required=False)
 @click.option(
-    "--tables", type=click.Path(path_type=Path), help="Folder of score tables, or a run's; SYSTEM for the latter."
+    "--tables", type=click.Path(path_type=Path), help="Folder of score tables, or a run folder (with SYSTEM)."
 )
-@click.option("--tracking-uri", help="MLflow store to take the tables of finished branches from.")
-@click.option("--experiment", help="Its experiment, by name.")
-@click.option("--run", help="Id of one `tutti run` in it: take only its branches.")
+@click.option("--tracking-uri", help="MLflow store to read the tables of finished branches from.")
+@click.option("--experiment", help="Name of the experiment in that store.")
+@click.option("--run", help="Id of one `tutti run` in the experiment: use only its branches.")
 @backbone_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for fused.parquet and result.json.")
 @click.option(
-    "--weights", type=click.Path(path_type=Path), help="Apply the weights of this result.json; reads no label."
+    "--weights", type=click.Path(path_type=Path), help="Apply the weights of this result.json; no label is read."
 )
 @click.option(
     "--transductive-normalisation",
     "transductive",
     is_flag=True,
-    help="Normalise by the test clips, for tables without training clips; against the challenge's rules.",
+    help="Normalise by the test clips, for tables without training clips; breaks the challenge's rules.",
 )
-@click.option("--address", help="Ray cluster, or `local` to start one; default: one core of this process.")
+@click.option("--address", help="Ray cluster, or `local` to start Ray; default: one core of this process.")
 @json_option
 def fuse(as_json: bool, **options: Any) -> None:
-    """Fuse score tables; they may have been made elsewhere. Running it again continues.
+    """Fuse score tables, also those of other tools. Running it again continues.
 
     Without SYSTEM the tree is read from index.csv: the columns table (file name without suffix), family
-    (sub-system), config (configuration) and seed; without that too, each table in the folder is a configuration.
+    (sub-system), config (configuration) and seed; without an index, each table in the folder is a configuration.
     Tables are Parquet or CSV files, or folders of a system's anomaly_score_*.csv, as teams submit them.
 
     \b

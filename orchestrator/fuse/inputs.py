@@ -55,7 +55,7 @@ class TableFiles(Mapping[str, pa.Table]):
             return transductive_normalisation(table.filter(pc.equal(table["split"], "test")) if self._tests else table)
         table, stale = _calibrated(table, name)
         if stale and name not in self._warned:
-            log.warning("%s: `calibrated` does not follow from `score` on %s: calibrated anew", name, ", ".join(stale))
+            log.warning("%s: `calibrated` does not follow from `score` on %s: recalibrated", name, ", ".join(stale))
             self._warned.add(name)  # a table is read several times
         return table
 

@@ -174,7 +174,9 @@ def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, 
     """A line on what is delivered, and rows of name, in-sample and LOMO Omega: what a command prints."""
     delivered = result["delivered"]
     mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
-    rows = [(method, values["in_sample"], values["lomo"]) for method, values in result["methods"].items()]
+    several = sum(map(len, delivered["weights"].values())) > 1  # of one configuration all weights are the same
+    methods = result["methods"].items() if several else ()
+    rows = [(method, values["in_sample"], values["lomo"]) for method, values in methods]
     if baseline := result.get("baseline"):  # no label has chosen anything in it
         rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
@@ -193,7 +195,7 @@ def _other_figure(result: dict[str, Any]) -> str:
 
 
 def omega_of(result: Mapping[str, Any]) -> float | None:
-    """The Omega to compare a system by: on machines left out; in-sample where weights could not be chosen by labels."""
+    """The Omega to compare a system by: on held-out machines; in-sample where weights could not be chosen by labels."""
     delivered = result["delivered"]
     omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
     return omega

@@ -90,7 +90,7 @@ def settings(run: Run) -> tuple[list[str], list[tuple[str, list[str]]], dict[str
 class Cost:
     """What a system's branches took, each counted once; hours.
 
-    points: Omega above chance, on machines left out where that is known
+    points: Omega above chance, on held-out machines where that is known
     """
 
     system: str

@@ -37,7 +37,7 @@ class System:
     result, made: what stands in its `result.json` and `made.json`
     fused: its score table; None if that is lost
     held_out: its labelled clips, each scored with weights chosen without the clip's machine; None if there are none
-    intervals, held_out_intervals: of the in-sample metrics, and of those on machines left out; None without labels
+    intervals, held_out_intervals: of the in-sample metrics, and of those on held-out machines; None without labels
     limits: threshold of each machine and section; None where there are no training clips
     revealed: the fused table's rows with ground truth that came later, and its intervals; `result` knows nothing of it
     """
@@ -65,7 +65,7 @@ class System:
 
     @property
     def omega(self) -> float | None:
-        """On machines left out where that is known, else in-sample."""
+        """On held-out machines where that is known, else in-sample."""
         return omega_of(self.result)
 
     @property
@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         complete = False
     if not complete:
-        raise InputError(f"{path}: not a result of `tutti run` or `tutti fuse`; make it again, which writes it anew")
+        raise InputError(f"{path}: not a result of `tutti run` or `tutti fuse`; run the command again")
     return result
 
 

@@ -1,4 +1,4 @@
-"""What to know at one glance: which system, how good on unheard machines, how much better than what, what next."""
+"""What to know at one glance: which system, how good on new machines, how much better than what, what next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from fusion.labelled import LabelledScores, labelled_rows
 from fusion.resampling import compare
@@ -21,21 +22,21 @@ _OVER = {"best_single": "the best single configuration", "uniform": "uniform wei
 
 @dataclass(frozen=True)
 class Difference:
-    """How much Omega a system has beyond another one, in per cent; intervals of 95 %, over clips and over machines."""
+    """How much Omega a system has beyond another one, in per cent; 95 % intervals, over machines if there are two."""
 
     over: str
     gain: float
     clips: Interval
-    machines: Interval
+    machines: Interval | None
     delivered: bool = False
 
     @property
     def meaning(self) -> str:
         """What the intervals say; to the delivered method itself there is a difference where another was chosen."""
         if self.delivered:
-            return "what choosing the method without the machine has cost"
-        for name, (low, high) in (("these machines", self.clips), ("other machines", self.machines)):
-            if low <= 0 <= high:
+            return "the cost of choosing the method without the machine"
+        for name, interval in (("these machines", self.clips), ("other machines", self.machines)):
+            if interval and interval[0] <= 0 <= interval[1]:
                 return f"within chance on {name}"
         return "better" if self.gain > 0 else "worse"
 
@@ -71,20 +72,30 @@ def verdict(run: Run) -> Verdict:
 
 def _paired(best: System, run: Run) -> list[Difference]:
     """To baselines and to the other systems on the same clips, each scored with weights chosen without its machine."""
-    if best.held_out is None:
+    own = _held_out(best)
+    if own is None:
         return []
     others = {name: table.take(labelled_rows(table)) for name, table in run.baselines.items() if has_labels(table)}
-    others |= {f"system {s.name}": s.held_out for s in run.systems if s is not best and s.held_out is not None}
+    others |= {f"system {s.name}": table for s in run.systems if s is not best and (table := _held_out(s)) is not None}
     differences = []
     for name, table in others.items():
         try:
-            _, scores = join({best.name: best.held_out, name: table}, "score")
+            _, scores = join({best.name: own, name: table}, "score")
         except InputError:  # of other clips
             continue
-        pair = LabelledScores.of((best.name, name), scores, best.held_out)
+        pair = LabelledScores.of((best.name, name), scores, own)
         gain = compare(pair, {"": 1}, np.random.default_rng(0))[1][""]
-        differences.append(Difference(name, gain.gain, gain.clips, gain.machines))
+        machines = gain.machines if len(set(pair.machines)) > 1 else None
+        differences.append(Difference(name, gain.gain, gain.clips, machines))
     return differences
+
+
+def _held_out(system: System) -> pa.Table | None:
+    """The labelled clips, scored by weights that no label of their machine has chosen; None if there are none."""
+    fused = system.fused
+    if system.held_out is None and fused is not None and has_labels(fused) and not system.result["delivered"]["lomo"]:
+        return fused.take(labelled_rows(fused))  # with fewer than two labelled machines weights are uniform
+    return system.held_out
 
 
 def _next(run: Run, best: System) -> list[tuple[str, str]]:
@@ -94,7 +105,7 @@ def _next(run: Run, best: System) -> list[tuple[str, str]]:
     folder, name = shlex.quote(run.folder), shlex.quote(best.name)
     return [
         (f"tutti ui --out {folder}", "compares the branches in MLflow"),
-        (f"tutti report {folder} --audio 5", "adds the clips that it is most wrong about, to listen to"),
-        (f"tutti export {folder} {name} --out model", "packages it to score recordings beside a machine"),
+        (f"tutti report {folder} --audio 5", "adds its worst false alarms and misses, to listen to"),
+        (f"tutti export {folder} {name} --out model", "packages it to score new recordings"),
         (f"tutti submission make {folder} {name} --label NAME_PLACE_task2", "makes the challenge's package"),
     ]

@@ -115,7 +115,7 @@ def _branch(folder: Path, record: Record) -> Shown:
 def _baseline(folder: Path, record: Record) -> Shown:
     (detector,) = names = detectors(record)
     figures = _figures(record, detector, names)
-    text = ["Mean and deviation over time of log-mels, without any network: what a training has to be better than."]
+    text = ["Mean and standard deviation over time of log-mels, without a network: the baseline for any training."]
     return Shown(record.name, {"detector": detector}, text, {}, figures, [_machines("By machine, %", figures)])
 
 
@@ -170,10 +170,10 @@ def _system(folder: Path, record: Record) -> Shown:
         text.append(f"Fused without {', '.join(result['missing'])}: these branches failed or were stopped.")
     tables = [Table("Weights", ("configuration", "weight"), list(weights.items()))]
     if figures:
-        title = "By machine, on machines left out, %" if held_out else "By machine, in-sample, %"
+        title = "By machine, held out, %" if held_out else "By machine, in-sample, %"
         tables.insert(0, _machines(title, figures))
     if result["methods"]:
-        tables.append(Table("Ways to choose the weights, Omega, %", ("method", "in-sample", "LOMO"), methods))
+        tables.append(Table("Methods, Omega, %", ("method", "in-sample", "LOMO"), methods))
     metrics = {**omega, **figures, **lomo, **{f"weights/{name}": weight for name, weight in weights.items()}}
     rounded = {name: round(value, _DECIMALS) for name, value in metrics.items() if value is not None}
     return Shown(record.identity["system"], {}, [t for t in text if t], {}, rounded, tables)
@@ -191,7 +191,7 @@ def _omega_line(result: Mapping[str, Any]) -> str:
         return f"Omega {delivered['in_sample']:.2f} %, with weights that no label has chosen"
     low, high = delivered["ci"] or (None, None)
     interval = "" if low is None else f" (95 % interval {low:.1f} to {high:.1f})"
-    return f"Omega {delivered['lomo']:.2f} % on machines left out{interval}; {delivered['in_sample']:.2f} % in-sample"
+    return f"Omega {delivered['lomo']:.2f} % on held-out machines{interval}; {delivered['in_sample']:.2f} % in-sample"
 
 
 def _run(folder: Path, record: Record) -> Shown:

@@ -118,7 +118,7 @@ class Outbox:
         """Say once what is wrong, until something could be sent again."""
         trouble = (str(error).splitlines() or [type(error).__name__])[0]
         if not self._trouble:
-            log.warning("MLflow: %s; results wait in %s and are sent later", trouble, self._out)
+            log.warning("MLflow: %s; results are kept in %s and sent later", trouble, self._out)
         self._trouble = trouble
 
 

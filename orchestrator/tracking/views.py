@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from orchestrator.tracking.presentation import Shown
 
@@ -18,6 +19,7 @@ _ALWAYS = ("attributes.`Run Name`", "runDateAndNestInfo")  # columns that MLflow
 _WIDTH = 105  # of a column, in pixels
 _NAME_WIDTH = 300
 _CHARTS = "^omega|^loss|^hmean/"  # of some hundred that there may be; the field above the charts shows it
+_SECTION = {"uuid": "tutti", "name": "all together", "columns": 1, "display": True}
 
 
 def experiment_tags(created: int, branches: Sequence[Shown]) -> dict[str, str]:
@@ -73,5 +75,20 @@ def _view(name: str, created: int, columns: list[str], search: str = "", order: 
         "columnOrder": [*_ALWAYS, *columns],
         "chartsSearchFilter": _CHARTS,
         "columnWidths": {_ALWAYS[0]: _NAME_WIDTH, **dict.fromkeys(columns, _WIDTH)},
+        "compareRunCharts": [_parallel([name for name in columns if name.startswith("metrics.")])],
+        "compareRunSections": [_SECTION],
     }
     return json.dumps({"name": name, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
+
+
+def _parallel(columns: Sequence[str]) -> dict[str, Any]:
+    """A chart above MLflow's own, with axes that span the values: bars start at 0, where 52 and 59 look alike."""
+    return {
+        "type": "PARALLEL",
+        "uuid": "tutti-metrics",
+        "metricSectionId": _SECTION["uuid"],
+        "selectedMetrics": [column.removeprefix("metrics.`").removesuffix("`") for column in reversed(columns)],
+        "selectedParams": [],
+        "isGenerated": False,
+        "deleted": False,
+    }

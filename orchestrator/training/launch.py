@@ -56,7 +56,7 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
         ordered = [branch for branch in ordered if _was_killed(outcome.failures.get(branch.branch_id, ""))]
         if not ordered or scale == SCALES[-1]:
             return outcome
-        log.info("%d branches were killed, most likely for want of memory; again with more", len(ordered))
+        log.info("%d branches were killed, most likely for lack of memory; retrying with more", len(ordered))
         for branch in ordered:
             del outcome.failures[branch.branch_id]
     return outcome

@@ -62,7 +62,8 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     for branch in plan.branches:
         add_systems(options.out, branch.branch_id, branch.systems)
     missing = unfinished(plan.branches, options.out)
-    log.info("%d branches, %d of them finished", len(plan.branches), len(plan.branches) - len(missing))
+    finished = len(plan.branches) - len(missing)
+    log.info("%d of %d branch%s finished", finished, len(plan.branches), "es" * (len(plan.branches) != 1))
     if options.stop_hopeless:
         missing = [b for b in missing if read_record(options.out / GIVEN_UP / b.branch_id) is None]
     tidy(options.out, [branch.branch_id for branch in missing])

@@ -48,7 +48,7 @@ class ProcessDied(RuntimeError):
 
 
 class ProcessKilled(ProcessDied):
-    """It was killed from outside, as the kernel does for want of memory."""
+    """It was killed from outside, as the kernel does for lack of memory."""
 
 
 class WorkFailed(RuntimeError):
@@ -135,7 +135,7 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
 
 def _death(exit_code: int | None) -> ProcessDied:
     if exit_code == -signal.SIGKILL:
-        return ProcessKilled("its process was killed, most likely for want of memory (see --memory-per-branch)")
+        return ProcessKilled("its process was killed, most likely for lack of memory (see --memory-per-branch)")
     if exit_code is not None and exit_code < 0:
         return ProcessDied(f"its process died of {signal.Signals(-exit_code).name}")
     return ProcessDied(f"its process ended with exit code {exit_code}")

@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_means_a_fresh_start(data, generator, tmp_path, cap
     assert torch.equal(
         weights(train_generator(SPEC, audio, index, "near", tmp_path / "generator.pt")), weights(generator)
     )
-    assert "training starts anew" in caplog.text
+    assert "training starts over" in caplog.text
 
 
 def test_a_diverging_training_says_so_and_leaves_no_checkpoint(data, tmp_path):

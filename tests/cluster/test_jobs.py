@@ -112,11 +112,11 @@ def test_submit_follow_and_cancel(undisturbed, trial, dashboard, tmp_path):
 
     run = tutti(*submitted(trial, "--address", dashboard), timeout=400)
     assert run.returncode == 0, run.stderr
-    assert "2 branches, 0 of them finished" in run.stderr
+    assert "0 of 2 branches finished" in run.stderr
     assert trial.tables() == undisturbed.tables()
     again = tutti("follow", run.stdout.split()[0], "--address", dashboard)
     assert again.returncode == 0
-    assert "2 branches, 0 of them finished" in again.stderr
+    assert "0 of 2 branches finished" in again.stderr
 
     wrong = tutti("submit", "demo", "--data", "/none", "--out", trial.out, "--address", dashboard)
     assert wrong.returncode == 2  # of the command that ran there

@@ -74,7 +74,7 @@ submit=(tutti submit "$folder/small.yaml" --address "http://127.0.0.1:$dashboard
 "${submit[@]}"
 echo "== again: nothing is left to do"
 "${submit[@]}" 2>&1 | tee "$folder/again.log" >&2
-grep -q "4 branches, 4 of them finished" "$folder/again.log"
+grep -q "4 of 4 branches finished" "$folder/again.log"
 
 echo "== what MLflow has on PostgreSQL"
 python - "http://127.0.0.1:$mlflow" <<'CHECK'

@@ -201,7 +201,7 @@ def lines_of(run):
         ),
         (
             ["run", "demo", "--data", "{data}", "--out", "{out}", "--gpus-per-branch", "2"],
-            "a branch fits one GPU and computes on no second",
+            "a branch uses a single GPU",
         ),
         (["sync", "{out}"], "no run has ended there"),
         (["demo", "--out", "{yaml}"], "Not a directory"),

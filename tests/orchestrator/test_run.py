@@ -157,7 +157,7 @@ def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, fi
     report = (run.out / "systems" / "small" / "result.json").stat().st_mtime
     second = run.again("--json")
     assert second.returncode == 0, second.stderr
-    assert "2 branches, 2 of them finished" in second.stderr
+    assert "2 of 2 branches finished" in second.stderr
     assert (run.out / "systems" / "small" / "result.json").stat().st_mtime == report
     plan = json.loads(tutti_here("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
     assert [branch["done"] for branch in plan["branches"]] == [True, True]
@@ -171,7 +171,7 @@ def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, fi
     (last.parent.parent / "embeddings.npy").write_bytes(b"")
     third = run.again("--json")
     assert third.returncode == 0, third.stderr
-    assert "2 branches, 0 of them finished" in third.stderr
+    assert "0 of 2 branches finished" in third.stderr
     assert third.stderr.count("Omega") == 2
     assert {path: path.read_bytes() for path in run.tables()} == tables
     assert json.loads(third.stdout)["systems"]["small"] == first
@@ -189,7 +189,7 @@ def test_another_detector_costs_no_second_training(run, first):
     assert after == before
     assert {r.data.tags["system"] for r in run.runs("branch")} == {"other,small"}
     assert '<th colspan="2">other</th><th colspan="2">small</th>' in (run.out / "report.html").read_text()
-    assert "2 branches, 2 of them finished" in run.again().stderr
+    assert "2 of 2 branches finished" in run.again().stderr
 
 
 def test_two_drivers_on_one_folder(run, first):

@@ -108,8 +108,8 @@ def test_a_given_backbone_replaces_every_other():
         ("name: x\nbranch: 3\nsubsystems: {a: {b: }}", "branch"),
         ("name: x\nsubsystems: {a: {m=0.5: }}", "m=0.5"),
         ("- a list", "a system file is a mapping"),
-        ("name: x\nsubsystems: {a: {b: , b: }}", "b stands twice"),
-        ("name: x\nname: y\nsubsystems: {a: {b: }}", "name stands twice"),
+        ("name: x\nsubsystems: {a: {b: , b: }}", "b appears twice"),
+        ("name: x\nname: y\nsubsystems: {a: {b: }}", "name appears twice"),
         ("name: x\nbranch: {seed: 1}\nsubsystems: {a: {b: }}", "branch.seed: .* lists its `seeds`"),
         ("name: x\nsubsystems: {a: {b: {branch: {seed: 1}}}}", "b.branch.seed: .* lists its `seeds`"),
         ("name: x\nsubsystems: {a: {b: {tiny: {training: {stps: 1}}}}}", "b.tiny.training.stps: unknown key"),
@@ -200,6 +200,8 @@ def test_settings_are_overridden_in_every_configuration(write):
     assert system.subsystems["a"]["c"].branch.objective.name == "softmax"
     with pytest.raises(InputError, match="unknown key; did you mean steps"):
         load_system(path, None, ["branch.training.stps=30"])
+    with pytest.raises(InputError, match=r"s2.yaml: --set branch.trainin: unknown key; did you mean training[^\n]*$"):
+        load_system("s2", overrides=["branch.trainin.steps=3"])  # in ten configurations
     with pytest.raises(InputError, match=r"--set steps=3: give KEY=VALUE.*branch, embedding, detector, seeds"):
         load_system(path, None, ["steps=3"])
 

@@ -59,7 +59,7 @@ def test_tables_made_elsewhere_are_read(tmp_path):
         (lambda t: replaced(t, "calibrated", [np.inf] * t.num_rows), "calibrated of .* not a finite"),
         (lambda t: t.slice(0, 0), "no rows"),
         (lambda t: pa.concat_tables([t, t.slice(3, 1)]), "more than once"),
-        (lambda t: t.append_column("score", t["calibrated"]), "column score stands twice"),
+        (lambda t: t.append_column("score", t["calibrated"]), "column score appears twice"),
     ],
 )
 def test_what_is_wrong_is_named(change, message):

@@ -77,7 +77,7 @@ def test_a_wav_over_4_gib_whose_length_began_again_is_named(tmp_path):
         file.write(content)
         file.write(content)  # a hole would be room that was set aside
         file.truncate(len(content) + 2**32)
-        with pytest.raises(InputError, match=r"long.wav: its header speaks of 64044 of 4295031340 bytes.*RF64"):
+        with pytest.raises(InputError, match=r"long.wav: its header gives 64044 of 4295031340 bytes.*RF64"):
             open_recording(file, "long.wav")
 
 
@@ -90,7 +90,7 @@ def test_a_header_that_was_not_written_to_the_end_is_named():
     content = bytearray(recording("wav"))
     content[4:8], data = struct.pack("<I", 32_036), content.index(b"data")
     content[data + 4 : data + 8] = struct.pack("<I", 32_000)
-    with pytest.raises(InputError, match="clip: its header speaks of 32044 of 64044 bytes, as of a recorder that was"):
+    with pytest.raises(InputError, match="clip: its header gives 32044 of 64044 bytes, as after a recorder was"):
         decode(bytes(content), "clip")
 
 

@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_means_a_fresh_start(clips, tmp_path, damage, caplo
     train(SPEC, clips, checkpoint, checkpoint_seconds=0)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000] if damage is None else damage)
     assert torch.equal(weights(train(SPEC, clips, checkpoint)), weights(train(SPEC, clips)))
-    assert "training starts anew" in caplog.text
+    assert "training starts over" in caplog.text
 
 
 def test_a_single_class_leaves_the_network_as_initialised(clips, caplog):

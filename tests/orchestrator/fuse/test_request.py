@@ -156,7 +156,7 @@ def test_changed_scores_beside_their_old_calibration_are_calibrated_anew(tmp_pat
     assert run.exit_code == 0, run.output
     delivered = json.loads(run.stdout)["delivered"]
     assert delivered["table_weights"]["o0"] == max(delivered["table_weights"].values())
-    assert "o0: `calibrated` does not follow from `score` on fan, pump: calibrated anew" in caplog.text
+    assert "o0: `calibrated` does not follow from `score` on fan, pump: recalibrated" in caplog.text
 
 
 def test_scores_without_calibration_are_calibrated_on_their_training_rows(scores, fused, tmp_path):

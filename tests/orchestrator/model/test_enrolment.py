@@ -36,7 +36,7 @@ def enrolled(model, normals, tmp_path_factory):
     out = tmp_path_factory.mktemp("enrolled") / "model"
     done = tutti_here("enrol", model, normals, "--machine", "valve", "--out", out)
     assert done.exit_code == 0, done.output
-    assert "valve section 0 is known now; scores above" in done.output
+    assert "valve section 0 enrolled; scores above" in done.output
     return out
 
 

@@ -203,6 +203,8 @@ def test_views_have_the_columns_that_matter(store):
     assert "params.`seed`" in columns
     assert "params.`channel`" not in columns  # the same for all
     assert (state["searchFilter"], state["orderByKey"]) == ("tags.role = 'branch'", "metrics.`omega`")
+    (chart,) = state["compareRunCharts"]
+    assert chart["selectedMetrics"] == ["hmean/my.pump", "hmean/fan", "omega"]  # lines have the colour of the last
     assert link("http://host:1/", "7", "v").startswith("http://host:1/#/experiments/7/runs?")
 
 

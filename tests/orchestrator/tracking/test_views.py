@@ -20,4 +20,5 @@ def test_the_ui_reads_what_is_written():
     (script,) = [path for path in scripts.glob("main.*.js") if "viewStateShareKey" in path.read_text()]
     code = script.read_text()
     words = (views._TAG, "viewStateShareKey", "searchFilter", "orderByKey", "orderByAsc", "selectedColumns")
+    words += ("compareRunCharts", "compareRunSections", "metricSectionId", "selectedMetrics", "PARALLEL")
     assert [word for word in words if word not in code] == []

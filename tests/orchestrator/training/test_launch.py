@@ -57,7 +57,7 @@ def test_how_branches_end(tmp_path, monkeypatch):
     assert outcome.given_up == {"lame": "it learns nothing"}
     assert set(outcome.failures) == {"doomed", "wrong"}
     assert outcome.failures["wrong"] == "it is wrong; mend it"
-    assert "killed, most likely for want of memory" in outcome.failures["doomed"]
+    assert "killed, most likely for lack of memory" in outcome.failures["doomed"]
 
 
 @dataclass(frozen=True)

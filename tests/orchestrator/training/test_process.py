@@ -81,7 +81,7 @@ def test_errors_come_back_as_text_with_their_traceback(work, last):
 
 @pytest.mark.parametrize(
     ("how", "told"),
-    [(signal.SIGKILL, "killed, most likely for want of memory"), (signal.SIGSEGV, "died of SIGSEGV")],
+    [(signal.SIGKILL, "killed, most likely for lack of memory"), (signal.SIGSEGV, "died of SIGSEGV")],
 )
 def test_a_death_is_told(how, told):
     with pytest.raises(ProcessDied, match=told) as died:
