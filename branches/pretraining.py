@@ -4,8 +4,8 @@
 
 Every machine is drawn at random: a few parts (pulses, noise, tones) with spectra, modulations and rates of their own,
 in a room and a din. An alteration changes one thing of one part, or adds or takes one away. The network learns to tell
-machines and alterations apart by clips of 1.28 s (docs/small.md). No recording and no clip of
-`branches.data.synthetic` takes part.
+machines and alterations apart by clips of 1.28 s, and what was under masked patches (docs/small.md). No recording and
+no clip of `branches.data.synthetic` takes part.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from branches.beats.checkpoint import random_beats
 from branches.frames import FRAME_LENGTH, FRAME_SHIFT, PATCH_SIZE, SAMPLE_RATE
 from branches.frontend import fbank
 from branches.pooling import N_BANDS, build_pooling
-from branches.spec import BandStatisticsSpec, TrainingSpec
+from branches.spec import BandStatisticsSpec, MaskedPredictionSpec, TrainingSpec
 from branches.training.loop import Progress, run
+from branches.training.masked_prediction import MaskedPrediction
 
 log = logging.getLogger(__name__)
 
@@ -296,15 +297,22 @@ def untrained(seed: int) -> BEATs:
 
 
 class Head(nn.Module):
-    """Patches (B, P, D) → unit vectors (B, 128), from mean and deviation over time of each band; dropped at the end."""
+    """Mean and deviation over time of each band → two directions: projected, and standardised as they are.
+
+    The first is free to choose what tells sounds apart. The second makes the patches themselves, which are what is left
+    when the head is dropped, lie near each other where sounds are alike.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.pooling = build_pooling(BandStatisticsSpec(), width)
-        self.linear = nn.Linear(N_BANDS * self.pooling.output_dim, 128)
+        size = N_BANDS * self.pooling.output_dim
+        self.views = nn.ModuleList([nn.Linear(size, 128), nn.BatchNorm1d(size, affine=False)])
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return F.normalize(self.linear(self.pooling(patches, None).flatten(1)))
+    def forward(self, patches: Tensor) -> list[Tensor]:
+        """Unit vectors (B, 128) and (B, 16 D) of patches (B, P, D)."""
+        statistics = self.pooling(patches, None).flatten(1)
+        return [F.normalize(view(statistics)) for view in self.views]
 
 
 def contrast(directions: Tensor, classes: Tensor) -> Tensor:
@@ -316,10 +324,11 @@ def contrast(directions: Tensor, classes: Tensor) -> Tensor:
 
 
 def train(features: Tensor, training: TrainingSpec, seed: int) -> BEATs:
-    """The trained network. A batch is a crop of each clip of `batch_size` machines."""
+    """The trained network. A batch is a crop of each clip of `batch_size` machines; every fourth is masked, too."""
     torch.manual_seed(seed)
     model, head = untrained(seed), Head(SMALL.encoder_embed_dim)
-    modules = nn.ModuleDict({"backbone": model, "head": head}).train()
+    masking = MaskedPrediction(MaskedPredictionSpec(mask=0.3, weight=0.1), SMALL.encoder_embed_dim)
+    modules = nn.ModuleDict({"backbone": model, "head": head, "masking": masking}).train()
     decayed = [p for p in modules.parameters() if p.dim() > 1]
     others = [p for p in modules.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -332,7 +341,9 @@ def train(features: Tensor, training: TrainingSpec, seed: int) -> BEATs:
         starts = torch.randint(FRAMES - CROP + 1, (len(clips),), generator=rng).tolist()
         crops = torch.stack([clip[first : first + CROP] for clip, first in zip(clips, starts, strict=True)]).float()
         classes = torch.arange(len(machines) * VARIANTS).repeat_interleave(TAKES)
-        return contrast(head(model.encode(crops)[0]), classes)
+        apart = [contrast(directions, classes) for directions in head(model.encode(crops)[0])]
+        masked, counted = masking.mask(crops[::4])
+        return torch.stack(apart).sum() + masking(model.encode(masked)[0], masking.labels(crops[::4]), counted)
 
     run(progress, training, loss_of, None, lambda step, loss: log.info("step %d: loss %.3f", step, loss), math.inf)
     return model.eval()
@@ -348,8 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the network `small` from generated sounds.")
     parser.add_argument("checkpoint", type=Path, help="where to write it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--machines", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--machines", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=350)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)  # else sums are taken in another order on another machine
