@@ -18,8 +18,9 @@ from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import load_state, naming, read_content
 from branches.frames import SAMPLE_RATE
 from branches.frontend import fbank, frame_padding, full_precision
+from branches.log_mel import LogMel
 from branches.pooling import build_pooling
-from branches.spec import BUILT_IN, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
+from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
 from branches.training.strategies import prepare
 from branches.transfer import to_device
 from scoring.atomic import atomic
@@ -38,14 +39,21 @@ class BranchModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.train_in_bfloat16 = train_in_bfloat16
-        self.backbone = load_beats(spec.backbone.path, sha256=spec.backbone.sha256) if backbone is None else backbone
-        self.groups = prepare(self.backbone, spec.strategy) if backbone is None else []
+        self.backbone = load_backbone(spec.backbone) if backbone is None else backbone
+        new = backbone is None and isinstance(self.backbone, BEATs)  # not yet prepared for the strategy
+        self.groups = prepare(self.beats, spec.strategy) if new else []
         self.backbone.layer_numbers(spec.backbone.layers)
         self.width = patch_width(self.backbone, spec.backbone)
         self.pooling = build_pooling(spec.pooling, self.width)
         self.projection: nn.Module = nn.Identity()
         if not spec.is_frozen:
             self.projection = nn.Linear(self.pooling.output_dim, spec.embedding_dim)
+
+    @property
+    def beats(self) -> BEATs:
+        """The backbone of a branch that is trained."""
+        assert isinstance(self.backbone, BEATs)
+        return self.backbone
 
     def encode(
         self, features: Tensor, padding: Tensor | None, layers: Sequence[int] | None = None
@@ -95,7 +103,12 @@ class BranchModel(nn.Module):
         return {k: v.detach().cpu() for k, v in self.state_dict().items() if not k.startswith("backbone.")}
 
 
-def patch_width(backbone: BEATs, spec: BackboneSpec) -> int:
+def load_backbone(spec: BackboneSpec) -> BEATs | LogMel:
+    """What turns log-mels into patches: a checkpoint, or log-mels as they are."""
+    return LogMel() if spec.path == LOG_MEL else load_beats(spec.path, sha256=spec.sha256)
+
+
+def patch_width(backbone: BEATs | LogMel, spec: BackboneSpec) -> int:
     """Width of a patch of the layers that a spec asks for."""
     return backbone.embed_dim * (len(spec.layers) if spec.combine == "concat" else 1)
 
@@ -109,7 +122,7 @@ def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     elsewhere = backbone.path in BUILT_IN or "://" in backbone.path
     location = backbone.path if elsewhere else str(Path(backbone.path).resolve())
     branch = {"spec": model.spec.model_dump_json(), "head": model.head_state()}
-    save_beats(model.backbone, path, base=(location, backbone.sha256), branch=branch)
+    save_beats(model.beats, path, base=(location, backbone.sha256), branch=branch)
 
 
 def load_branch(path: str | os.PathLike[str], device: str = "cpu") -> BranchModel:

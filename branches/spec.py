@@ -21,7 +21,8 @@ EMBEDDING_VERSION = 3  # embeddings of the same weights: decoding, channels, log
 
 Channel = Literal["near", "far", "mean", "cancel"]
 
-BUILT_IN = ("small", "tiny")  # backbones that are no files of the user's
+LOG_MEL = "log_mel"
+BUILT_IN = ("small", "tiny", LOG_MEL)  # backbones that are no files of the user's
 
 
 def _by_path(value: Any) -> Any:
@@ -38,7 +39,9 @@ class FileSpec(Settings):
 class BackboneSpec(FileSpec):
     """A BEATs checkpoint, and which of its layers the branch listens to."""
 
-    path: str = Field("tiny", description="path or URI of a checkpoint, `small`, or `tiny`: random, for tests")
+    path: str = Field(
+        "tiny", description="a checkpoint's path or URI, `small`, `tiny` (random) or `log_mel` (no network)"
+    )
     layers: tuple[int, ...] = Field((-1,), min_length=1, description="outputs to use: n-th layer, −1 the last")
     combine: Literal["concat", "mean"] = Field("concat", description="how several layers become one output")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -381,12 +384,14 @@ class BranchSpec(Settings):
         return []
 
     @model_validator(mode="after")
-    def _noise_is_heard_by_the_channel(self) -> BranchSpec:
+    def _settings_go_together(self) -> BranchSpec:
         noise = self.augmentation.noise
-        if self.channel == "cancel" and noise is not None and noise.source == "far" and not self.is_frozen:
-            raise ValueError(
-                "noise from the far microphone is what the channel cancel removes; leave out augmentation.noise"
-            )
+        if self.is_frozen:
+            return self
+        if self.backbone.path == LOG_MEL:
+            raise ValueError("backbone log_mel has no weights to train; its strategy must be frozen")
+        if self.channel == "cancel" and noise is not None and noise.source == "far":
+            raise ValueError("far noise is what the channel cancel removes; leave out augmentation.noise")
         return self
 
 

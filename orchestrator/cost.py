@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from branches.data.dataset import Dataset
-from branches.spec import BUILT_IN, BranchSpec
+from branches.spec import BUILT_IN, LOG_MEL, BranchSpec
 from orchestrator.ledger.folders import is_finished, refuse_older
 from orchestrator.plan import Branch, make_plan
 from orchestrator.preflight import with_resolved_files
@@ -18,7 +18,7 @@ from scoring.errors import InputError
 # and those of the weights another 2. Of `partial` the dearest case is assumed.
 FLOP_PER_PARAMETER = {"frozen": 0, "head": 2, "partial": 6, "lora": 4, "full": 6}
 PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
-PARAMETERS = {"tiny": 86_000, "small": 660_000}
+PARAMETERS = {"tiny": 86_000, "small": 660_000, LOG_MEL: 0}
 BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint; taken where the file is not there
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
 CLIP_SECONDS = 10.0

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
-from branches.spec import BUILT_IN, BackboneSpec, FileSpec, LoraSpec, NoiseSpec, PatchesSpec
+from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, NoiseSpec, PatchesSpec
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
@@ -37,7 +37,7 @@ def with_resolved_files(system: SystemSpec) -> SystemSpec:
 
 def resolve_file(spec: FileSpec) -> FileSpec:
     """One checkpoint's local file and digest; see `with_resolved_files`."""
-    if spec.path == "tiny" or spec.path.startswith("random:"):
+    if spec.path in ("tiny", LOG_MEL) or spec.path.startswith("random:"):
         return spec
     try:
         file = Path(local_file(spec.path, spec.sha256))
@@ -57,11 +57,12 @@ def check_models(branches: Sequence[Branch]) -> None:
     InputError
         If a file is no BEATs checkpoint or tokenizer, or a branch cannot be made of it.
     """
-    from branches.beats import load_beats, load_tokenizer
+    from branches.beats import BEATs, load_tokenizer
+    from branches.model import load_backbone
     from branches.training.strategies import prepare
 
-    for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
-        model = load_beats(path, sha256=sha256)
+    for path, backbone in {b.spec.backbone.path: b.spec.backbone for b in branches}.items():
+        model = load_backbone(backbone)
         sharing = [b for b in branches if b.spec.backbone.path == path]
         specs = [b.spec for b in sharing]
         taken = [e.layers for b in sharing for e in b.embeddings if isinstance(e, PatchesSpec)]
@@ -69,6 +70,7 @@ def check_models(branches: Sequence[Branch]) -> None:
             model.layer_numbers(layers)
         # Of the strategies only adapters can be refused, by a checkpoint that has some.
         for strategy in [spec.strategy for spec in specs if isinstance(spec.strategy, LoraSpec)][:1]:
+            assert isinstance(model, BEATs)
             prepare(model, strategy)
     masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
     for file in dict.fromkeys(file for spec in masked for file in spec.tokenizers):
@@ -105,7 +107,8 @@ def check_lengths(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]
     frames = n_frames(int(audio.lengths[longest]))
     if frames <= LONG_CLIP:
         return
-    for path, sha256 in dict.fromkeys((b.spec.backbone.path, b.spec.backbone.sha256) for b in branches):
+    networks = [b.spec.backbone for b in branches if b.spec.backbone.path != LOG_MEL]
+    for path, sha256 in dict.fromkeys((backbone.path, backbone.sha256) for backbone in networks):
         heads = load_beats(path, sha256=sha256).config.encoder_attention_heads
         try:
             check_attention_memory(heads, frames)

@@ -28,6 +28,7 @@ from pydantic_core import ErrorDetails
 
 from branches.spec import (
     BUILT_IN,
+    LOG_MEL,
     PROJECTION,
     AttentiveStatisticsSpec,
     BackboneSpec,
@@ -151,7 +152,12 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
     if backbone is None:
         return system
     other = {"path": backbone, "sha256": None}
-    return with_files(system, lambda file: file.model_copy(update=other) if isinstance(file, BackboneSpec) else file)
+
+    def replaced(file: FileSpec) -> FileSpec:
+        network = isinstance(file, BackboneSpec) and file.path != LOG_MEL
+        return file.model_copy(update=other) if network else file
+
+    return with_files(system, replaced)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

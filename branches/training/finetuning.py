@@ -77,7 +77,7 @@ def train(
 
 def _prepare_layers(parts: _Parts, clips: TrainingClips, compiled: bool) -> None:
     """Choose how the encoder calls its layers while it trains."""
-    encoder, spec = parts.model.backbone.encoder, parts.model.spec
+    encoder, spec = parts.model.beats.encoder, parts.model.spec
     if compiled:
         encoder.apply_layer = torch.compile(apply_layer)
     if parts.device.type != "cuda":

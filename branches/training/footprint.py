@@ -35,7 +35,7 @@ def footprint(model: BranchModel, frames: int, recompute: bool = False) -> Footp
 
     recompute: whether layers keep their inputs alone (Chen et al. 2016, arXiv:1604.06174)
     """
-    spec, config = model.spec, model.backbone.config
+    spec, config = model.spec, model.beats.config
     batch, patches = spec.training.batch_size, frames // PATCH_SIZE * (N_MELS // PATCH_SIZE)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # Gradient, two moments, and the average if it is kept, all in float32.
@@ -43,7 +43,7 @@ def footprint(model: BranchModel, frames: int, recompute: bool = False) -> Footp
     layers, kept = _trained_layers(spec.strategy, config), layer_bytes(config, spec.strategy, patches)
     width = config.encoder_embed_dim
     logits = 4 * config.encoder_attention_heads * patches**2  # of one clip in float32
-    copies = 2 * sum(p.numel() for p in model.backbone.layers.parameters())  # weights in bfloat16
+    copies = 2 * sum(p.numel() for p in model.beats.layers.parameters())  # weights in bfloat16
     activations = copies + logits + batch * layers * (4 * width * patches if recompute else kept)
     # Gradients of a layer's logits, and with `recompute` what the layer under way keeps.
     transient = 2 * batch * logits + (batch * kept if recompute else 0)

@@ -160,7 +160,7 @@ def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, li
 def _model(name: str, spec: BranchSpec, folder: Path) -> BranchModel:
     if not spec.is_frozen:
         model = load_branch(folder / branch_file(name))
-        merge_lora(model.backbone)  # an adapter beside each projection costs time at every recording
+        merge_lora(model.beats)  # an adapter beside each projection costs time at every recording
         return model
     path = spec.backbone.path
     location = path if path in BUILT_IN else str(folder / path)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from branches.spec import BUILT_IN, AugmentationSpec, BranchSpec, FileSpec
+from branches.spec import BUILT_IN, LOG_MEL, AugmentationSpec, BranchSpec, FileSpec
 from fusion.scales import CALIBRATED, GENERALISED_MEAN, MINIMUM, RANK, SOFT_MINIMUM, is_sum
 from orchestrator.cost import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
 from orchestrator.submission.schema import AuthorsFile, SystemNames
@@ -130,6 +130,8 @@ def _augmentations(spec: AugmentationSpec) -> Iterator[str]:
 
 
 def _training(spec: BranchSpec) -> str:
+    if spec.backbone.path == LOG_MEL:
+        return "log-mel statistics"
     if spec.strategy.name == "frozen":
         return "frozen BEATs"
     auxiliary = ", masked patch prediction" if spec.masked_prediction is not None else ""

@@ -77,6 +77,12 @@ def test_a_given_backbone_replaces_every_other():
     assert {c.branch.backbone.sha256 for cs in system.subsystems.values() for c in cs.values()} == {None}
 
 
+def test_a_given_backbone_leaves_log_mels_as_they_are():
+    system = load_system("solo", backbone="tiny")
+    paths = {c.branch.backbone.path for cs in system.subsystems.values() for c in cs.values()}
+    assert paths == {"log_mel", "tiny"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -15,8 +15,8 @@ from scoring.table import read_table
 
 BACKBONE = Path(__file__).parents[2] / "branches" / "fixtures" / "pretrained.pt"
 
-# Every strategy that is stored in another way, two detectors on one branch, every calibration, a backbone in a file
-# and one that is built in, and a channel that is computed from two.
+# Every strategy that is stored in another way, two detectors on one branch, every calibration, a backbone in a
+# file, one that is built in, log-mels without a network, and a channel that is computed from two.
 SYSTEM = """
 name: mixed
 branch:
@@ -42,6 +42,7 @@ subsystems:
     mean: {branch: {strategy: frozen, pooling: mean}}
     cancelled: {branch: {strategy: frozen, channel: cancel}, detector: {name: band_knn}}
     built_in: {branch: {strategy: frozen, backbone: {path: tiny}, pooling: generalised_mean}}
+    log_mel: {branch: {strategy: frozen, backbone: {path: log_mel}, pooling: band_statistics}}
 """
 
 

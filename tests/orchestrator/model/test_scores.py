@@ -34,7 +34,7 @@ def test_scores_and_decisions_are_those_of_the_run(run, ensemble, machine):
 def test_contributions_are_weighted_calibrated_scores_and_add_up(run, ensemble):
     found = ensemble.score("rotor", [read_clip(path) for path in run.clips("rotor")])
     weights = np.array([member.weight for member in ensemble.manifest.members])
-    assert len(weights) == 9
+    assert len(weights) == 10
     assert weights.sum() == pytest.approx(1)
     assert found.contributions.sum(axis=0) == pytest.approx(found.score)
     assert found.contributions == pytest.approx(weights[:, None] * found.members)
