@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_run(run, url):
         for r in rows:
             assert r["anomaly"] is (r["score"] > r["threshold"])
             parts = json.loads(r["contributions"])
-            assert len(parts) == 9
+            assert len(parts) == 10
             assert sum(parts.values()) == pytest.approx(r["score"])
 
 
