@@ -108,7 +108,7 @@ def test_plan_lists_the_branches(data):
 def test_plan_without_the_checkpoint_says_so(data):
     run = tutti_here("plan", "s1", "--data", data)
     assert run.exit_code == 0
-    assert "1 branches, 1 to train" in run.stdout
+    assert "1 branch, 1 to train" in run.stdout
     assert "BEATs_iter3.pt: no such file" in run.stderr
     assert "provisional" in run.stderr
 
