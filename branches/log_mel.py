@@ -53,11 +53,9 @@ class LogMel(nn.Module):
 
 def log_mel_statistics(audio: AudioCache) -> NDArray[np.float32]:
     """Mean and standard deviation over time of each band of the near channel: (clips, 2 · 64) float32."""
-    return np.stack([_statistics(audio.waveform(clip, "near")) for clip in range(len(audio))])
-
-
-def _statistics(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    log_mel, pooling = LogMel(), build_pooling(BandStatisticsSpec(), LogMel.embed_dim)
     with torch.inference_mode():
-        patches, _ = LogMel().encode(fbank(torch.from_numpy(waveform)[None]), None)
-        statistics: NDArray[np.float32] = build_pooling(BandStatisticsSpec(), LogMel.embed_dim)(patches, None).numpy()
-    return statistics.ravel()
+        waveforms = (torch.from_numpy(audio.waveform(clip, "near"))[None] for clip in range(len(audio)))
+        pooled = [pooling(*log_mel.encode(fbank(waveform), None)) for waveform in waveforms]
+        statistics: NDArray[np.float32] = torch.cat(pooled).flatten(1).numpy()
+    return statistics

@@ -151,6 +151,8 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
         raise InputError(f"{path}: {many}" + "\n".join(mistakes))
     if backbone is None:
         return system
+    if backbone == LOG_MEL:
+        raise InputError("log_mel is no network; name it in a frozen configuration of a system file, not as --backbone")
     other = {"path": backbone, "sha256": None}
 
     def replaced(file: FileSpec) -> FileSpec:

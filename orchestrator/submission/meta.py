@@ -78,7 +78,10 @@ def _description(result: dict[str, Any], used: Used, branches: list[BranchSpec])
         "front_end": "far-microphone cancellation" if any(b.channel == "cancel" for b in branches) else None,
         "acoustic_features": "log-mel energies, 128 bands, frames of 25 ms every 10 ms",
         "data_augmentation": _listed(name for b in branches for name in _augmentations(b.augmentation)),
-        "embeddings": _listed(f"BEATs, {pooling} pooling" for pooling in poolings),
+        "embeddings": _listed(
+            f"{'log-mels' if c.branch.backbone.path == LOG_MEL else 'BEATs'}, {pooling} pooling"
+            for (c, _), pooling in zip(used, poolings, strict=True)
+        ),
         "machine_learning_method": _listed(_training(b) for b in branches),
         "aggregation_method": _listed(poolings),
         "domain_adaptation_method": None,

@@ -81,6 +81,8 @@ def test_a_given_backbone_leaves_log_mels_as_they_are():
     system = load_system("solo", backbone="tiny")
     paths = {c.branch.backbone.path for cs in system.subsystems.values() for c in cs.values()}
     assert paths == {"log_mel", "tiny"}
+    with pytest.raises(InputError, match="log_mel is no network"):
+        load_system("s1", backbone="log_mel")
 
 
 @pytest.mark.parametrize(
