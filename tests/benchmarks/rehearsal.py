@@ -85,10 +85,16 @@ def cpu_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def peaks_of(command: list[str]) -> dict[str, float]:
-    """The most memory of a command's process, of the largest one below it, and of all together, GiB."""
+def observed(command: list[str]) -> tuple[dict[str, float], float]:
+    """Runs a command, printing what it says with the time when it says it.
+
+    Returns the most memory of its process, of the largest one below it, and of all together, GiB; and seconds of CPU of
+    all of them, since Ray's workers are not waited for by anybody.
+    """
     peaks = {"driver": 0.0, "largest worker": 0.0, "all": 0.0}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    used: dict[int, float] = {}
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
     done = threading.Event()
 
     def watch() -> None:
@@ -98,6 +104,7 @@ def peaks_of(command: list[str]) -> dict[str, float]:
             for one in [driver, *driver.children(recursive=True)]:
                 try:
                     sizes.append((one.memory_info().rss - one.memory_info().shared) / GIB)
+                    used[one.pid] = sum(one.cpu_times()[:2])
                 except psutil.NoSuchProcess:
                     sizes.append(0.0)
             now = {"driver": sizes[0], "largest worker": max(sizes[1:], default=0.0), "all": sum(sizes)}
@@ -106,11 +113,14 @@ def peaks_of(command: list[str]) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    assert process.stderr is not None
+    for line in process.stderr:
+        print(f"  {time.monotonic() - started:7.1f} s  {line.rstrip()}", flush=True)
     code = process.wait()
     done.set()
     watcher.join()
     assert code == 0, command
-    return peaks
+    return peaks, sum(used.values())
 
 
 def gib(path: Path) -> float:
@@ -152,14 +162,17 @@ def rehearse(folder: Path, share: float, backbone: str, cpus: int) -> None:
     written = folder / "rehearsal.yaml"
     written.write_text(yaml.safe_dump(system), encoding="utf-8")
     run = [TUTTI, "run", str(written), "--data", str(data), "--out", str(out)]
-    peaks = stage("tutti run, decoded and embedded as above", lambda: peaks_of(run))
+    peaks, cpu = stage("tutti run, decoded and embedded as above", lambda: observed(run))
+    print(f"{cpu:.0f} s of CPU, Ray's processes and workers included")
     print("peak memory without mapped files: " + ", ".join(f"{name} {size:.2f} GiB" for name, size in peaks.items()))
     for record in sorted(out.glob("branches/*/record.json")):
         content = json.loads(record.read_text("utf-8"))
         print(f"  {content['name']:<42}{content['metrics']['seconds']:8.1f} s")
     stage("tutti fuse", lambda: _tutti("fuse", written, "--tables", out, "--out", folder / "fused"))
     stage("tutti report", lambda: _tutti("report", out))
-    stage("tutti run again, nothing to do", lambda: _tutti("run", written, "--data", data, "--out", out))
+    again = ["run", written, "--data", data, "--out", out]
+    stage("tutti run again, nothing to do", lambda: _tutti(*again))
+    stage("the same, to an empty MLflow store", lambda: _tutti(*again, "--tracking-uri", f"sqlite:///{folder}/new.db"))
     for name in ("cache", "branches", "systems", "submission", "mlflow.db", "mlartifacts", "report.html"):
         print(f"  {name:<42}{gib(out / name) * 1024:8.1f} MiB")
 
