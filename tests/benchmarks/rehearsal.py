@@ -4,7 +4,7 @@
 
 Twelve machines with two channels and clips of 10 s; five have no labels, as in the evaluation set. The folder is
 removed at the end. Each stage is measured by itself, in the order of a run, in seconds and in seconds of CPU, which
-count on a busy machine; the run itself then finds decoded clips and frozen embeddings there.
+count on a busy machine; the run itself then finds the decoded clips there.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def rehearse(folder: Path, share: float, backbone: str, cpus: int) -> None:
     written = folder / "rehearsal.yaml"
     written.write_text(yaml.safe_dump(system), encoding="utf-8")
     run = [TUTTI, "run", str(written), "--data", str(data), "--out", str(out)]
-    peaks, cpu = stage("tutti run, decoded and embedded as above", lambda: observed(run))
+    peaks, cpu = stage("tutti run, decoded as above", lambda: observed(run))
     print(f"{cpu:.0f} s of CPU, Ray's processes and workers included")
     print("peak memory without mapped files: " + ", ".join(f"{name} {size:.2f} GiB" for name, size in peaks.items()))
     for record in sorted(out.glob("branches/*/record.json")):
