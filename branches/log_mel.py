@@ -18,7 +18,6 @@ from branches.audio.cache import AudioCache
 from branches.frames import N_MELS
 from branches.frontend import fbank
 from branches.pooling import N_BANDS, build_pooling
-from branches.prefetch import prefetched
 from branches.spec import BandStatisticsSpec
 from scoring.errors import InputError
 
@@ -53,19 +52,10 @@ class LogMel(nn.Module):
 
 
 def log_mel_statistics(audio: AudioCache) -> NDArray[np.float32]:
-    """Mean and standard deviation over time of each band of the near channel: (clips, 2 · 64) float32, on all cores."""
+    """Mean and standard deviation over time of each band of the near channel: (clips, 2 · 64) float32."""
     log_mel, pooling = LogMel(), build_pooling(BandStatisticsSpec(), LogMel.embed_dim)
-
-    def of_clip(clip: int) -> Tensor:
-        with torch.inference_mode():
-            pooled: Tensor = pooling(*log_mel.encode(fbank(torch.from_numpy(audio.waveform(clip, "near"))[None]), None))
-        return pooled.flatten()
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # clips side by side; torch's own threads gain little on one
-    try:
-        statistics = torch.stack(list(prefetched(of_clip, range(len(audio)), threads)))
-    finally:
-        torch.set_num_threads(threads)
-    array: NDArray[np.float32] = statistics.numpy()
-    return array
+    with torch.inference_mode():
+        waveforms = (torch.from_numpy(audio.waveform(clip, "near"))[None] for clip in range(len(audio)))
+        pooled = [pooling(*log_mel.encode(fbank(waveform), None)) for waveform in waveforms]
+        statistics: NDArray[np.float32] = torch.cat(pooled).flatten(1).numpy()
+    return statistics

@@ -29,7 +29,7 @@ _DETECTOR = MahalanobisSpec(standardised=True)  # else a few loud bands would ru
 
 
 def write_baseline(out: Path, audio: AudioCache, index: pa.Table, dataset: str) -> None:
-    """Score the clips of a run by their log-mel statistics, unless that is done: 8 ms of a core for a clip of 10 s.
+    """Score the clips of a run by their log-mel statistics, unless that is done: about 8 ms for a clip of 10 s.
 
     Where the clips tell no scale there is no baseline; no branch waits for it.
 
