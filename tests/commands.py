@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -35,3 +38,20 @@ def tutti(*arguments: object, timeout: float = 240) -> subprocess.CompletedProce
     """The finished command; its exit code is in `returncode`."""
     command = [TUTTI, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def free_port() -> int:
+    """A port that nothing uses, below those that connections are given: one of these could be taken at any time."""
+    while True:
+        port = random.randint(20000, 32000)
+        with suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
+
+
+def answers(port: int) -> bool:
+    """Whether something on this machine takes connections at a port."""
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    return False

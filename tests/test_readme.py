@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -15,7 +14,7 @@ import pytest
 
 from branches.data.synthetic import SyntheticSize, write_dataset
 from scoring.table import write_table
-from tests.commands import SMALL_SYSTEM, TUTTI, tutti, tutti_here
+from tests.commands import SMALL_SYSTEM, TUTTI, free_port, tutti, tutti_here
 from tests.fusion.pools import make_pool
 
 README = Path(__file__).parent.parent / "README.md"
@@ -126,12 +125,6 @@ def test_the_demo_and_its_store(place):
     except BaseException:
         os.killpg(server.pid, signal.SIGTERM)
         raise
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def answer(url: str, seconds: float = 60) -> str:

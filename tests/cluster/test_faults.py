@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from orchestrator.ledger.folders import RECORD
 from orchestrator.tracking.sync import Outbox
 from orchestrator.tracking.tracker import open_tracker
 from tests.cluster.conftest import branches_of, step_of, wait_for, workers_of
-from tests.commands import tutti
+from tests.commands import answers, free_port, tutti
 
 pytestmark = pytest.mark.slow
 
@@ -143,12 +142,6 @@ def test_a_node_is_lost(undisturbed, trial):
     assert trial.tables() == undisturbed.tables()
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 class Server:
     """An MLflow server that can go away and come back."""
 
@@ -164,13 +157,7 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_for(self.answers)
-
-    def answers(self):
-        with suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-            return True
-        return False
+        wait_for(lambda: answers(self.port))
 
     def stop(self):
         if self.process is not None:

@@ -15,8 +15,7 @@ from mlflow import MlflowClient
 from orchestrator.submit import run_command, shipped
 from scoring.errors import InputError
 from tests.cluster.conftest import SYSTEM, Trial, wait_for
-from tests.cluster.test_faults import free_port
-from tests.commands import TUTTI, tutti
+from tests.commands import TUTTI, answers, free_port, tutti
 
 
 def test_what_is_shipped_is_small_and_runs_alone(tmp_path):
@@ -56,6 +55,7 @@ def head(tmp_path_factory):
         wait_for(
             lambda: tutti("follow", "none", "--address", f"http://127.0.0.1:{port}").stderr.endswith("no job none\n")
         )
+        wait_for(lambda: answers(clients))  # its server starts beside the dashboard
         yield port, clients
     finally:
         node.terminate()

@@ -15,7 +15,8 @@ import pytest
 from orchestrator.ledger.folders import BRANCHES, RECORD
 from orchestrator.ledger.storage import DRIVER
 from tests.cluster.conftest import Trial, wait_for
-from tests.cluster.test_faults import finish, free_port
+from tests.cluster.test_faults import finish
+from tests.commands import free_port
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tests.test_readme import answer, free_port
+from tests.commands import free_port
+from tests.test_readme import answer
 
 pytestmark = pytest.mark.slow
 MLFLOW = Path(sys.executable).with_name("mlflow")
