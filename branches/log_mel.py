@@ -8,6 +8,8 @@ on two generated sets, where not standardising gave 71.0 and 70.2: real machines
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from threading import Event
 
 import numpy as np
 import torch
@@ -51,11 +53,18 @@ class LogMel(nn.Module):
         return patches, None if padding is None else padding.repeat_interleave(N_BANDS, dim=1)
 
 
-def log_mel_statistics(audio: AudioCache) -> NDArray[np.float32]:
-    """Mean and standard deviation over time of each band of the near channel: (clips, 2 · 64) float32."""
+def log_mel_statistics(audio: AudioCache, abandoned: Event | None = None) -> NDArray[np.float32]:
+    """Mean and standard deviation over time of each band of the near channel: (clips, 2 · 64) float32.
+
+    `CancelledError` if the event is set before the last clip.
+    """
     log_mel, pooling = LogMel(), build_pooling(BandStatisticsSpec(), LogMel.embed_dim)
     with torch.inference_mode():
-        waveforms = (torch.from_numpy(audio.waveform(clip, "near"))[None] for clip in range(len(audio)))
-        pooled = [pooling(*log_mel.encode(fbank(waveform), None)) for waveform in waveforms]
+        pooled = []
+        for clip in range(len(audio)):
+            if abandoned is not None and abandoned.is_set():
+                raise CancelledError
+            waveform = torch.from_numpy(audio.waveform(clip, "near"))
+            pooled.append(pooling(*log_mel.encode(fbank(waveform[None]), None)))
         statistics: NDArray[np.float32] = torch.cat(pooled).flatten(1).numpy()
     return statistics

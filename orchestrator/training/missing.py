@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,13 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
 from orchestrator.run_options import RunOptions
-from orchestrator.training.baseline import write_baseline
+from orchestrator.training.baseline import baseline_beside
 from orchestrator.training.generated import on_sets, pull_sets
 from orchestrator.training.job import Job
 from orchestrator.training.worker import branch_record
 
 if TYPE_CHECKING:
+    from branches.audio.cache import AudioCache
     from orchestrator.training.launch import Outcome
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,7 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
         if reason := outcome.given_up.get(branch.branch_id):
             log.info("%s: %s", branch.name, reason)
             record_reason(options.out, GIVEN_UP, branch.branch_id, branch_record(branch, mark), reason)
-    left = [b for b in unfinished(missing, options.out) if b.branch_id not in outcome.given_up]
-    return _failure(left, outcome.failures, options.out, mark)
+    return _failure(_left(missing, options.out, outcome), outcome, options.out, mark)
 
 
 def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
@@ -115,7 +115,7 @@ def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: Run
         training=dataset.training_fingerprint(),
     )
     _tidy_checkpoints(job.checkpoints)
-    _prepare(job, index, missing)
+    audio = _prepare(job, index, missing)
     if storage is not None:
         storage.push(job.cache.relative_to(out).as_posix())
     cluster.connect()
@@ -123,18 +123,30 @@ def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: Run
     require(job.resources)
     from orchestrator.training.launch import launch  # imports ray, and that only after the session has set it up
 
-    outcome = launch(missing, job, index)
-    if storage is not None:
-        for branch in missing:
-            storage.pull_branch(branch.branch_id)
-        pull_sets(missing, job, storage)
+    with baseline_beside(out, audio, index, mark) as abandoned:
+        outcome = launch(missing, job, index)
+        if storage is not None:
+            for branch in missing:
+                storage.pull_branch(branch.branch_id)
+            pull_sets(missing, job, storage)
+        if _interrupted(_left(missing, out, outcome), outcome):
+            abandoned.set()
     for line in on_sets(missing, job):
         log.info(line)
     _tidy_checkpoints(job.checkpoints)
     return outcome
 
 
-def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
+def _left(missing: Sequence[Branch], out: Path, outcome: Outcome) -> list[Branch]:
+    """The branches that are neither finished nor given up."""
+    return [b for b in unfinished(missing, out) if b.branch_id not in outcome.given_up]
+
+
+def _interrupted(left: Sequence[Branch], outcome: Outcome) -> bool:
+    return bool(left) and not outcome.failures
+
+
+def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> AudioCache:
     """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
     from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
     from branches.audio.channels import with_cancellation
@@ -143,7 +155,6 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     audio = open_cache(job.data, index, job.decoded)
     check_lengths(index, audio, branches)
     write_formats(job.out, audio, index)
-    write_baseline(job.out, audio, index, job.fingerprint)
     specs = [s for b in branches for s in (b.spec, *(frozen for frozen, _ in b.spec.frozen_inputs(b.embeddings)))]
     if any(spec.channel == "cancel" for spec in specs):
         with_cancellation(audio, job.derived)
@@ -153,6 +164,7 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
         shutil.rmtree(old)
     for note in notes_on(index, audio, branches):
         log.warning(note)
+    return audio
 
 
 def _tidy_checkpoints(folder: Path) -> None:
@@ -162,15 +174,15 @@ def _tidy_checkpoints(folder: Path) -> None:
         half.unlink()
 
 
-def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
+def _failure(left: Sequence[Branch], outcome: Outcome, out: Path, mark: str) -> BranchesFailed | None:
     """What to say of the branches that are not finished, with a record of each one's failure."""
     if not left:
         return None
-    if not failures:
+    if _interrupted(left, outcome):
         return RunInterrupted(f"interrupted with {len(left)} branches unfinished; run again to continue")
     lines = []
     for branch in left:
-        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
+        reason = outcome.failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
         path = record_reason(out, FAILURES, branch.branch_id, branch_record(branch, mark), reason)
         lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")
     return BranchesFailed(
