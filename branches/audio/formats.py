@@ -47,6 +47,14 @@ class Format(BaseModel):
             lines.append(f"empty above {top:.0f} Hz, those above {self.bandwidth:.0f} Hz")
         return "; ".join(lines)
 
+    def joined(self, other: Format) -> Format:
+        """The format of these clips and of others together."""
+        return Format(
+            seconds=(min(self.seconds[0], other.seconds[0]), max(self.seconds[1], other.seconds[1])),
+            channels=tuple(sorted({*self.channels, *other.channels})),
+            bandwidth=min(self.bandwidth, other.bandwidth),
+        )
+
 
 FORMATS = "formats.json"
 _FORMATS = TypeAdapter(dict[str, Format])

@@ -45,6 +45,14 @@ def test_what_a_recording_has_unlike_the_machines_clips(machine, samples, differ
     assert machine.differences(samples.astype(np.float32))[: len(difference) or None] == difference
 
 
+def test_the_clips_of_two_sections_are_of_all_their_lengths_and_channels(machine):
+    low = sosfilt(butter(20, 3_000, fs=16_000, output="sos"), noise(4, 1), axis=0)
+    other = formats_of(in_memory([(low * 32768).round().astype(np.float32) / 32768]), index_of(NAMES[:1]))["fan"]
+    both = machine.joined(other)
+    assert (both.seconds, both.channels, both.bandwidth) == ((1.0, 4.0), (1, 2), other.bandwidth)
+    assert other.joined(machine) == both
+
+
 @pytest.mark.parametrize("cut", [1_000, 3_000, 5_000])
 def test_the_bandwidth_is_where_sound_ends(cut):
     low = sosfilt(butter(20, cut, fs=16_000, output="sos"), noise(), axis=0)

@@ -76,6 +76,9 @@ def test_a_section_of_a_known_machine_and_a_model_that_was_enrolled_before(enrol
     assert Ensemble(tmp_path / "third").machines == {"pump": [0], "rotor": [0, 3], "valve": [0]}
     assert manifest_of(tmp_path / "third")["enrolled"] == {"valve section 0": 6, "rotor section 3": 6}
     assert "6 recordings tell little of how scores vary" in caplog.text
+    first, third = (manifest_of(folder)["formats"]["rotor"]["seconds"] for folder in (enrolled, tmp_path / "third"))
+    added = manifest_of(enrolled)["formats"]["valve"]["seconds"]  # of the same recordings
+    assert third == [min(first[0], added[0]), max(first[1], added[1])]
 
 
 @pytest.mark.parametrize(
