@@ -71,6 +71,7 @@ class BranchModel(nn.Module):
             patches, patch_padding = self.backbone.encode(features, padding, layers or spec.layers, combine)
         return patches.float(), patch_padding
 
+    @full_precision()
     def pool(self, patches: Tensor, padding: Tensor | None) -> Tensor:
         """Patches (B, P, D) → embeddings (B, E), or (B, 8, E) by frequency band."""
         embeddings: Tensor = self.projection(self.pooling(patches, padding))
@@ -81,6 +82,7 @@ class BranchModel(nn.Module):
         return self.pool(*self.encode(features, padding))
 
     @torch.inference_mode()
+    @full_precision()
     def embeddings(self, features: Tensor, padding: Tensor | None, embeddings: Sequence[EmbeddingSpec]) -> list[Tensor]:
         """Several embeddings (B, E) or (B, 8, E) of the same clips: the encoder runs once for all of them."""
         views = [e if isinstance(e, PatchesSpec) else self.spec.backbone for e in embeddings]

@@ -155,7 +155,7 @@ class BEATs(nn.Module):
                 f"{N_MELS}); a clip needs at least {MIN_SAMPLES} samples"
             )
         if features.shape[1] > LONG_CLIP:
-            check_attention_memory(self.config.encoder_attention_heads, features.shape[1])
+            check_attention_memory(self.config.encoder_attention_heads, features.shape[1], features.device)
         patches = self.patch_embedding(features.unsqueeze(1)).flatten(2).transpose(1, 2)
         x: Tensor = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
         return x

@@ -152,8 +152,8 @@ class Encoder(nn.Module):
 
 
 def _padding_bias(patch_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(B, P) bool → (B, 1, 1, P): 0, or the lowest finite number, which keeps a clip of padding alone free of NaN."""
+    """(B, P) bool → (B, 1, 1, P): 0, or the lowest number, finite in bfloat16 too: all of padding would be NaN else."""
     if patch_mask is None:
         return None
     zeros = torch.zeros(patch_mask.shape, dtype=dtype, device=patch_mask.device)
-    return zeros.masked_fill(patch_mask, torch.finfo(dtype).min)[:, None, None, :]
+    return zeros.masked_fill(patch_mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]

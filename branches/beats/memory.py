@@ -6,11 +6,14 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from branches.frames import FRAME_SHIFT, N_MELS, PATCH_SIZE, SAMPLE_RATE
 from scoring.errors import InputError
 
 LONG_CLIP = 6_000
 """Frames, a minute: shorter clips are not asked about."""
+CPU = torch.device("cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -18,11 +21,11 @@ class TooLong(InputError):
     """A clip whose attention does not fit into memory."""
 
 
-def check_attention_memory(heads: int, frames: int) -> None:
-    """Raise `TooLong` if the attention of one clip of so many frames does not fit into this process's memory."""
+def check_attention_memory(heads: int, frames: int, device: torch.device = CPU) -> None:
+    """Raise `TooLong` if the attention of one clip of so many frames does not fit into a device's free memory."""
     patches = frames // PATCH_SIZE * (N_MELS // PATCH_SIZE)
     needed = 2 * heads * patches**2 * 4  # the position bias, and a clip's gated one
-    available = available_memory()
+    available = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     if needed > available:
         seconds = frames * FRAME_SHIFT / SAMPLE_RATE
         raise TooLong(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from branches.training.masked_prediction import MaskedPrediction
 from branches.training.objectives import Objective, build_objective
 from branches.training.training_set import TrainingClips
 from branches.transfer import to_device
+from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +52,19 @@ def train(
     workers: threads that put batches together; the batches are the same for any number
     compiled: compile the encoder's layers: the first step takes longer, all others are faster
 
-    Where the GPU has too little memory for a batch, layers are computed again for their gradients.
+    Where the GPU has too little memory for a batch, as foreseen or as it turns out, layers are computed again for their
+    gradients.
 
     Sets the seed of torch's global generators.
 
     Raises
     ------
     InputError
-        If the training diverges, see `branches.training.loop.run`.
+        If the training diverges, see `branches.training.loop.run`; if a batch does not fit into the GPU's memory; if
+        `compiled` and there is no compiler.
     """
+    if compiled:
+        _require_compiler()
     parts: list[_Parts] = []
 
     def start() -> Progress:
@@ -68,28 +75,62 @@ def train(
         log.warning("the training clips are all of one class: the embedding stays as initialised")
         start()
         return parts[0].model
-    progress = resume(start, checkpoint)
-    _prepare_layers(parts[0], clips, compiled)
-    loss_of = _loss_of(spec, parts[0], batches(spec, clips, progress.step, workers))
-    run(progress, spec.training, loss_of, checkpoint, report, checkpoint_seconds)
+
+    def fits(recompute: bool) -> bool:
+        """Whether the memory was enough; that of an attempt that failed is free once this has returned."""
+        progress = resume(start, checkpoint)
+        _prepare_layers(parts[0], compiled, recompute or _needs_recomputing(parts[0], clips))
+        loss_of = _loss_of(spec, parts[0], batches(spec, clips, progress.step, workers))
+        try:
+            run(progress, spec.training, loss_of, checkpoint, report, checkpoint_seconds)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    if not fits(recompute=False):
+        log.warning("a batch does not fit into the GPU's memory: layers are computed twice, a third more work")
+        parts.clear()
+        torch.cuda.empty_cache()
+        if not fits(recompute=True):
+            training = spec.training
+            raise InputError(
+                f"a batch of {training.batch_size} clips of {training.crop_seconds:g} s does not fit into the GPU's "
+                "memory; halve training.batch_size and double training.accumulation, or run fewer branches on a GPU"
+            )
     return parts[0].model
 
 
-def _prepare_layers(parts: _Parts, clips: TrainingClips, compiled: bool) -> None:
-    """Choose how the encoder calls its layers while it trains."""
-    encoder, spec = parts.model.beats.encoder, parts.model.spec
-    if compiled:
-        encoder.apply_layer = torch.compile(apply_layer)
+def _require_compiler() -> None:
+    """What `torch.compile` makes is C for the host, on a GPU too."""
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise InputError("--compile needs a C compiler: install gcc where branches train, or leave the option out")
+
+
+def _needs_recomputing(parts: _Parts, clips: TrainingClips) -> bool:
+    """Whether layers must be computed twice for a batch to fit into what the GPU has free."""
     if parts.device.type != "cuda":
-        return
+        return False
+    spec = parts.model.spec
     crop = round(spec.training.crop_seconds * SAMPLE_RATE)
     longest = min(crop, int(clips.audio.lengths[clips.rows].max(initial=0))) if clips.generated is None else crop
-    needed, free = footprint(parts.model, n_frames(longest)).total, torch.cuda.mem_get_info(parts.device)[0]
-    if needed > MARGIN * free:
-        log.info(
-            "a batch needs %.1f GiB of GPU memory and %.1f are free: layers are computed twice, a third more work",
-            needed / 2**30, free / 2**30,
-        )  # fmt: skip
+    torch.cuda.empty_cache()  # what earlier work of this process has left
+    free = torch.cuda.mem_get_info(parts.device)[0] + torch.cuda.memory_allocated(parts.device)  # the weights are there
+    needed = footprint(parts.model, n_frames(longest)).total
+    if needed <= MARGIN * free:
+        return False
+    log.info(
+        "a batch needs %.1f GiB of GPU memory and %.1f are free: layers are computed twice, a third more work",
+        needed / 2**30, free / 2**30,
+    )  # fmt: skip
+    return True
+
+
+def _prepare_layers(parts: _Parts, compiled: bool, recompute: bool) -> None:
+    """Choose how the encoder calls its layers while it trains."""
+    encoder = parts.model.beats.encoder
+    if compiled:
+        encoder.apply_layer = torch.compile(apply_layer)
+    if recompute:
         encoder.apply_layer = recomputed(encoder.apply_layer)
 
 

@@ -14,7 +14,11 @@ from scoring.table import read_table
 from tests.commands import SMALL_SYSTEM, tutti
 from tests.gpu.checks import CHECKS, clips, spec_of, train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),  # of the compiler's own doing
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

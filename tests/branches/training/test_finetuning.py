@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 import threading
 from functools import partial
 
@@ -275,9 +276,38 @@ def test_layers_that_are_computed_again_learn_the_same(clips, monkeypatch):
     assert torch.equal(recalculated, weights(train(SPEC, clips)))
 
 
+def test_a_batch_that_does_not_fit_is_computed_with_less_memory(clips, tmp_path, caplog):
+    """The allocator's error is raised here by the report of a step; it comes from any operation of a GPU."""
+    reports = []
+
+    def fail_once(step, loss):
+        reports.append(step)
+        if len(reports) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = train(SPEC, clips, tmp_path / "checkpoint.pt", fail_once, checkpoint_seconds=0)
+    assert "layers are computed twice" in caplog.text
+    assert model.backbone.encoder.apply_layer is not apply_layer
+    assert torch.equal(weights(model), weights(train(SPEC, clips)))
+
+    def fail(step, loss):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(InputError, match=r"a batch of \d+ clips of .* does not fit into the GPU's memory; halve"):
+        train(SPEC, clips, report=fail)
+
+
+def test_compiling_without_a_compiler_is_refused(clips, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", "nothing")
+    with pytest.raises(InputError, match="--compile needs a C compiler"):
+        train(SPEC, clips, compiled=True)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own doing
 def test_a_compiled_training_learns_the_same(clips, monkeypatch):
+    monkeypatch.setenv("CC", sys.executable)  # `aot_eager` needs no compiler
     compiled, plain = ([], [])
     frames = torch._dynamo.utils.counters["frames"]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the default needs a compiler
