@@ -83,13 +83,11 @@ class Jobs:
             If there is no such job, or the dashboard stays away.
         """
         self._info(job_id)
-        return asyncio.run(self._follow(job_id, write))
-
-    async def _follow(self, job_id: str, write: Callable[[str], Any]) -> int:
         shown = failed = 0
         while True:
             try:
-                shown += await self._tail(job_id, shown, write)
+                # Nothing else runs in the loop: a request that blocks in it would keep Ctrl-C from being heeded.
+                shown += asyncio.run(self._tail(job_id, shown, write))
                 info = self._info(job_id)
                 failed = 0
             except (OSError, RuntimeError) as error:
@@ -99,7 +97,7 @@ class Jobs:
             else:
                 if info.status.is_terminal():
                     return _exit_code(info, write)
-            await asyncio.sleep(RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
 
     async def _tail(self, job_id: str, shown: int, write: Callable[[str], Any]) -> int:
         """Show the log from the character at `shown`; the number of characters that were new."""

@@ -64,6 +64,7 @@ def make(
     """
     click.echo(f"packing {folder}", err=True)
     from orchestrator.submission.check import check_package
+    from orchestrator.submission.files import AUTHORS_FORM, PLACEHOLDER
     from orchestrator.submission.package import make_package
 
     package = make_package(folder, systems, out, label, meta)
@@ -76,6 +77,8 @@ def make(
     click.echo(package)
     for line in [*findings.errors, *findings.warnings]:
         click.echo(f"to do: {line}", err=True)
+    if any(PLACEHOLDER in line for line in findings.errors):
+        click.echo(f"next: fill in {meta or package.with_name(AUTHORS_FORM)} and run this again", err=True)
 
 
 @submission.command("check")

@@ -96,6 +96,8 @@ def _check_usable(results: dict[Path, dict[str, Any]]) -> None:
     for folder, result in results.items():
         if result.get("transductive"):
             raise InputError(f"{folder}: its scores use statistics of test clips, which the challenge forbids")
+        if "test" not in read_table(folder / FUSED)["split"].to_pylist():
+            raise InputError(f"{folder}: the data have no test clips, so there is nothing to submit")
     if len({result["dataset"] for result in results.values()}) > 1:
         names = ", ".join(f"{folder.name} ({result['dataset'][:8]})" for folder, result in results.items())
         raise InputError(f"results on different data sets: {names}; name the systems of one data set")

@@ -15,6 +15,8 @@ from scoring.table import read_table
 from tests.commands import tutti_here
 from tests.orchestrator.package_case import AUTHORS, LABEL, Case, clip_paths, fused_table, write_result
 
+TRAINING = [path for path in clip_paths("fan", True) if "train" in path]
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
@@ -117,6 +119,7 @@ def test_from_the_form_to_a_package_that_passes(run):
     assert "authors.0.lastname: still to be filled in" in made.stderr
     assert "submission.label: still to be filled in" in made.stderr
     form = run / "package" / "authors.yaml"
+    assert made.stderr.endswith(f"next: fill in {form} and run this again\n")
     assert tutti_here("submission", "check", made.stdout.strip()).exit_code == 2
     form.write_text(
         yaml.safe_dump({**AUTHORS, "label": LABEL, "systems": {"s1": {"name": "One", "abbreviation": "1"}}})
@@ -172,6 +175,12 @@ def test_without_known_labels_results_are_still_to_be_filled_in(run):
             (),
             LABEL,
             "5 systems, the challenge takes 4",
+        ),
+        (
+            lambda run: write_result(run, "demo", fused_table(TRAINING, 0), metrics=False),
+            ("demo",),
+            LABEL,
+            "systems/demo: the data have no test clips, so there is nothing to submit",
         ),
     ],
 )
