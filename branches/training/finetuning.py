@@ -76,8 +76,8 @@ def train(
         start()
         return parts[0].model
 
-    def fits(recompute: bool) -> bool:
-        """Whether the memory was enough; that of an attempt that failed is free once this has returned."""
+    def attempt(recompute: bool) -> bool:
+        """Train; False if the GPU's memory was too little, all of which is free once this has returned."""
         progress = resume(start, checkpoint)
         _prepare_layers(parts[0], compiled, recompute or _needs_recomputing(parts[0], clips))
         loss_of = _loss_of(spec, parts[0], batches(spec, clips, progress.step, workers))
@@ -87,17 +87,17 @@ def train(
             return False
         return True
 
-    if not fits(recompute=False):
-        log.warning("a batch does not fit into the GPU's memory: layers are computed twice, a third more work")
-        parts.clear()
-        torch.cuda.empty_cache()
-        if not fits(recompute=True):
-            training = spec.training
-            raise InputError(
-                f"a batch of {training.batch_size} clips of {training.crop_seconds:g} s does not fit into the GPU's "
-                "memory; halve training.batch_size and double training.accumulation, or run fewer branches on a GPU"
-            )
-    return parts[0].model
+    if attempt(recompute=False):
+        return parts[0].model
+    log.warning("a batch does not fit into the GPU's memory: layers are computed twice, a third more work")
+    parts.clear()
+    torch.cuda.empty_cache()
+    if attempt(recompute=True):
+        return parts[0].model
+    raise InputError(
+        f"a batch of {spec.training.batch_size} clips of {spec.training.crop_seconds:g} s does not fit into the GPU's "
+        "memory; halve training.batch_size and double training.accumulation, or run fewer branches on a GPU"
+    )
 
 
 def _require_compiler() -> None:

@@ -75,10 +75,9 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
             np.save(path, np.concatenate([np.load(path), added]))
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
         enrolled = {**manifest.enrolled, f"{machine} section {section}": len(names)}
-        format_ = formats_of(in_memory(clips_read), clips)[machine]
-        if machine in manifest.formats:  # of other sections
-            format_ = format_.joined(manifest.formats[machine])
-        formats = {**manifest.formats, machine: format_}
+        recorded = formats_of(in_memory(clips_read), clips)[machine]
+        other_sections = manifest.formats.get(machine)
+        formats = {**manifest.formats, machine: recorded.joined(other_sections) if other_sections else recorded}
         write_manifest(folder, manifest.model_copy(update={"enrolled": enrolled, "formats": formats}))
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)

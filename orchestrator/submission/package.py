@@ -56,14 +56,15 @@ def make_package(
     out = run / "package" if out is None else out
     folders = _system_folders(run, systems)
     results = {folder: _read_result(folder) for folder in folders}
-    _check_usable(results)
+    tables = {folder: read_table(folder / FUSED) for folder in folders}
+    _check_usable(results, tables)
     out.mkdir(parents=True, exist_ok=True)
     authors = _read_authors(authors_file or _form(out), label)
     task = out / authors.label / "task2"
     for old in task.glob(f"{authors.label}_[1-{MAX_SYSTEMS}]"):
         shutil.rmtree(old)
     for number, (folder, result) in enumerate(results.items(), 1):
-        _write_system(folder, result, task / f"{authors.label}_{number}", authors)
+        _write_system(folder, result, tables[folder], task / f"{authors.label}_{number}", authors)
     return _zip(out / authors.label, authors.label)
 
 
@@ -92,11 +93,11 @@ def _read_result(folder: Path) -> dict[str, Any]:
     raise InputError(f"{path}: damaged, or not of the {FUSED} beside it; run the system again, which writes both anew")
 
 
-def _check_usable(results: dict[Path, dict[str, Any]]) -> None:
+def _check_usable(results: dict[Path, dict[str, Any]], tables: dict[Path, pa.Table]) -> None:
     for folder, result in results.items():
         if result.get("transductive"):
             raise InputError(f"{folder}: its scores use statistics of test clips, which the challenge forbids")
-        if "test" not in read_table(folder / FUSED)["split"].to_pylist():
+        if not pc.any(pc.equal(tables[folder]["split"], "test")).as_py():
             raise InputError(f"{folder}: the data have no test clips, so there is nothing to submit")
     if len({result["dataset"] for result in results.values()}) > 1:
         names = ", ".join(f"{folder.name} ({result['dataset'][:8]})" for folder, result in results.items())
@@ -130,8 +131,7 @@ def _read_authors(path: Path, label: str | None) -> AuthorsFile:
         raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')} (it is {first['input']!r})") from None
 
 
-def _write_system(folder: Path, result: dict[str, Any], target: Path, authors: AuthorsFile) -> None:
-    table = read_table(folder / FUSED)
+def _write_system(folder: Path, result: dict[str, Any], table: pa.Table, target: Path, authors: AuthorsFile) -> None:
     write_submission(table.filter(pc.is_in(table["machine"], pa.array(challenge_machines(table)))), target)
     meta = system_meta(result, target.name, authors)
     head = f"# Made by tutti {version('tutti-asd')}: system {folder.name} on data set {result['dataset'][:16]}, "

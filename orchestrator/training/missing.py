@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
 from orchestrator.run_options import RunOptions
-from orchestrator.training.baseline import baseline_beside
+from orchestrator.training.baseline import baseline_beside, has_baseline
 from orchestrator.training.generated import on_sets, pull_sets
 from orchestrator.training.job import Job
 from orchestrator.training.worker import branch_record
@@ -58,8 +58,9 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
 
     With `stop_hopeless`, branches that were given up are not tried again, and their absence is no failure.
     """
-    if options.storage:
-        _exchange(Storage(options.storage, options.out), plan.branches, options.out)
+    storage = Storage(options.storage, options.out.resolve()) if options.storage else None
+    if storage is not None:
+        _exchange(storage, plan.branches, options.out)
     for branch in plan.branches:
         add_systems(options.out, branch.branch_id, branch.systems)
     missing = unfinished(plan.branches, options.out)
@@ -68,15 +69,24 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     if options.stop_hopeless:
         missing = [b for b in missing if read_record(options.out / GIVEN_UP / b.branch_id) is None]
     tidy(options.out, [branch.branch_id for branch in missing])
-    if not missing:
-        return None
     mark = dataset.fingerprint
-    outcome = _train(missing, plan, dataset, options, cluster)
-    for branch in missing:
-        if reason := outcome.given_up.get(branch.branch_id):
-            log.info("%s: %s", branch.name, reason)
-            record_reason(options.out, GIVEN_UP, branch.branch_id, branch_record(branch, mark), reason)
-    return _failure(_left(missing, options.out, outcome), outcome, options.out, mark)
+    if not missing and has_baseline(options.out, mark):
+        return None
+    job = _job(plan, dataset, options, storage)
+    audio = _prepare(job, dataset.index, missing)
+    with baseline_beside(job.out, audio, dataset.index, mark) as abandoned:
+        if not missing:  # the run before was killed between its last branch and the baseline
+            return None
+        outcome = _train(missing, job, dataset.index, options, cluster, storage)
+        for branch in missing:
+            if reason := outcome.given_up.get(branch.branch_id):
+                log.info("%s: %s", branch.name, reason)
+                record_reason(options.out, GIVEN_UP, branch.branch_id, branch_record(branch, mark), reason)
+        left = [b for b in unfinished(missing, options.out) if b.branch_id not in outcome.given_up]
+        failure = _failure(left, outcome.failures, options.out, mark)
+        if isinstance(failure, RunInterrupted):
+            abandoned.set()
+    return failure
 
 
 def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
@@ -89,14 +99,9 @@ def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
             storage.push_branch(branch.branch_id)
 
 
-def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster) -> Outcome:
-    check_models(missing)
-    check_noise(dataset.noise, missing)
-    check_machines(dataset.index, missing)
-    index, mark = dataset.index, dataset.fingerprint
-    out = options.out.resolve()
-    storage = Storage(options.storage, out) if options.storage else None
-    job = Job(
+def _job(plan: Plan, dataset: Dataset, options: RunOptions, storage: Storage | None) -> Job:
+    out, mark = options.out.resolve(), dataset.fingerprint
+    return Job(
         data=options.data.resolve(),
         out=out,
         cache=out / "cache" / mark[:16],
@@ -114,44 +119,44 @@ def _train(missing: Sequence[Branch], plan: Plan, dataset: Dataset, options: Run
         storage=storage.uri if storage else None,
         training=dataset.training_fingerprint(),
     )
+
+
+def _train(
+    missing: Sequence[Branch],
+    job: Job,
+    index: pa.Table,
+    options: RunOptions,
+    cluster: Cluster,
+    storage: Storage | None,
+) -> Outcome:
     _tidy_checkpoints(job.checkpoints)
-    audio = _prepare(job, index, missing)
     if storage is not None:
-        storage.push(job.cache.relative_to(out).as_posix())
+        storage.push(job.cache.relative_to(job.out).as_posix())
     cluster.connect()
     job = replace(job, gpus=gpus_of_a_branch(options.gpus_per_branch))
     require(job.resources)
     from orchestrator.training.launch import launch  # imports ray, and that only after the session has set it up
 
-    with baseline_beside(out, audio, index, mark) as abandoned:
-        outcome = launch(missing, job, index)
-        if storage is not None:
-            for branch in missing:
-                storage.pull_branch(branch.branch_id)
-            pull_sets(missing, job, storage)
-        if _interrupted(_left(missing, out, outcome), outcome):
-            abandoned.set()
+    outcome = launch(missing, job, index)
+    if storage is not None:
+        for branch in missing:
+            storage.pull_branch(branch.branch_id)
+        pull_sets(missing, job, storage)
     for line in on_sets(missing, job):
         log.info(line)
     _tidy_checkpoints(job.checkpoints)
     return outcome
 
 
-def _left(missing: Sequence[Branch], out: Path, outcome: Outcome) -> list[Branch]:
-    """The branches that are neither finished nor given up."""
-    return [b for b in unfinished(missing, out) if b.branch_id not in outcome.given_up]
-
-
-def _interrupted(left: Sequence[Branch], outcome: Outcome) -> bool:
-    return bool(left) and not outcome.failures
-
-
 def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> AudioCache:
-    """Decode what branches hear, so that a damaged clip is found now, and no GPU waits for it."""
+    """Check what branches need and decode what they hear, so that a damaged file is found now, and no GPU waits."""
     from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
     from branches.audio.channels import with_cancellation
     from branches.audio.formats import write_formats
 
+    check_models(branches)
+    check_noise(job.noise, branches)
+    check_machines(index, branches)
     audio = open_cache(job.data, index, job.decoded)
     check_lengths(index, audio, branches)
     write_formats(job.out, audio, index)
@@ -174,15 +179,15 @@ def _tidy_checkpoints(folder: Path) -> None:
         half.unlink()
 
 
-def _failure(left: Sequence[Branch], outcome: Outcome, out: Path, mark: str) -> BranchesFailed | None:
+def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
     """What to say of the branches that are not finished, with a record of each one's failure."""
     if not left:
         return None
-    if _interrupted(left, outcome):
+    if not failures:
         return RunInterrupted(f"interrupted with {len(left)} branches unfinished; run again to continue")
     lines = []
     for branch in left:
-        reason = outcome.failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
+        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
         path = record_reason(out, FAILURES, branch.branch_id, branch_record(branch, mark), reason)
         lines.append(f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]")
     return BranchesFailed(

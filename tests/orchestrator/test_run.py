@@ -116,6 +116,18 @@ def test_the_baseline_stands_beside_the_systems(run, first):
     assert "log-mel baseline" in run.again().stdout
 
 
+def test_a_baseline_that_is_missing_is_made_and_nothing_is_trained(run, first):
+    """As after a kill between the last branch and the baseline."""
+    (table,) = (run.out / "baselines").rglob("*.parquet")
+    before, branches = read_table(table), [path.stat().st_mtime_ns for path in run.tables()]
+    shutil.rmtree(run.out / "baselines")
+    again = run.again()
+    assert again.returncode == 0, again.stderr
+    assert "starting Ray" not in again.stderr
+    assert read_table(table) == before
+    assert [path.stat().st_mtime_ns for path in run.tables()] == branches
+
+
 def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
     store = f"sqlite:///{run.out / 'mlflow.db'}"
     client = MlflowClient(store)

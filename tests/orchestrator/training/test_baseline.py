@@ -4,7 +4,7 @@ import pytest
 from branches.audio.cache import open_cache
 from branches.data.dataset import Dataset
 from branches.data.synthetic import SyntheticSize, write_dataset
-from orchestrator.training.baseline import baseline_beside, read_baseline
+from orchestrator.training.baseline import baseline_beside, has_baseline, read_baseline
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,15 @@ def test_an_interrupted_run_does_not_wait_for_it(dataset, tmp_path):
         abandoned.set()
     assert read_baseline(tmp_path, dataset.fingerprint) is None
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_baseline_that_cannot_be_written_keeps_no_branch_back(dataset, audio, tmp_path, caplog):
+    (tmp_path / "baselines").write_text("in the way")
+    with baseline_beside(tmp_path, audio, dataset.index, dataset.fingerprint):
+        pass
+    assert "no log-mel baseline: " in caplog.text
+    assert "the next run makes it" in caplog.text
+    assert not has_baseline(tmp_path, dataset.fingerprint)
 
 
 def test_its_failure_is_not_lost(dataset, tmp_path):
