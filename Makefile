@@ -5,7 +5,9 @@ PART ?= 1/1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test faults check bench gpu format
+NEWEST := .venv-newest/bin
+
+.PHONY: demo test faults check bench gpu format newest lock
 
 demo: $(INSTALLED)
 	$(BIN)/tutti demo --out runs/demo
@@ -32,8 +34,22 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(INSTALLED): pyproject.toml
+# What a new environment gets on this day without the lock.
+newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	$(NEWEST)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(NEWEST)/pytest -n 2 tests/golden tests/branches/test_beats.py tests/branches/test_frontend.py \
+		tests/branches/test_tokenizer.py tests/test_readme.py
+
+# The versions of .venv-newest, once it has passed.
+lock: newest
+	sed -n '/^#/p' constraints.txt > .venv-newest/constraints.txt
+	$(NEWEST)/pip freeze --exclude-editable >> .venv-newest/constraints.txt
+	mv .venv-newest/constraints.txt constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tutti needs Python >= 3.11; make PYTHON=python3.12 names one")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

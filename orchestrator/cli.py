@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import sys
@@ -18,13 +17,7 @@ from orchestrator.commands.model import enrol, export, score
 from orchestrator.commands.runs import demo, doctor, plan, run
 from orchestrator.commands.scores import fuse, metrics
 from orchestrator.commands.systems import show, systems
-from scoring.errors import InputError
-
-# Faults of the place a user has chosen, not of the program.
-_NOT_OURS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT),
-)
+from scoring.errors import PLACE_ERRNOS, InputError, place_error
 
 
 class _Commands(click.Group):
@@ -36,9 +29,11 @@ class _Commands(click.Group):
         except InputError as error:
             message = str(error)
         except OSError as error:
-            if error.errno not in _NOT_OURS:
+            if error.errno not in PLACE_ERRNOS:
                 raise
-            message = f"{error.filename}: {error.strerror}; make room, or give another path"
+            message = place_error(error)
+        except ImportError as error:
+            message = f"{error}; `tutti doctor` says which package to install"
         except KeyboardInterrupt:
             click.echo("Error: interrupted; what is finished is kept, run again to continue", err=True)
             return ctx.exit(130)

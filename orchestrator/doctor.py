@@ -127,19 +127,15 @@ def _packages(subject: Subject) -> Iterator[Check]:
 
 
 def _torch(subject: Subject) -> Iterator[Check]:
-    """Whether torch and torchaudio are of one build; of two they do not even import."""
-    versions = {name: metadata.version(name) for name in ("torch", "torchaudio")}
-    remedy = "install both from one index, e.g. pip install --force-reinstall 'torch==2.11.*' 'torchaudio==2.11.*'"
-    text = ", ".join(f"{name} {version}" for name, version in versions.items())
-    try:
+    """Whether what branches need loads: torchaudio does not beside a torch that it was not built for."""
+    from orchestrator.installation import faults
+
+    missing = list(faults())
+    yield from (Check(fault.module, "problem", fault.text, fault.remedy) for fault in missing)
+    if not missing:
         import torch
-        import torchaudio
-    except (ImportError, OSError) as error:
-        yield Check("torch", "problem", f"{text}: {str(error).splitlines()[0]}", remedy)
-        return
-    builds = [module.__version__.partition("+") for module in (torch, torchaudio)]
-    same = builds[0][0].split(".")[:2] == builds[1][0].split(".")[:2] and builds[0][2] == builds[1][2]
-    yield _verdict("torch", same, f"{text}, CUDA {torch.version.cuda}", remedy)
+
+        yield Check("torch", "ok", f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 
 
 def _gpus(subject: Subject) -> Iterator[Check]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from branches.data.dataset import Dataset
 from cluster.capacity import gpus_of_a_branch, require
 from cluster.session import Cluster
+from orchestrator.installation import check_installation
 from orchestrator.ledger.folders import (
     BRANCHES,
     FAILURES,
@@ -154,6 +155,7 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> AudioCach
     from branches.audio.channels import with_cancellation
     from branches.audio.formats import write_formats
 
+    check_installation()
     check_models(branches)
     check_noise(job.noise, branches)
     check_machines(index, branches)

@@ -25,19 +25,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.capacity import GIB
+from scoring.errors import PLACE_ERRNOS
 
 if TYPE_CHECKING:
     from orchestrator.training.job import Part
 
 WATCH_SECONDS = 0.2
-# Ray too, since a child runs its parent's main module anew.
-_IMPORTED_ONCE = [
+# What every branch needs. The driver imports it too, before it decodes clips, to see that it loads.
+IMPORTED_ONCE = (
     "orchestrator.training.worker",
     "branches.frozen",
     "branches.training.finetuning",
     "branches.generator",
-    "ray",
-]
+    "torchaudio.compliance.kaldi",
+)
 # The forkserver's socket lies in the temporary folder, with 27 bytes of its own of the 107 that a path may have.
 _LONGEST_FOLDER = 80
 _context = multiprocessing.get_context("forkserver")
@@ -52,7 +53,14 @@ class ProcessKilled(ProcessDied):
 
 
 class WorkFailed(RuntimeError):
-    """What was raised in a branch's process, as text: the error itself may need imports, or not survive the way."""
+    """What was raised in a branch's process, as text: the error itself may need imports, or not survive the way.
+
+    may_pass: whether another try may succeed, see `may_pass`
+    """
+
+    def __init__(self, text: str, may_pass: bool) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 def packed(value: Any) -> bytes:
@@ -61,10 +69,15 @@ def packed(value: Any) -> bytes:
 
 
 def trial(config: dict[str, Any], branches: dict[str, bytes], shared: bytes) -> None:
-    """Tune's trainable; see `orchestrator.training.launch.launch`."""
+    """Tune's trainable; see `orchestrator.training.launch.launch`. What it raises is tried again by Tune."""
     from ray import tune
 
-    outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, config["part"], report=_report)
+    try:
+        outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, config["part"], report=_report)
+    except WorkFailed as error:
+        if error.may_pass:
+            raise
+        outcome, peak = {"failure": str(error)}, 0.0
     tune.report({**outcome, "memory_gib": peak} if "omega" in outcome else outcome)
 
 
@@ -110,7 +123,7 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
     """
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"
-    _context.set_forkserver_preload(_IMPORTED_ONCE)
+    _context.set_forkserver_preload([*IMPORTED_ONCE, "ray"])  # Ray, since a child runs its parent's main module anew
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_child, args=(sender, work, arguments), daemon=True)
     process.start()
@@ -147,9 +160,18 @@ def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, .
     try:
         result = work(*arguments, lambda *values: sender.send(("report", *values)))
     except Exception as error:
-        sender.send(("raised", "".join(traceback.format_exception(error)).strip()))
+        sender.send(("raised", "".join(traceback.format_exception(error)).strip(), may_pass(error)))
     else:
         sender.send(("done", result, peak_memory()))
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether it was bad luck: memory, a GPU, a file system or a server that failed. Other errors come at every try."""
+    from orchestrator.ledger.storage import StorageAway
+
+    if isinstance(error, OSError):  # connections and timeouts among them
+        return error.errno not in PLACE_ERRNOS
+    return isinstance(error, (StorageAway, MemoryError)) or type(error).__name__ == "AcceleratorError"  # torch's
 
 
 def _end_with_parent() -> None:

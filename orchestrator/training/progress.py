@@ -169,7 +169,11 @@ class Watcher(tune.Callback):  # type: ignore[misc]
             self._row(trial).state = "embedded"
             return
         omega, failure, given_up = (trial.last_result.get(key) for key in ("omega", "failure", "given_up"))
-        text = failure or given_up or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
+        text = (
+            (failure and reason(failure))
+            or given_up
+            or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
+        )
         self._end(trial, "failed" if failure else "given up" if given_up else "finished", text)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -94,10 +94,10 @@ def installed(folder, name, version, code=""):
 
 @pytest.mark.slow
 def test_broken_installations(tmp_path):
-    """An old package, one that does not import, torchaudio of another build, and a driver that torch cannot use."""
+    """An old package, two that do not load, and a driver that torch cannot use."""
     installed(tmp_path, "hyperopt", "0.2.7")
     installed(tmp_path, "pyarrow", metadata.version("pyarrow"), "raise ImportError('libarrow.so: no such file')")
-    installed(tmp_path, "torchaudio", torch.__version__.partition("+")[0], "__version__ = '2.11.0+other'")
+    installed(tmp_path, "torchaudio", "2.11.1", "raise OSError('libtorchaudio.so: undefined symbol')")
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text("#!/bin/sh\necho 470.1\n")
@@ -106,8 +106,10 @@ def test_broken_installations(tmp_path):
     assert found["hyperopt"]["text"].startswith("0.2.7, needs ")
     assert found["hyperopt"]["remedy"].startswith("pip install 'hyperopt")
     assert "packages" not in found
-    assert found["torch"]["state"] == "problem"
-    assert "install both from one index" in found["torch"]["remedy"]
+    assert found["torchaudio"]["state"] == "problem"
+    assert found["torchaudio"]["text"].endswith("libtorchaudio.so: undefined symbol")
+    assert found["torchaudio"]["remedy"].startswith("pip install --upgrade --force-reinstall 'torch>=")
+    assert "pyarrow does not load" in found["pyarrow"]["text"]
     assert found["data"]["text"] == "ImportError: libarrow.so: no such file"
     if not torch.cuda.is_available():
         assert found["gpu"]["state"] == "problem"

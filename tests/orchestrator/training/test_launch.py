@@ -1,5 +1,6 @@
 """Branches on a real Ray: killed again and again they are tried with more memory, and no GPU waits for their scores."""
 
+import errno
 import os
 import signal
 import time
@@ -33,6 +34,12 @@ class Work:
             file.write("x")
         if branch.name == "wrong":
             raise InputError("it is wrong; mend it")
+        if branch.name == "faulty":
+            raise ImportError("libtorchaudio.so: undefined symbol")
+        if branch.name == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if branch.name == "away" and (self.folder / branch.branch_id).stat().st_size == 1:
+            raise ConnectionResetError("the storage's server went away")
         if branch.name == "lame":
             raise Hopeless("it learns nothing")
         if (self.folder / branch.branch_id).stat().st_size <= branch.spec.seed:
@@ -45,7 +52,8 @@ class Work:
 def test_how_branches_end(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.training.launch.RETRIES", RETRIES)
     monkeypatch.setattr("orchestrator.training.launch.SCALES", SCALES)
-    deaths = {"well": 0, "unlucky": 1, "hungry": RETRIES + 1, "doomed": 1000, "wrong": 0, "lame": 0}
+    deaths = {"well": 0, "unlucky": 1, "hungry": RETRIES + 1, "doomed": 1000, "lame": 0}
+    deaths |= dict.fromkeys(("wrong", "faulty", "full", "away"), 0)
     branches = [Branch(n, n, n, ("s",), BranchSpec(seed=d), (MahalanobisSpec(),)) for n, d in deaths.items()]
     job = Job(tmp_path, tmp_path, tmp_path, tmp_path, "", make_table().select([]), 1, 0.0, None, 60.0, [], ())
     (tmp_path / "tries").mkdir()
@@ -53,9 +61,13 @@ def test_how_branches_end(tmp_path, monkeypatch):
         outcome = launch(branches, job, make_table().select([]), Work(tmp_path / "tries"))
     tries = {path.name: path.stat().st_size for path in (tmp_path / "tries").iterdir()}
     each = RETRIES + 1
-    assert tries == {"well": 1, "unlucky": 2, "hungry": each + 1, "doomed": each * len(SCALES), "wrong": 1, "lame": 1}
+    assert tries == {
+        **{"well": 1, "unlucky": 2, "away": 2, "hungry": each + 1, "doomed": each * len(SCALES)},
+        **{"lame": 1, "wrong": 1, "faulty": 1, "full": 1},
+    }
     assert outcome.given_up == {"lame": "it learns nothing"}
-    assert set(outcome.failures) == {"doomed", "wrong"}
+    assert set(outcome.failures) == {"doomed", "wrong", "faulty", "full"}
+    assert outcome.failures["faulty"].endswith("ImportError: libtorchaudio.so: undefined symbol")
     assert outcome.failures["wrong"] == "it is wrong; mend it"
     assert "killed, most likely for lack of memory" in outcome.failures["doomed"]
 

@@ -1,5 +1,6 @@
 """Work in a process of its own: results, errors, reports, and deaths on either side."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,8 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from orchestrator.training.process import WATCH_SECONDS, ProcessDied, ProcessKilled, WorkFailed, in_own_process
+from orchestrator.ledger.storage import StorageAway
+from orchestrator.training.process import (
+    WATCH_SECONDS,
+    ProcessDied,
+    ProcessKilled,
+    WorkFailed,
+    in_own_process,
+    may_pass,
+)
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
 
@@ -68,6 +78,27 @@ def test_mapped_files_are_not_counted(tmp_path):
     _, without = in_own_process(hungry, 0.0, report=print)
     assert total == 1 << 27
     assert peak - without < 0.06
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ImportError("libtorchaudio.so: undefined symbol"), False),
+        (IndexError("list index out of range"), False),
+        (InputError("it is wrong; mend it"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), True),
+        (TimeoutError(), True),
+        (StorageAway("it does not answer"), True),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), True),
+    ],
+)
+def test_only_bad_luck_is_tried_again(error, passes):
+    assert may_pass(error) is passes
 
 
 @pytest.mark.parametrize(
