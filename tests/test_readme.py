@@ -28,6 +28,8 @@ STAND_FOR = {
 ELSEWHERE = {
     "make demo": "tutti demo",
     "make test": "is what runs this test",
+    "pip install --constraint constraints.txt .": "the tests run in an environment",
+    "pip install --constraint constraints.txt tutti_asd-0.1.0-py3-none-any.whl": "the tests run in an environment",
     ". .venv/bin/activate": "the tests run in an environment",
 }
 pytestmark = pytest.mark.slow(seconds=100)

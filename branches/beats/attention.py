@@ -84,7 +84,7 @@ def gated_attention(
         (B, H, P, d).
     """
     if q.is_cpu and q.dtype == position_bias.dtype and dropout == 0.0 and not torch.compiler.is_compiling():
-        out: Tensor = _ClipwiseAttention.apply(q, k, v, gate, position_bias, padding_bias)  # type: ignore[no-untyped-call]
+        out: Tensor = _ClipwiseAttention.apply(q, k, v, gate, position_bias, padding_bias)
         return out
     bias = gate * position_bias
     if padding_bias is not None:
