@@ -91,7 +91,7 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
 
 def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, options: dict[str, Any]) -> None:
     logging.getLogger(__name__).info("reading %s", data)
-    from orchestrator.fuse.result import summary
+    from orchestrator.fuse.result import rows_of_methods
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
     from orchestrator.run_options import RunOptions
@@ -111,7 +111,7 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
         return
     for name, result in results.items():
-        heading, rows = summary(result)
+        heading, rows = result["headline"], rows_of_methods(result)
         click.echo(f"{name}: {heading}")
         print_table(("Omega, %", "in-sample", "LOMO"), rows)
     click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")

@@ -128,13 +128,13 @@ def fuse(as_json: bool, **options: Any) -> None:
     """
     log.info("reading score tables from %s", options["tables"] or options["tracking_uri"])
     from orchestrator.fuse.request import Request, fuse_tables
-    from orchestrator.fuse.result import summary
+    from orchestrator.fuse.result import rows_of_methods
 
     result = fuse_tables(Request(**options))
     if as_json:
         click.echo(json.dumps(result))
     elif "delivered" in result:
-        heading, rows = summary(result)
+        heading, rows = result["headline"], rows_of_methods(result)
         click.echo(heading)
         print_table(("Omega, %", "in-sample", "LOMO"), rows)
     click.echo(f"{options['out'] / 'fused.parquet'}", err=as_json)

@@ -21,10 +21,11 @@ from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.scales import is_sum
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
-from orchestrator.ledger.folders import FUSED, HELD_OUT, MADE, RESULT, Record, checksums, write_record
+from orchestrator.ledger.folders import FUSED, HELD_OUT, RESULT, SYSTEMS, Record, checksums, write_record
 from orchestrator.plan import Plan, digest, table_names
 from orchestrator.system import SystemSpec
 from scoring.atomic import atomic
+from scoring.errors import InputError
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
@@ -99,8 +100,7 @@ def fuse_into(
         "command": shlex.join(["tutti", *sys.argv[1:]]),
         **({"data": str(data.resolve())} if data else {}),
     }
-    write_json(folder / MADE, made)
-    result = {**about, **describe(fusion), "fusion_id": fusion_id, "sha256": checksum}
+    result = {**about, **describe(fusion), "fusion_id": fusion_id, "sha256": checksum, "made": made}
     write_json(folder / RESULT, result)
     shutil.rmtree(searches, ignore_errors=True)
     return json.loads(json.dumps(result)), fusion
@@ -114,12 +114,42 @@ def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str) -> str:
     return digest([tree, scores, dataset, FUSION_VERSION])
 
 
+# What every reader of a result may rely on.
+_FIELDS = {"system", "branches", "machines", "methods", "delivered", "omega", "headline", "delivers", "made"}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a fusion in its folder; see `fuse_into` and `describe` for its fields.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is damaged or of an older tutti.
+    """
+    path = folder / RESULT
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        complete = result.keys() >= _FIELDS
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there; `tutti run` and `tutti fuse` write it") from None
+    except (OSError, ValueError, AttributeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: damaged, or of an older tutti; run the same command again") from None
+    return result
+
+
+def result_folders(out: Path) -> list[Path]:
+    """The folders with a result in a run's folder, or the folder itself if it is that of `tutti fuse`."""
+    return [path.parent for path in sorted((out / SYSTEMS).glob(f"*/{RESULT}")) or out.glob(RESULT)]
+
+
 def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
     """The result that stands in `folder`, if it is this fusion's and its fused table is intact."""
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = read_result(folder)
         intact = result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, InputError):
         return None
     return result if intact else None
 
@@ -148,7 +178,7 @@ def write_json(path: Path, value: Any) -> None:
 def describe(fusion: Fusion) -> dict[str, Any]:
     """A fusion as JSON; Omega in per cent, None where nothing is known. `docs/fusion.md` explains the fields."""
     v = fusion.validation
-    return {
+    result: dict[str, Any] = {
         "transductive": fusion.transductive,
         "delivered": {
             "method": fusion.method,
@@ -168,19 +198,25 @@ def describe(fusion: Fusion) -> dict[str, Any]:
         "complementarity": _complementarity(v) if v else None,
         "pruned": asdict(v.pruned) if v else None,
     }
+    return {**result, "omega": _comparable(result), "headline": headline(result), "delivers": _delivers(result)}
 
 
-def summary(result: dict[str, Any]) -> tuple[str, list[tuple[str, float | None, float | None]]]:
-    """A line on what is delivered, and rows of name, in-sample and LOMO Omega: what a command prints."""
+def rows_of_methods(result: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """Rows of name, in-sample and LOMO Omega, as a command prints them: the baseline, methods, what is delivered."""
     delivered = result["delivered"]
-    mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
     several = sum(map(len, delivered["weights"].values())) > 1  # of one configuration all weights are the same
     methods = result["methods"].items() if several else ()
     rows = [(method, values["in_sample"], values["lomo"]) for method, values in methods]
     if baseline := result.get("baseline"):  # no label has chosen anything in it
         rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
-    return f"{mark}{delivered_as(delivered)} delivered ({delivered['why']}){_other_figure(result)}", rows
+    return rows
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What is delivered and why, in one line."""
+    mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
+    return f"{mark}{_delivers(result)} delivered ({result['delivered']['why']}){_other_figure(result)}"
 
 
 def _other_figure(result: dict[str, Any]) -> str:
@@ -194,15 +230,16 @@ def _other_figure(result: dict[str, Any]) -> str:
     )
 
 
-def omega_of(result: Mapping[str, Any]) -> float | None:
+def _comparable(result: Mapping[str, Any]) -> float | None:
     """The Omega to compare a system by: on held-out machines; in-sample where weights could not be chosen by labels."""
     delivered = result["delivered"]
     omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
     return omega
 
 
-def delivered_as(delivered: Mapping[str, Any]) -> str:
+def _delivers(result: Mapping[str, Any]) -> str:
     """What a system delivers, for people: the configuration, or the method and how many configurations it weighs."""
+    delivered = result["delivered"]
     configurations = {f"{s}/{c}": weight for s, cs in delivered["weights"].items() for c, weight in cs.items()}
     used = [name for name, weight in configurations.items() if weight > 0]
     if len(used) == 1:

@@ -40,7 +40,6 @@ RECORD = "record.json"
 TABLES = "tables"
 FUSED = "fused.parquet"
 HELD_OUT = "held_out.parquet"
-MADE = "made.json"  # when, with what command and version: what differs between two runs of the same
 RESULT = "result.json"
 _OF, _OLD = "--", ".old"  # in the name of a folder that is being replaced: <kind>--<name>.<token>.old
 

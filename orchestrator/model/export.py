@@ -24,7 +24,8 @@ from branches.checkpoint_files import local_file
 from branches.data.dataset import index_of
 from branches.model import relocate_branch
 from branches.spec import BUILT_IN, PROJECTION, BackboneSpec, BranchSpec
-from orchestrator.ledger.folders import BRANCHES, RESULT, SYSTEMS, TABLES, is_intact, read_record
+from orchestrator.fuse.result import read_result, result_folders
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
 from orchestrator.model.manifest import (
     CLIPS,
     Manifest,
@@ -83,7 +84,7 @@ def export_system(
 
 
 def _result(run: Path, system: str | None) -> dict[str, Any]:
-    names = sorted(path.parent.name for path in (run / SYSTEMS).glob(f"*/{RESULT}"))
+    names = [folder.name for folder in result_folders(run)]
     if not names:
         raise InputError(f"{run}: no fused system in it; `tutti run` makes one")
     if system is None and len(names) == 1:
@@ -91,12 +92,7 @@ def _result(run: Path, system: str | None) -> dict[str, Any]:
     if system not in names:
         wanted = "more than one system" if system is None else f"no result of system {system!r}"
         raise InputError(f"{run}: {wanted}; there are {', '.join(names)}")
-    try:
-        result: dict[str, Any] = json.loads((run / SYSTEMS / system / RESULT).read_text(encoding="utf-8"))
-        result["delivered"]["table_weights"], result["delivered"]["scale"], result["dataset"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{run / SYSTEMS / system / RESULT}: not a result of `tutti run`; run it again") from None
-    return result
+    return read_result(run / SYSTEMS / system)
 
 
 def _write_package(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.fuse.result import omega_of
+from orchestrator.fuse.result import read_result, result_folders
 from orchestrator.ledger.folders import (
     BASELINES,
     BRANCHES,
     FUSED,
     HELD_OUT,
-    MADE,
-    RESULT,
-    SYSTEMS,
     TABLES,
     Record,
     read_record,
@@ -34,7 +30,7 @@ from scoring.table import read_table
 class System:
     """One fused system.
 
-    result, made: what stands in its `result.json` and `made.json`
+    result: what stands in its `result.json`
     fused: its score table; None if that is lost
     held_out: its labelled clips, each scored with weights chosen without the clip's machine; None if there are none
     intervals, held_out_intervals: of the in-sample metrics, and of those on held-out machines; None without labels
@@ -43,7 +39,6 @@ class System:
     """
 
     result: dict[str, Any]
-    made: dict[str, str]
     fused: pa.Table | None = None
     held_out: pa.Table | None = None
     intervals: Intervals | None = None
@@ -66,7 +61,8 @@ class System:
     @property
     def omega(self) -> float | None:
         """On held-out machines where that is known, else in-sample."""
-        return omega_of(self.result)
+        omega: float | None = self.result["omega"]
+        return omega
 
     @property
     def configurations(self) -> int:
@@ -120,8 +116,7 @@ def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) ->
     InputError
         If there is no result, or one is damaged.
     """
-    paths = sorted((out / SYSTEMS).glob(f"*/{RESULT}")) or list(out.glob(RESULT))
-    results = [(path.parent, _read(path)) for path in paths]
+    results = [(folder, read_result(folder)) for folder in result_folders(out)]
     results = [(folder, result) for folder, result in results if dataset in (None, result.get("dataset"))]
     if not results:
         raise InputError(f"{out}: no results to report; `tutti run` writes them")
@@ -141,24 +136,12 @@ def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) ->
     return Run(out.resolve().name, str(out), systems, records, baselines, notes)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        complete = {"system", "delivered", "branches", "machines"} <= result.keys()
-    except (OSError, ValueError, AttributeError):
-        complete = False
-    if not complete:
-        raise InputError(f"{path}: not a result of `tutti run` or `tutti fuse`; run the command again")
-    return result
-
-
 def _system(folder: Path, result: dict[str, Any], notes: list[str], truth: GroundTruth | None) -> System:
-    made = json.loads((folder / MADE).read_text(encoding="utf-8")) if (folder / MADE).exists() else {}
     try:
         fused = read_table(folder / FUSED)
     except InputError as error:
         notes.append(f"{error}. Figures that need this table are left out; fuse the system again to get them.")
-        return System(result, made)
+        return System(result)
     try:
         limits = thresholds(fused)
     except InputError:  # tables that were made elsewhere may have no training clips
@@ -170,5 +153,5 @@ def _system(folder: Path, result: dict[str, Any], notes: list[str], truth: Groun
     revealed = None
     if truth is not None:
         table = truth.revealed(fused)
-        revealed = System(result, made, table, intervals=bootstrap_intervals(table), limits=limits)
-    return System(result, made, fused, held_out, intervals, held_out_intervals, limits, revealed)
+        revealed = System(result, table, intervals=bootstrap_intervals(table), limits=limits)
+    return System(result, fused, held_out, intervals, held_out_intervals, limits, revealed)

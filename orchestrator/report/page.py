@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.cost import duration
-from orchestrator.fuse.result import delivered_as
 from orchestrator.report import branches, fusions, published, separation
 from orchestrator.report.collect import Run, System, collect
 from orchestrator.report.drawing import style
@@ -52,9 +51,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=_percent, signed=_signed, delivers=delivered_as, duration=lambda hours: duration(3600 * hours)
-    )
+    environment.filters.update(percent=_percent, signed=_signed, duration=lambda hours: duration(3600 * hours))
     with style():
         page = environment.get_template("report.html").render(
             run=run,

@@ -48,7 +48,7 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
     """
     if system.fused is None:
         return []
-    root = data or Path(system.made.get("data", "unknown"))
+    root = data or Path(system.result["made"].get("data", "unknown"))
     if not root.is_dir():
         raise InputError(f"{root}: the recordings of {system.name} are not there; name their data set with --data")
     names = ["machine", "clip", "split", "condition", "calibrated"]

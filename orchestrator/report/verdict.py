@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from fusion.labelled import LabelledScores, labelled_rows
 from fusion.resampling import compare
-from orchestrator.fuse.result import delivered_as
 from orchestrator.report.collect import Run, System
 from scoring.bootstrap import Interval
 from scoring.errors import InputError
@@ -63,7 +62,7 @@ def verdict(run: Run) -> Verdict:
     ]
     return Verdict(
         best,
-        delivered_as(delivered),
+        best.result["delivers"],
         _paired(best, run) + differences,
         min(hmeans.items(), key=lambda item: item[1]) if len(hmeans) > 1 else None,
         _next(run, best),

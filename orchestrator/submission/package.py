@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 import yaml
 from pydantic import ValidationError
 
+from orchestrator.fuse.result import read_result, result_folders
 from orchestrator.ledger.folders import FUSED, RESULT
 from orchestrator.submission.files import AUTHORS_FORM, MAX_SYSTEMS, challenge_machines, write_submission
 from orchestrator.submission.meta import system_meta
@@ -69,7 +69,7 @@ def make_package(
 
 
 def _system_folders(run: Path, systems: Sequence[str]) -> list[Path]:
-    finished = [path.parent.name for path in sorted((run / "systems").glob(f"*/{RESULT}"))]
+    finished = [folder.name for folder in result_folders(run)]
     if not finished:
         raise InputError(f"{run}: no results in it; `tutti run` makes them")
     for name in systems:
@@ -83,14 +83,10 @@ def _system_folders(run: Path, systems: Sequence[str]) -> list[Path]:
 
 def _read_result(folder: Path) -> dict[str, Any]:
     """The result, if it belongs to the fused table beside it."""
-    path = folder / RESULT
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result["sha256"] == file_sha256(folder / FUSED) and result["dataset"]:
-            return result
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{path}: damaged, or not of the {FUSED} beside it; run the system again, which writes both anew")
+    result = read_result(folder)
+    if result["sha256"] != file_sha256(folder / FUSED):
+        raise InputError(f"{folder / FUSED}: damaged, or not of the {RESULT} beside it; run the system again")
+    return result
 
 
 def _check_usable(results: dict[Path, dict[str, Any]], tables: dict[Path, pa.Table]) -> None:

@@ -7,7 +7,6 @@ which every run has, and `loss`. Beside them `hmean/<machine>`, `auc_source/<mac
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.fuse.result import omega_of, summary
-from orchestrator.ledger.folders import RESULT, SYSTEMS, TABLES, Record, records
+from orchestrator.fuse.result import read_result, result_folders, rows_of_methods
+from orchestrator.ledger.folders import TABLES, Record, records
 
 # Of what is shown. With another number everything is sent anew, once.
 FORM = 2
@@ -157,15 +156,15 @@ def _machines(title: str, figures: Mapping[str, float]) -> Table:
 
 
 def _system(folder: Path, record: Record) -> Shown:
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    result = read_result(folder)
     delivered, measured = result["delivered"], result["machines"]
-    heading, methods = summary(result)
+    methods = rows_of_methods(result)
     held_out = measured["lomo"] is not None
     figures = _grouped(_flat(measured["lomo"] if held_out else measured["in_sample"]))
     weights = {f"{s}/{c}": w for s, cs in delivered["weights"].items() for c, w in cs.items()}
-    omega = {"omega": omega_of(result), "omega_in_sample": delivered["in_sample"]}
+    omega = {"omega": result["omega"], "omega_in_sample": delivered["in_sample"]}
     lomo = {f"methods/{name}": values["lomo"] for name, values in result["methods"].items()}
-    text = [_plain(result["description"]), f"**{_omega_line(result)}**", f"{_plain(heading)}."]
+    text = [_plain(result["description"]), f"**{_omega_line(result)}**", f"{_plain(result['headline'])}."]
     if result["missing"]:
         text.append(f"Fused without {', '.join(result['missing'])}: these branches failed or were stopped.")
     tables = [Table("Weights", ("configuration", "weight"), list(weights.items()))]
@@ -195,7 +194,7 @@ def _omega_line(result: Mapping[str, Any]) -> str:
 
 
 def _run(folder: Path, record: Record) -> Shown:
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / SYSTEMS).glob(f"*/{RESULT}"))]
+    results = [read_result(system) for system in result_folders(folder)]
     branches = [branch for _, branch in records(folder) if branch.identity["role"] == "branch"]
     ended = {status: [branch for branch in branches if branch.status == status] for status in ("FINISHED", *_ENDED)}
     counts = [f"{len(ended['FINISHED'])} branches finished, {len(ended['FAILED'])} failed"]
@@ -206,7 +205,7 @@ def _run(folder: Path, record: Record) -> Shown:
     if (folder / "report.html").exists():
         text.append("`report.html` among the artifacts has figures and intervals.")
     rows = [(r["system"], len(r["branches"]), r["delivered"]["in_sample"], r["delivered"]["lomo"]) for r in results]
-    omegas = [omega for result in results if (omega := omega_of(result)) is not None]
+    omegas = [omega for result in results if (omega := result["omega"]) is not None]
     tables = [Table("Systems, Omega, %", ("system", "score tables", "in-sample", "LOMO"), rows)] if rows else []
     return Shown(record.name, {}, text, {}, {"omega": round(max(omegas), _DECIMALS)} if omegas else {}, tables)
 

@@ -85,6 +85,12 @@ def write_result(run: Path, system: str, table: pa.Table, metrics: bool = True, 
         "delivered": {"method": "uniform", "weights": weights, "in_sample": measured["omega"], "lomo": None},
         "machines": {"in_sample": measured["machines"], "lomo": None},
         "spec": spec.model_dump(),
+        "branches": [],
+        "methods": {},
+        "omega": measured["omega"],
+        "headline": "uniform weights delivered",
+        "delivers": "uniform weights",
+        "made": {},
     }
     (folder / "result.json").write_text(json.dumps(result))
 

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from fusion.search import fuse
-from orchestrator.fuse.result import delivered_as, describe, described_table
+from orchestrator.fuse.result import describe, described_table
 from orchestrator.ledger.folders import Record, write_record
 from orchestrator.report import refresh_report
 from orchestrator.report.branches import costs, settings
@@ -50,7 +50,7 @@ def add_system(out, name, tree=TREE, machines=(), **tables):
         "missing": [],
         "branches": [described_table(t, NAMES[t.partition("/")[0]], "m", table) for t, table in made.items()],
     }
-    result = about | describe(fusion) | {"sha256": checksum}
+    result = about | describe(fusion) | {"sha256": checksum, "made": {}}
     (folder / "result.json").write_text(json.dumps(result))
     return result
 
@@ -159,23 +159,6 @@ def test_a_single_machine_is_compared_with_the_baseline(tmp_path):
     assert over_machines == "–"  # one machine says nothing of others
 
 
-def test_what_a_configuration_delivers_is_named():
-    delivered = {
-        "method": "best_single",
-        "strength": "",
-        "scale": "calibrated",
-        "weights": {"a": {"x": 0.0, "y": 1.0}, "b": {"z": 0.0}},
-    }
-    assert delivered_as(delivered) == "a/y alone"
-    delivered = {
-        "method": "greedy",
-        "strength": "shrinkage 0.5",
-        "scale": "calibrated",
-        "weights": {"a": {"x": 0.2, "y": 0.8}, "b": {"z": 0.0}},
-    }
-    assert delivered_as(delivered) == "greedy shrinkage 0.5 weights of 2 of 3 configurations"
-
-
 def test_a_report_is_written_anew_only_for_other_results(run, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(run, out)
@@ -245,7 +228,7 @@ def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
     folder.mkdir(parents=True)
     write_table(fusion.table, folder / "fused.parquet")
     about = {"system": "odd", "dataset": "abc", "branches": branches}
-    (folder / "result.json").write_text(json.dumps(about | describe(fusion)))
+    (folder / "result.json").write_text(json.dumps(about | describe(fusion) | {"made": {}}))
     text = write_report(tmp_path).read_text()
     assert ">pump 01</text>" in text
     assert "<td>–" in text
@@ -269,7 +252,7 @@ def test_a_report_needs_results(tmp_path):
 def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "systems" / "mine").mkdir(parents=True)
     (tmp_path / "systems" / "mine" / "result.json").write_text('{"x":')
-    with pytest.raises(InputError, match=r"mine/result.json: not a result"):
+    with pytest.raises(InputError, match=r"mine/result.json: damaged"):
         write_report(tmp_path)
 
 
