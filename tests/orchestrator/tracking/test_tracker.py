@@ -293,6 +293,7 @@ def test_an_evaluation_set_without_labels(tmp_path, store):
     folder.mkdir(parents=True)
     delivered = {**store.result["delivered"], "in_sample": None, "lomo": None, "ci": None}
     hidden = {**store.result, "delivered": delivered, "methods": {}, "machines": {"in_sample": None, "lomo": None}}
+    hidden["omega"] = None
     (folder / RESULT).write_text(json.dumps(hidden))
     look = shown(folder, Record(name="one", identity={"role": "fusion", "system": "one"}))
     assert set(look.metrics) == {name for name in look.metrics if name.startswith("weights/")} != set()
