@@ -8,7 +8,7 @@ from typing import Any
 
 from branches.data.dataset import Dataset
 from branches.spec import BUILT_IN, LOG_MEL, BranchSpec
-from orchestrator.ledger.folders import is_finished, refuse_older
+from orchestrator.ledger.folders import is_finished
 from orchestrator.plan import Branch, make_plan
 from orchestrator.preflight import with_resolved_files
 from orchestrator.system import SystemSpec
@@ -34,8 +34,6 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dic
     `done` is None where no run folder was named.
     """
     dataset = Dataset.read(data)
-    if out is not None:
-        refuse_older(out)
     notes: list[str] = []
     plan = make_plan([_resolved(system, notes) for system in systems], dataset)
     branches = [_describe(branch, dataset.index.num_rows, out) for branch in plan.branches]

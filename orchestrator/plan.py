@@ -10,17 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 
 from branches.data.dataset import Dataset
-from branches.spec import EMBEDDING_VERSION, PROJECTION, TRAINING_VERSION, BranchSpec, EmbeddingSpec
+from branches.spec import (
+    EMBEDDING_VERSION,
+    LOG_MEL,
+    PROJECTION,
+    TRAINING_VERSION,
+    BackboneSpec,
+    BandStatisticsSpec,
+    BranchSpec,
+    EmbeddingSpec,
+    FrozenSpec,
+)
 from fusion.hierarchy import Tree
 from orchestrator.system import ConfigurationSpec, SystemSpec
-from scoring.detectors import SCORING_VERSION, DetectorSpec
+from scoring.detectors import SCORING_VERSION, DetectorSpec, MahalanobisSpec
 
 
 @dataclass(frozen=True)
@@ -65,22 +75,26 @@ class Branch:
 
     @property
     def embeddings_id(self) -> str:
-        """Identifies its embeddings, of whatever clips."""
-        return digest([self.branch_id, EMBEDDING_VERSION])
+        """Identifies its embeddings of the data set's clips."""
+        return digest([self.branch_id, EMBEDDING_VERSION, self.clips])
 
     @property
     def tables(self) -> dict[str, str]:
         """What identifies its score tables, by their names."""
-        parts = [self.embeddings_id, SCORING_VERSION, self.clips]
+        parts = [digest([self.branch_id, EMBEDDING_VERSION]), SCORING_VERSION, self.clips]
         return {s.name: digest([*parts, *s.identity]) for s in self.scorings}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All branches of the systems, and each system's tree of tables named `<branch_id>/[<embedding>.]<detector>`."""
+    """All branches of the systems, and each system's tree of tables named `<branch_id>/[<embedding>.]<detector>`.
+
+    baseline: the table that every system is compared with, of a branch that needs no network; it may be in no system
+    """
 
     branches: tuple[Branch, ...]
     trees: dict[str, Tree]
+    baseline: str = ""
 
 
 def detector_id(detector: DetectorSpec) -> str:
@@ -103,22 +117,34 @@ def _name(settings: BaseModel, kind: str) -> str:
     return "-".join(words)
 
 
+# Mean and deviation over time of log-mels: what a training has to be better than. Standardised, since a few loud bands
+# would rule otherwise.
+BASELINE = ConfigurationSpec(
+    branch=BranchSpec(backbone=BackboneSpec(path=LOG_MEL), strategy=FrozenSpec(), pooling=BandStatisticsSpec()),
+    detector=MahalanobisSpec(standardised=True),
+)
+
+
 def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:
-    """Collect the branches of all systems on a data set; without one their ids are good within this plan only."""
+    """Collect the branches of all systems and the baseline on a data set.
+
+    Without a data set there is no baseline, and ids are good within this plan only.
+    """
     branches: dict[str, Branch] = {}
     trees: dict[str, Tree] = {}
     for system in systems:
         trees[system.name] = {
             subsystem: {
                 name: [
-                    _add(branches, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", dataset))
+                    _add(branches, _branch(c, seed, (system.name,), f"{subsystem}/{name}/{seed}", dataset))
                     for seed in c.seeds
                 ]
                 for name, c in configurations.items()
             }
             for subsystem, configurations in system.subsystems.items()
         }
-    return Plan(tuple(branches.values()), trees)
+    baseline = _add(branches, _branch(BASELINE, 0, (), "baseline/log_mel/0", dataset)) if dataset else ""
+    return Plan(tuple(branches.values()), trees, baseline)
 
 
 def _add(branches: dict[str, Branch], branch: Branch) -> str:
@@ -139,17 +165,17 @@ def without(plan: Plan, tables: Set[str]) -> Plan:
         kept = {s: {c: [t for t in ts if t not in tables] for c, ts in cs.items()} for s, cs in tree.items()}
         filled = {s: {c: ts for c, ts in cs.items() if ts} for s, cs in kept.items()}
         trees[name] = {s: cs for s, cs in filled.items() if cs}
-    return Plan(plan.branches, trees)
+    return replace(plan, trees=trees, baseline="" if plan.baseline in tables else plan.baseline)
 
 
-def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Dataset | None) -> Branch:
+def _branch(c: ConfigurationSpec, seed: int, systems: tuple[str, ...], name: str, dataset: Dataset | None) -> Branch:
     spec = c.branch.as_used(c.embedding).model_copy(update={"seed": seed})
     config = identity(spec.model_copy(update={"seed": 0}))
     return Branch(
         branch_id=digest([config, seed, dataset and dataset.training_fingerprint(spec), TRAINING_VERSION]),
         config_id=digest(config),
         name=name,
-        systems=(system,),
+        systems=systems,
         spec=spec,
         scorings=(Scoring(c.embedding, c.detector),),
         clips=dataset.fingerprint if dataset else "",
@@ -159,14 +185,10 @@ def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Da
 def _merge(planned: Branch | None, new: Branch) -> Branch:
     if planned is None:
         return new
-    return Branch(
-        planned.branch_id,
-        planned.config_id,
-        planned.name,
-        tuple(dict.fromkeys([*planned.systems, *new.systems])),
-        planned.spec,
-        tuple(dict.fromkeys([*planned.scorings, *new.scorings])),
-        planned.clips,
+    return replace(
+        planned,
+        systems=tuple(dict.fromkeys([*planned.systems, *new.systems])),
+        scorings=tuple(dict.fromkeys([*planned.scorings, *new.scorings])),
     )
 
 

@@ -1,8 +1,7 @@
-"""One run: train what is missing, score, fuse, deliver. Running it again continues.
+"""One run: plan → launch → fuse → report and submission. Running it again continues.
 
 out/branches/, systems/, …      the ledger: score tables, weights and results, see orchestrator/ledger/folders.py
-out/failures/, given_up/        why branches are not finished, until they are tried again
-out/memory.json                 what branches needed, for those that follow
+out/failures/                   why branches failed, until they are tried again
 out/mlflow.db, mlartifacts/     the default MLflow store, which shows what is in the ledger
 out/submission/<name>/          the challenge's CSV files
 out/report.html                 what a person looks at
@@ -15,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from cluster.session import Cluster, check_address
 from fusion.hierarchy import tables_of
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
-from orchestrator.ledger.folders import FUSED, GIVEN_UP, SYSTEMS, Status, only_driver, read_finished, refuse_older
-from orchestrator.ledger.lease import stored_run
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.folders import FAILURES, FUSED, SYSTEMS, Status, only_driver, read_finished
+from orchestrator.ledger.storage import Storage, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
 from orchestrator.report import REPORT, refresh_report
@@ -34,9 +33,7 @@ from orchestrator.submission import write_submission
 from orchestrator.system import SystemSpec
 from orchestrator.tracking.sync import Outbox
 from orchestrator.tracking.tracker import experiment_name, open_tracker
-from orchestrator.training.baseline import read_baseline
-from orchestrator.training.missing import BranchesFailed, RunInterrupted, train_missing, unfinished
-from scoring.errors import InputError
+from orchestrator.training.launch import BranchesFailed, RunInterrupted, train_missing, unfinished
 from scoring.table import read_table
 
 log = logging.getLogger(__name__)
@@ -54,19 +51,14 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         `fuse_incomplete` the systems are delivered from the others before this is raised.
     """
     check_address(options.address)  # before minutes go into decoding
+    options = replace(options, out=options.out.resolve())  # Ray changes the working directory, for all threads
     dataset = Dataset.read(options.data)
     systems = [with_resolved_files(system) for system in systems]
     plan = make_plan(systems, dataset)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / ".lock").touch()
-    except OSError as error:
-        raise InputError(f"{options.out}: cannot write there ({error.strerror}); give another --out") from None
     with ExitStack() as stack:
         stack.enter_context(only_driver(options.out))
         if options.storage:
             stack.enter_context(stored_run(Storage(options.storage, options.out), options.out))
-        refuse_older(options.out)
         experiment = experiment_name(options.data, dataset.fingerprint, options.out)
         outbox = Outbox(open_tracker(options.tracking_uri, options.out, experiment), options.out)
         status: Status = "FAILED"
@@ -82,7 +74,31 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         finally:
             waiting = outbox.close(status, files)
             if waiting:
-                log.warning("%d results have not reached MLflow; `tutti sync` or the next run sends them", waiting)
+                log.warning("%d results have not reached MLflow; run again to send them", waiting)
+    return results
+
+
+def _bring(
+    systems: Sequence[SystemSpec], plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster
+) -> dict[str, dict[str, Any]]:
+    """Train what is missing, fuse and write the deliverables."""
+    failure = train_missing(plan, dataset, options, cluster)
+    if failure is not None and not options.fuse_incomplete:
+        raise failure
+    plan = without(plan, {name for branch in unfinished(plan.branches, options.out) for name in table_names(branch)})
+    baseline = (plan.baseline, read_finished(options.out, plan.baseline)) if plan.baseline else None
+    results = {}
+    for system in [system for system in systems if plan.trees[system.name]]:
+        folder = options.out / SYSTEMS / system.name
+        tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
+        results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(cluster), baseline)
+        write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
+    if results:
+        refresh_report(options.out, dataset.fingerprint)
+    if failure is not None:
+        raise failure
+    if empty := [system.name for system in systems if not plan.trees[system.name]]:
+        raise BranchesFailed(f"nothing to fuse in {', '.join(empty)}: see {options.out / FAILURES}")
     return results
 
 
@@ -96,30 +112,3 @@ def _runner(cluster: Cluster) -> Runner:
         return run_on_ray(*work)
 
     return run
-
-
-def _bring(
-    systems: Sequence[SystemSpec], plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster
-) -> dict[str, dict[str, Any]]:
-    """Train what is missing, fuse and write the deliverables."""
-    failure = train_missing(plan, dataset, options, cluster)
-    if failure is not None and (not options.fuse_incomplete or isinstance(failure, RunInterrupted)):
-        raise failure
-    baseline = read_baseline(options.out, dataset.fingerprint)
-    plan = without(plan, {name for branch in unfinished(plan.branches, options.out) for name in table_names(branch)})
-    results = {}
-    for system in [system for system in systems if plan.trees[system.name]]:
-        folder = options.out / SYSTEMS / system.name
-        tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
-        runner = _runner(cluster)
-        results[system.name] = fused_system(system, dataset, plan, tables, folder, runner, baseline)
-        write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
-    if results:
-        refresh_report(options.out, dataset.fingerprint)
-    if failure is not None:
-        raise failure
-    if empty := [system.name for system in systems if not plan.trees[system.name]]:
-        raise BranchesFailed(
-            f"nothing to fuse in {', '.join(empty)}: every branch was given up, see {options.out / GIVEN_UP}"
-        )
-    return results

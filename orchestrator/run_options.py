@@ -14,7 +14,6 @@ class RunOptions:
     storage: URI over which nodes without a common file system share what they make
     memory_per_branch: GiB; None gives a branch its share of a node, and later ones what the first have needed
     compiled: compile the encoders that are trained
-    stop_hopeless: give up branches that learn nothing, and fuse without them
     fuse_incomplete: fuse the branches that are finished where others failed
     """
 
@@ -28,5 +27,4 @@ class RunOptions:
     memory_per_branch: float | None = None
     checkpoint_seconds: float = 600.0
     compiled: bool = False
-    stop_hopeless: bool = False
     fuse_incomplete: bool = False

@@ -82,11 +82,6 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Compile trained encoders: slower start, faster steps.",
         ),
         click.option(
-            "--stop-hopeless",
-            is_flag=True,
-            help="Give up branches whose loss does not fall, and fuse without them.",
-        ),
-        click.option(
             "--checkpoint-seconds",
             type=click.FloatRange(min=0),
             default=600.0,

@@ -95,7 +95,7 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
     from orchestrator.run_options import RunOptions
-    from orchestrator.training.missing import BranchesFailed, RunInterrupted
+    from orchestrator.training.launch import BranchesFailed, RunInterrupted
 
     # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

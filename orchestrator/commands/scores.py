@@ -61,9 +61,9 @@ def _tables_in(path: Path) -> list[Path]:
     """The tables of a run folder; any other path is a table itself."""
     if not path.is_dir():
         return [path]
-    from orchestrator.ledger.folders import BASELINES, FUSED, SYSTEMS
+    from orchestrator.ledger.folders import FUSED, SYSTEMS
 
-    run = [*sorted((path / BASELINES).glob("*/tables/*.parquet")), *sorted((path / SYSTEMS).glob(f"*/{FUSED}"))]
+    run = sorted((path / SYSTEMS).glob(f"*/{FUSED}"))
     return run or [path]
 
 

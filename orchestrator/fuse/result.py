@@ -31,6 +31,8 @@ from scoring.table import file_sha256, write_table
 
 log = logging.getLogger(__name__)
 
+BASELINE = "log-mel baseline"
+
 
 def fused_system(
     system: SystemSpec,
@@ -39,17 +41,21 @@ def fused_system(
     tables: Mapping[str, pa.Table],
     folder: Path,
     runner: Runner,
-    baseline: Mapping[str, Any] | None = None,
+    baseline: tuple[str, pa.Table] | None = None,
 ) -> dict[str, Any]:
     """Fuse a system into `folder`, with a record for MLflow; what is there already, from the same tables, is kept.
 
-    baseline: its metrics, to be shown beside the system's
+    baseline: name and table of what the system is compared with
 
     Returns the result that stands in `result.json`.
     """
     tree = plan.trees[system.name]
     members = {name: tables[name] for name in tables_of(tree)}
-    tags = {"role": "fusion", "system": system.name, "fusion_id": _fusion_id(tree, members, dataset.fingerprint)}
+    tags = {
+        "role": "fusion",
+        "system": system.name,
+        "fusion_id": _fusion_id(tree, members, dataset.fingerprint, baseline),
+    }
     finished = finished_result(folder, tags["fusion_id"])
     if finished is not None:
         return finished
@@ -64,7 +70,7 @@ def fused_system(
             b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}
         ],
         "spec": system.model_dump(),
-        "baseline": baseline,
+        "baseline": {"name": BASELINE, "table": baseline[0], **_metrics(baseline[1])} if baseline else None,
     }
     result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner, dataset.root)
     record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
@@ -106,12 +112,12 @@ def fuse_into(
     return json.loads(json.dumps(result)), fusion
 
 
-def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str) -> str:
+def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str, baseline: tuple[str, pa.Table] | None) -> str:
     """Hash of all that the fusion depends on: scores, and the data set for names and labels of the clips."""
     scores = {
         name: hashlib.sha256(table["calibrated"].to_numpy().tobytes()).hexdigest() for name, table in tables.items()
     }
-    return digest([tree, scores, dataset, FUSION_VERSION])
+    return digest([tree, scores, dataset, baseline and baseline[0], FUSION_VERSION])
 
 
 # What every reader of a result may rely on.
@@ -207,7 +213,7 @@ def rows_of_methods(result: dict[str, Any]) -> list[tuple[str, float | None, flo
     several = sum(map(len, delivered["weights"].values())) > 1  # of one configuration all weights are the same
     methods = result["methods"].items() if several else ()
     rows = [(method, values["in_sample"], values["lomo"]) for method, values in methods]
-    if baseline := result.get("baseline"):  # no label has chosen anything in it
+    if (baseline := result.get("baseline")) and baseline["omega"] is not None:  # no label has chosen anything in it
         rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
     rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
     return rows

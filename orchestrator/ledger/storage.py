@@ -1,15 +1,17 @@
 """Storage for nodes that share no file system: what one node makes, another fetches, over any URI that fsspec knows.
 
-Each node has an output folder of its own under the same path. The storage has the same layout. A folder that must be
-whole has one file that is written last and without which it is not there: a branch its record, a set of generated
-clips its check.
+Each node has an output folder of its own under the same path, and the storage has the same layout. One driver at a
+time works on it: it signs with a heartbeat, and another one is refused until that has ended or fallen silent. Two that
+begin in the same moment do not see each other.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import shutil
+import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,28 +23,30 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from orchestrator.ledger.folders import (
     BRANCHES,
     FAILURES,
-    GIVEN_UP,
+    ID,
     RECORD,
-    UNFINISHED,
     Record,
+    folder_id,
     is_intact,
-    new_folder,
+    new_folder_id,
     read_record,
+    write_record,
 )
-from scoring.atomic import atomic
+from scoring.atomic import atomic, atomic_folder
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
-NODE, DRIVER = ".node", ".driver"  # see orchestrator/ledger/lease.py
+BEAT_SECONDS = 20.0
+GONE_SECONDS = 120.0  # after its last sign of life a driver is taken for dead
+NODE, DRIVER = ".node", ".driver"  # the token of an output folder, and the signature of the last driver
 _PROBE = ".writable"
 # Of one node or of the storage itself, or stored as they are made.
-_LOCAL = ("cache", "checkpoints", UNFINISHED, ".lock", BRANCHES, NODE, DRIVER, _PROBE)
+_LOCAL = ("cache", "checkpoints", "generated", ".lock", BRANCHES, FAILURES, NODE, DRIVER, _PROBE)
 _CONSTANT = ("data", "mlartifacts")  # whose files do not change
-_PASSING = (FAILURES, GIVEN_UP)  # which may be gone later
 
 
-class StorageAway(RuntimeError):
+class StorageAway(ConnectionError):
     """The storage cannot be reached, or refuses; another try may succeed."""
 
 
@@ -81,10 +85,9 @@ class Storage:
     def push(self, name: str) -> None:
         """Store the files in a folder of `out`, where what is stored is of another size."""
         stored = self._stored(name)
-        for path in _files(self._out / name):
-            relative = path.relative_to(self._out).as_posix()
-            if stored.get(relative) != path.stat().st_size:
-                self._put(path, relative)
+        for relative in self._files(name):
+            if stored.get(relative) != (self._out / relative).stat().st_size:
+                self._put(relative)
 
     def share(self, path: Path) -> None:
         """Store a file that other nodes may make too, unless one was before; then its file takes the place of ours.
@@ -95,17 +98,58 @@ class Storage:
         if name in self._stored(name):
             self._get(name, path)
         else:
-            self._put(path, name)
+            self._put(name)
+
+    def branches(self) -> set[str]:
+        """Ids of the branches that are stored."""
+        return {Path(name).parent.name for name in self._stored(BRANCHES) if name.endswith(f"/{RECORD}")}
+
+    def pull_branch(self, branch_id: str) -> None:
+        """Fetch of a stored branch what is not here and intact, its record last."""
+        stored, folder = self._stored_record(branch_id), self._out / BRANCHES / branch_id
+        if stored is None:
+            return
+        for file in stored.files:
+            if not is_intact(folder, stored, file):
+                self._get(f"{BRANCHES}/{branch_id}/{file}", folder / file)
+        here = read_record(folder)
+        if here is None or here.files != stored.files:
+            write_record(folder, stored)
+
+    def push_branch(self, branch_id: str) -> None:
+        """Store of a branch what is not stored, its record last."""
+        record, stored = read_record(self._out / BRANCHES / branch_id), self._stored_record(branch_id)
+        if record is None or record == stored:
+            return
+        for file, sha256 in record.files.items():
+            if stored is None or stored.files.get(file) != sha256:
+                self._put(f"{BRANCHES}/{branch_id}/{file}")
+        self._put(f"{BRANCHES}/{branch_id}/{RECORD}")
+
+    def _stored_record(self, branch_id: str) -> Record | None:
+        content = self.read(f"{BRANCHES}/{branch_id}/{RECORD}")
+        return None if content is None else Record.model_validate_json(content)
+
+    def pull_folder(self, name: str, last: str) -> None:
+        """Fetch a folder that is there as a whole or not at all, unless it is here or its `last` file is not stored."""
+        stored = self._stored(name)
+        if f"{name}/{last}" in stored and not (self._out / name).exists():
+            with atomic_folder(self._out / name) as folder:
+                for file in stored:
+                    self._get(file, folder / Path(file).relative_to(name))
+
+    def push_folder(self, name: str, last: str) -> None:
+        """Store such a folder, the file called `last` as the last one."""
+        for file in sorted(self._files(name), key=lambda file: file == f"{name}/{last}"):
+            self._put(file)
 
     def pull_run(self) -> None:
         """Fetch what an earlier driver has left: all but branches, and what is each node's."""
         stored = {name for name in self._stored("") if name.partition("/")[0] not in _LOCAL}
-        for passing in _PASSING:
-            shutil.rmtree(self._out / passing, ignore_errors=True)
         if "mlflow.db" in stored:
             for journal in self._out.glob("mlflow.db-*"):  # of a database that is replaced
                 journal.unlink()
-        for name in sorted(stored, key=lambda name: name == ".id"):  # last: it says that all is here
+        for name in sorted(stored, key=lambda name: name == ID):  # last: it says that all is here
             self._get(name, self._out / name)
 
     def push_run(self) -> None:
@@ -114,12 +158,8 @@ class Storage:
             if path.name in _CONSTANT:
                 self.push(path.name)
             elif path.name not in _LOCAL:
-                for file in _files(path):
-                    self._put(file, file.relative_to(self._out).as_posix())
-        for name in [name for passing in _PASSING for name in self._stored(passing)]:
-            if not (self._out / name).exists():
-                with _reaching():
-                    self._fs.rm_file(f"{self._root}/{name}")
+                for file in self._files(path.name):
+                    self._put(file)
 
     def read(self, name: str) -> bytes | None:
         """What is stored under a name, or None."""
@@ -141,42 +181,6 @@ class Storage:
             now, then = (self._fs.modified(f"{self._root}/{stored}") for stored in (_PROBE, name))
         return max(0.0, (now - then).total_seconds())
 
-    def branches(self) -> set[str]:
-        """Ids of the branches that are stored."""
-        return {Path(name).parent.name for name in self._stored(BRANCHES) if name.endswith(f"/{RECORD}")}
-
-    def pull_branch(self, branch_id: str) -> None:
-        """Fetch a finished branch, unless it is here and intact."""
-        prefix, local = f"{BRANCHES}/{branch_id}", self._out / BRANCHES / branch_id
-        if f"{prefix}/{RECORD}" not in self._stored(prefix):
-            return
-        with _reaching():
-            stored = Record.model_validate_json(self._fs.cat_file(f"{self._root}/{prefix}/{RECORD}"))
-        record = read_record(local)
-        if record is None or record.files != stored.files or not all(is_intact(local, record, f) for f in record.files):
-            self._pull_folder(BRANCHES, branch_id, [*stored.files, RECORD])
-
-    def push_branch(self, branch_id: str) -> None:
-        """Store a finished branch."""
-        self.push_folder(BRANCHES, branch_id, RECORD)
-
-    def pull_folder(self, kind: str, name: str, last: str) -> None:
-        """Fetch the folder `kind/name`, unless it is here or not stored as a whole."""
-        prefix = f"{kind}/{name}"
-        stored = self._stored(prefix)
-        if f"{prefix}/{last}" in stored and not (self._out / prefix).exists():
-            self._pull_folder(kind, name, [file.removeprefix(f"{prefix}/") for file in stored])
-
-    def push_folder(self, kind: str, name: str, last: str) -> None:
-        """Store the folder `kind/name`, the file called `last` as the last one."""
-        for path in sorted(_files(self._out / kind / name), key=lambda path: path.name == last):
-            self._put(path, path.relative_to(self._out).as_posix())
-
-    def _pull_folder(self, kind: str, name: str, files: list[str]) -> None:
-        with new_folder(self._out, kind, name) as folder:
-            for file in files:
-                self._get(f"{kind}/{name}/{file}", folder / file)
-
     @contextmanager
     def following(self, file: Path, seconds: float) -> Iterator[None]:
         """Fetch a file before the block, store its changes during it, and remove it when the block ends well."""
@@ -188,16 +192,23 @@ class Storage:
         def follow() -> None:
             nonlocal seen
             if file.exists() and (now := file.stat().st_mtime_ns) != seen:
-                self._put(file, name)
+                self._put(name)
                 seen = now
 
-        with every(seconds, follow):
+        with _every(seconds, follow):
             yield
         try:
             if name in self._stored(name):
                 self._fs.rm_file(f"{self._root}/{name}")
         except Exception as error:  # a checkpoint too many costs room, and nothing else
             log.warning("%s stays in the storage (%s)", name, _reason(error))
+
+    def _files(self, name: str) -> list[str]:
+        """A file of `out`, or those in a folder; lock files and what is half-written are each node's own."""
+        path = self._out / name
+        files = [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+        names = [file.relative_to(self._out) for file in files]
+        return [n.as_posix() for n in names if not any(part.endswith((".lock", ".tmp")) for part in n.parts)]
 
     def _stored(self, name: str) -> dict[str, int]:
         """Sizes of the files that are stored under a name of `out`, by their own names."""
@@ -213,9 +224,9 @@ class Storage:
         with atomic(path) as temporary, _reaching():
             self._fs.get_file(f"{self._root}/{name}", str(temporary))
 
-    def _put(self, path: Path, name: str) -> None:
+    def _put(self, name: str) -> None:
         with _reaching(), self._whole(f"{self._root}/{name}") as target:
-            self._fs.put_file(str(path), target)
+            self._fs.put_file(str(self._out / name), target)
 
     @contextmanager
     def _whole(self, target: str) -> Iterator[str]:
@@ -229,13 +240,80 @@ class Storage:
 
 
 @contextmanager
-def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+def stored_run(storage: Storage, out: Path) -> Iterator[None]:
+    """Fetch the stored run before the block, unless this folder has left it there itself, and store it after the block.
+
+    Raises
+    ------
+    InputError
+        If another driver is at work, or the folder has another run than the storage.
+    StorageAway
+        If the storage cannot be reached before the block; after it that is a warning.
+    """
+    node, last = _node(out), _last_driver(storage)
+    if last is not None and last["node"] != node:
+        silent = storage.age(DRIVER)
+        if last["at_work"] and silent < GONE_SECONDS:
+            raise InputError(
+                f"{storage.uri}: another run is writing there, on {last['host']}, {silent:.0f} s ago; "
+                f"wait until it ends, or {GONE_SECONDS:.0f} s after it was killed, or give another --storage"
+            )
+    run = storage.read(ID)
+    if run is not None and folder_id(out) not in ("", run.decode()):
+        raise InputError(f"{out} has another run than {storage.uri}; give another --out or another --storage")
+    # The signature comes after: a driver that is killed while it fetches fetches again.
+    if run is not None and (last is None or last["node"] != node or not folder_id(out)):
+        storage.pull_run()
+    storage.write(ID, new_folder_id(out).encode())
+
+    def sign(at_work: bool) -> None:
+        signature = {"node": node, "host": socket.gethostname(), "at_work": at_work}
+        storage.write(DRIVER, json.dumps(signature).encode())
+
+    def is_mine() -> bool:
+        now = _last_driver(storage)
+        return now is None or now["node"] == node
+
+    sign(at_work=True)
+    try:
+        with _every(BEAT_SECONDS, lambda: sign(at_work=True) if is_mine() else None):
+            yield
+    finally:
+        try:
+            if is_mine():
+                storage.push_run()
+                sign(at_work=False)
+            else:
+                log.warning("%s: another driver has taken over; this one's report stays in %s", storage.uri, out)
+        except Exception as error:  # each protocol has its own; what the run says must not be lost for that
+            log.warning("%s: not everything could be stored (%s); run again to do so", storage.uri, error)
+
+
+def _last_driver(storage: Storage) -> dict[str, object] | None:
+    """The last driver's signature: node, host and at_work; None before the first, and for a damaged one."""
+    try:
+        signature = json.loads(storage.read(DRIVER) or b"")
+        return signature if signature.keys() >= {"node", "host", "at_work"} else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def _node(out: Path) -> str:
+    """The token of an output folder, which other nodes' folders under the same path do not have."""
+    path = out / NODE
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
     """Repeat something with a storage during the block; what fails now is done next time, and the block goes on."""
     ended = threading.Event()
 
     def repeat() -> None:
         while not ended.wait(seconds):
-            with suppress(OSError, StorageAway):
+            with suppress(OSError):
                 action()
 
     thread = threading.Thread(target=repeat, daemon=True)
@@ -258,12 +336,3 @@ def _reaching() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _files(path: Path) -> list[Path]:
-    """A file, or the files in a folder; lock files and what is half-written are each node's own."""
-    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
-    node_local = (".lock", ".tmp")
-    return [
-        f for f in paths if f.is_file() and not any(p.endswith(node_local) for p in f.relative_to(path.parent).parts)
-    ]

@@ -10,12 +10,11 @@ import pyarrow as pa
 
 from orchestrator.fuse.result import read_result, result_folders
 from orchestrator.ledger.folders import (
-    BASELINES,
     BRANCHES,
     FUSED,
     HELD_OUT,
-    TABLES,
     Record,
+    read_finished,
     read_record,
 )
 from scoring.bootstrap import Intervals, bootstrap_intervals
@@ -129,10 +128,8 @@ def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) ->
         if record is not None:
             records[branch_id] = record
     baselines: dict[str, pa.Table] = {}
-    for folder in sorted((out / BASELINES).glob("*")):
-        record = read_record(folder)
-        if record is not None and record.identity.get("dataset") in (dataset, systems[0].result.get("dataset")):
-            baselines |= {f"the {record.name}": read_table(path) for path in folder.glob(f"{TABLES}/*.parquet")}
+    if baseline := systems[0].result.get("baseline"):
+        baselines[f"the {baseline['name']}"] = read_finished(out, baseline["table"])
     return Run(out.resolve().name, str(out), systems, records, baselines, notes)
 
 

@@ -20,8 +20,8 @@ from orchestrator.ledger.folders import TABLES, Record, records
 # Of what is shown. With another number everything is sent anew, once.
 FORM = 2
 CELLS = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC", "hmean": "harmonic mean"}
-_COST = ("seconds", "cpus", "gpus", "memory_gib", "gpu_memory_gib")
-_ENDED = {"FAILED": "Failed", "KILLED": "Given up"}
+_COST = ("seconds", "cpus", "gpus", "gpu_memory_gib")
+_ENDED = {"FAILED": "Failed"}
 _ROWS = 30  # of a table in a description, which MLflow cuts at 8000 characters
 _TEXT = 7500
 _NAME = 200  # characters of a metric's name, of which MLflow takes 250
@@ -60,7 +60,7 @@ class Shown:
 
 def shown(folder: Path, record: Record) -> Shown:
     """What MLflow shows of the record in a folder of the ledger, or of the run that has the ledger in `folder`."""
-    makers = {"baseline": _baseline, "branch": _branch, "fusion": _system}
+    makers = {"branch": _branch, "fusion": _system}
     complete = makers.get(record.identity["role"], _run)(folder, record)
     return replace(complete, metrics=_accepted(complete.metrics))
 
@@ -109,13 +109,6 @@ def _branch(folder: Path, record: Record) -> Shown:
         metrics,
         [_machines(f"By machine, {name}, %", values) for name, values in measured.items()],
     )
-
-
-def _baseline(folder: Path, record: Record) -> Shown:
-    (detector,) = names = detectors(record)
-    figures = _figures(record, detector, names)
-    text = ["Mean and standard deviation over time of log-mels, without a network: the baseline for any training."]
-    return Shown(record.name, {"detector": detector}, text, {}, figures, [_machines("By machine, %", figures)])
 
 
 def _figures(record: Record, detector: str, names: Sequence[str]) -> dict[str, float]:
@@ -198,7 +191,6 @@ def _run(folder: Path, record: Record) -> Shown:
     branches = [branch for _, branch in records(folder) if branch.identity["role"] == "branch"]
     ended = {status: [branch for branch in branches if branch.status == status] for status in ("FINISHED", *_ENDED)}
     counts = [f"{len(ended['FINISHED'])} branches finished, {len(ended['FAILED'])} failed"]
-    counts += [f"{len(ended['KILLED'])} given up"] if ended["KILLED"] else []
     text = [f"{', '.join(counts)}."]
     for status, name in _ENDED.items():
         text += [f"{name}: {branch.name}: {_plain(branch.tags['failure'])}" for branch in ended[status][:_ROWS]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from cluster.session import require_server
-from orchestrator.ledger.folders import TABLES, Record, Status, read_record
+from orchestrator.ledger.folders import TABLES, Record, Status, folder_id, new_folder_id, read_record
 from orchestrator.plan import digest
 from orchestrator.tracking.presentation import FORM, Shown, shown
 from orchestrator.tracking.store import ARTIFACTS, database_of, relocate, sqlite_uri
@@ -235,8 +234,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     InputError
         If the store cannot be reached.
     """
-    if not folder_id(out):
-        (out / ".id").write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+    new_folder_id(out)
     tracker = find_tracker(uri, out, experiment)
     if tracker is not None:
         return tracker
@@ -274,12 +272,6 @@ def _store(uri: str | None, out: Path) -> str:
     elif uri.startswith("sqlite:///"):
         return sqlite_uri(database_of(uri), urlsplit(uri).query)
     return uri
-
-
-def folder_id(out: Path) -> str:
-    """A name for the output folder that is the same on every host that runs a driver on it; empty if it has none."""
-    path = out / ".id"
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 @contextmanager

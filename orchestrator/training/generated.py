@@ -65,7 +65,7 @@ def in_order(branches: Sequence[Branch]) -> list[Branch]:
 def pull_sets(branches: Sequence[Branch], job: Job, storage: Storage) -> None:
     """Fetch the sets that branches want and other nodes have made."""
     for folder in _folders(branches, job):
-        storage.pull_folder(folder.parent.name, folder.name, _LAST)
+        storage.pull_folder(folder.relative_to(job.out).as_posix(), _LAST)
 
 
 def _folders(branches: Sequence[Branch], job: Job) -> list[Path]:
@@ -106,11 +106,11 @@ def generated_clips(
     with FileLock(folder.with_suffix(".lock")):
         storage = Storage(job.storage, job.out) if job.storage else None
         if storage is not None:
-            storage.pull_folder(folder.parent.name, folder.name, _LAST)
+            storage.pull_folder(folder.relative_to(job.out).as_posix(), _LAST)
         if not folder.exists():
             _make(wanted, job, index, audio, report)
             if storage is not None:
-                storage.push_folder(folder.parent.name, folder.name, _LAST)
+                storage.push_folder(folder.relative_to(job.out).as_posix(), _LAST)
     generated = read_set(folder)
     accepted = generated.accepted()
     if spec.machines is not None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 
 from branches.spec import EMBEDDING_VERSION, FrozenInput
 from cluster.capacity import GIB
 
-# Of a branch: all that is left to do; up to its embeddings; from these to its score tables.
-Part = Literal["all", "embeddings", "scores"]
 # Called with what is being trained, the steps done, all its steps, and the mean loss since the last call.
 StageReport = Callable[[str, int, int, float], None]
 
@@ -23,24 +20,21 @@ class Job:
     """What all branches of a run share; paths are absolute, since Tune changes the working directory.
 
     out: the run's folder, with the ledger
+    fingerprint, training: of all clips, and of the training clips
     noise: rows of the supplemental noise clips
     threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
     gpus: of a branch, may be a fraction; 0 computes on the CPU
-    memory: of a branch, GiB; None lets it be measured
+    memory: of a branch, GiB; None is its share of a node
     versions: the driver's; a worker with others would make other numbers under the same id
     frozen: what the run's branches need of frozen backbones, since it is computed for all of them at once
     compiled: compile the encoders that are trained
-    stop_hopeless: give branches up that learn nothing, see `hopeless`
     storage: URI over which nodes without a common file system share what they make; None where they have one
-    training: fingerprint of all training clips
-    part: of a branch, that is to be done
     """
 
     data: Path
     out: Path
-    cache: Path
-    checkpoints: Path
     fingerprint: str
+    training: str
     noise: pa.Table
     threads: int
     gpus: float
@@ -49,14 +43,7 @@ class Job:
     versions: list[int | str]
     frozen: tuple[FrozenInput, ...]
     compiled: bool = False
-    stop_hopeless: bool = False
     storage: str | None = None
-    training: str = ""
-    part: Part = "all"
-
-    def limited_to(self, part: Part) -> Job:
-        """The same for a part of a branch; scores need no GPU."""
-        return replace(self, part=part, gpus=0.0 if part == "scores" else self.gpus)
 
     @property
     def device(self) -> str:
@@ -65,14 +52,14 @@ class Job:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What is asked of Ray for a branch."""
+        """What is asked of Ray for a branch, memory in bytes."""
         asked = {"CPU": float(self.threads), "GPU": float(self.gpus), "memory": GIB * (self.memory or 0.0)}
         return {name: value for name, value in asked.items() if value}
 
     @property
-    def held(self) -> dict[str, float]:
-        """The same, as metrics of the branch: what its time cost."""
-        return {"cpus": float(self.threads), "gpus": float(self.gpus)}
+    def cache(self) -> Path:
+        """What is computed from the data set's clips once for all branches."""
+        return self.out / "cache" / self.fingerprint[:16]
 
     @property
     def decoded(self) -> Path:
@@ -86,10 +73,15 @@ class Job:
 
     @property
     def derived(self) -> Path:
-        """What is computed from the clips before training."""
+        """The cancelled channel, and embeddings of frozen backbones."""
         return self.cache / f"derived-{EMBEDDING_VERSION}"
 
     @property
     def generated(self) -> Path:
         """Sets of generated clips."""
         return self.out / "generated"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable checkpoints of branches and generators in training."""
+        return self.out / "checkpoints"

@@ -1,65 +1,179 @@
-"""Train branches with Ray Tune: one trial per branch, one branch's failure does not stop the others."""
+"""Training of the branches that are not finished, with Ray Tune: one trial a branch, and none stops the others."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ray import tune
 
-from cluster.capacity import largest_memory, memory_share, slots
+from branches.data.dataset import Dataset
+from cluster.capacity import gpus_of_a_branch, largest_memory, memory_share, require, slots
+from cluster.session import Cluster
 from orchestrator.cost import petaflop
-from orchestrator.plan import Branch
-from orchestrator.training.generated import in_order
+from orchestrator.installation import check_installation
+from orchestrator.ledger.folders import BRANCHES, add_systems, begin_anew, is_finished, read_record, record_failure
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan import Branch, Plan, versions
+from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
+from orchestrator.run_options import RunOptions
+from orchestrator.training.generated import in_order, on_sets, pull_sets
 from orchestrator.training.job import Job, StageReport
 from orchestrator.training.process import ProcessKilled, packed, trial
-from orchestrator.training.progress import shown
-from orchestrator.training.queue import BranchQueue, begin_with
-from orchestrator.training.resources import Demand, Measure
-from orchestrator.training.worker import is_embedded, train_and_score
+from orchestrator.training.worker import branch_record, train_and_score
 
 log = logging.getLogger(__name__)
+
+# Ray is imported inside the functions that need it: only after the session has set up what it reads.
 
 # Workers and nodes that are lost count as failures, and a branch of many hours may lose several.
 RETRIES = 3
 SCALES = (1, 2, 4)  # of the memory that branches set aside, where so many tries have ended with a kill
-# Branches that wait in Ray's own queue: they have asked for their memory already, but an autoscaler sees them.
+# Branches that wait in Ray's own queue: an autoscaler sees them.
 QUEUED = 8
 
 # What a trial does, in a process of its own; see `train_and_score`.
 Work = Callable[[Branch, Job, pa.Table, StageReport], float | None]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of the branches that were not finished, by branch_id: why they failed, or were given up."""
-
-    failures: dict[str, str]
-    given_up: dict[str, str]
+class BranchesFailed(RuntimeError):
+    """Some branches could not be trained; the others are finished and recorded."""
 
 
-def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = train_and_score) -> Outcome:
-    """Train and score the branches on the connected Ray cluster; those that are killed again with more memory."""
+class RunInterrupted(BranchesFailed):
+    """The run was stopped from outside; what it had finished is kept."""
+
+
+def unfinished(branches: Sequence[Branch], out: Path) -> list[Branch]:
+    """The branches whose score tables are not all in the ledger, intact."""
+    return [b for b in branches if not is_finished(out, b.branch_id, b.tables)]
+
+
+def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster) -> BranchesFailed | None:
+    """Train and score the branches that are not finished; what to say of those that failed.
+
+    Raises
+    ------
+    InputError
+        If the data, a checkpoint, the cluster or this installation cannot be used; before anything is trained.
+    RunInterrupted
+        If it was stopped from outside.
+    """
+    storage = Storage(options.storage, options.out) if options.storage else None
+    if storage is not None:
+        _exchange(storage, plan.branches, options.out)
+    for branch in plan.branches:
+        add_systems(options.out, branch.branch_id, branch.systems)
+    missing = unfinished(plan.branches, options.out)
+    finished = len(plan.branches) - len(missing)
+    log.info("%d of %d branch%s finished", finished, len(plan.branches), "es" * (len(plan.branches) != 1))
+    if not missing:
+        return None
+    job = _job(plan, dataset, options, storage)
+    _prepare(job, dataset.index, missing)
+    if storage is not None:
+        storage.push(job.cache.relative_to(job.out).as_posix())
+    cluster.connect()
+    job = replace(job, gpus=gpus_of_a_branch(options.gpus_per_branch))
+    require(job.resources)
+    failures = launch(missing, job, dataset.index)
+    if storage is not None:
+        for branch in missing:
+            storage.pull_branch(branch.branch_id)
+        pull_sets(missing, job, storage)
+    for line in on_sets(missing, job):
+        log.info(line)
+    return _failure(unfinished(missing, options.out), failures, options.out, dataset.fingerprint)
+
+
+def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
+    """Fetch the finished branches that are stored, and store those that are only here."""
+    stored = storage.branches()
+    for branch in branches:
+        if branch.branch_id in stored:
+            storage.pull_branch(branch.branch_id)
+        elif read_record(out / BRANCHES / branch.branch_id) is not None:
+            storage.push_branch(branch.branch_id)
+
+
+def _job(plan: Plan, dataset: Dataset, options: RunOptions, storage: Storage | None) -> Job:
+    return Job(
+        data=options.data.resolve(),
+        out=options.out,
+        fingerprint=dataset.fingerprint,
+        training=dataset.training_fingerprint(),
+        noise=dataset.noise,
+        threads=options.cpus_per_branch,
+        gpus=0.0,  # until the cluster has been asked
+        memory=options.memory_per_branch,
+        checkpoint_seconds=options.checkpoint_seconds,
+        versions=versions(),
+        frozen=tuple(i for branch in plan.branches for i in branch.spec.frozen_inputs(branch.embeddings)),
+        compiled=options.compiled,
+        storage=storage.uri if storage else None,
+    )
+
+
+def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
+    """Check what branches need and decode what they hear, so that a damaged file is found now, and no GPU waits."""
+    check_installation()
+    from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
+    from branches.audio.channels import with_cancellation
+    from branches.audio.formats import write_formats
+
+    check_models(branches)
+    check_noise(job.noise, branches)
+    check_machines(index, branches)
+    for branch in branches:
+        begin_anew(job.out, branch.branch_id)
+    audio = open_cache(job.data, index, job.decoded)
+    check_lengths(index, audio, branches)
+    write_formats(job.out, audio, index)
+    specs = [s for b in branches for s in (b.spec, *(frozen for frozen, _ in b.spec.frozen_inputs(b.embeddings)))]
+    if any(spec.channel == "cancel" for spec in specs):
+        with_cancellation(audio, job.derived)
+    if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
+        open_cache(job.data, job.noise, job.decoded_noise)
+    for old in {path for path in job.cache.iterdir() if path.is_dir()} - {job.decoded, job.decoded_noise, job.derived}:
+        shutil.rmtree(old)
+    job.checkpoints.mkdir(exist_ok=True)
+    for half in job.checkpoints.glob("*.tmp"):
+        half.unlink()
+    for note in notes_on(index, audio, branches):
+        log.warning(note)
+
+
+def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = train_and_score) -> dict[str, str]:
+    """Train and score branches on the connected Ray cluster; why they failed, by branch_id.
+
+    Branches that are killed again and again are tried at the end with more memory, and so have fewer beside them.
+
+    Raises
+    ------
+    RunInterrupted
+        If it was stopped from outside.
+    """
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
-    outcome = Outcome({}, {})
+    failures: dict[str, str] = {}
     for scale in SCALES:
-        latest = _launch(ordered, job, index, work, scale)
-        outcome = Outcome({**outcome.failures, **latest.failures}, {**outcome.given_up, **latest.given_up})
-        ordered = [branch for branch in ordered if _was_killed(outcome.failures.get(branch.branch_id, ""))]
-        if not ordered or scale == SCALES[-1]:
-            return outcome
-        log.info("%d branches were killed, most likely for lack of memory; retrying with more", len(ordered))
-        for branch in ordered:
-            del outcome.failures[branch.branch_id]
-    return outcome
+        if failures:
+            log.info("%d branches were killed, most likely for lack of memory; retrying with more", len(ordered))
+        failures |= dict.fromkeys((branch.branch_id for branch in ordered), "") | _launch(
+            ordered, job, index, work, scale
+        )
+        ordered = [branch for branch in ordered if _was_killed(failures[branch.branch_id])]
+        if not ordered:
+            break
+    return {branch_id: reason for branch_id, reason in failures.items() if reason}
 
 
 def _was_killed(failure: str) -> bool:
@@ -67,33 +181,28 @@ def _was_killed(failure: str) -> bool:
     return ProcessKilled.__name__ in failure or "ray.exceptions.OutOfMemoryError" in failure
 
 
-def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int) -> Outcome:
-    """One experiment of Tune, with so many times the memory."""
+def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int) -> dict[str, str]:
+    """One experiment of Tune, with so many times the memory; why branches failed, by branch_id."""
+    from ray import tune
+
+    from orchestrator.training.progress import shown
+
     by_id = {branch.branch_id: packed(branch) for branch in ordered}
     trainable = tune.with_parameters(trial, branches=by_id, shared=packed((work, job, index)))
-    embedded = {b.branch_id for b in ordered if job.gpus and is_embedded(b, job, index)}
-    demand = Demand(
-        job.resources,
-        memory_share(job.resources) / (2 if job.gpus else 1),  # beside each branch on a GPU another one is scored
-        largest_memory({name: value for name, value in job.resources.items() if name != "memory"}),
-        job.out / "memory.json",
-        {branch.branch_id: branch.config_id for branch in ordered},
-        scale,
-    )
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(job.resources)))
+    asked = _asked(job.resources, scale)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(QUEUED, slots(asked)))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name at the end
     with (
         # Tune's own files are not among the run's: a full disk there must not take Tune along.
         tempfile.TemporaryDirectory(prefix="tutti-tune-", ignore_cleanup_errors=True) as folder,
-        shown(ordered, index.num_rows, job.resources) as watcher,
+        shown(ordered, index.num_rows, asked) as watcher,
         # Standard output belongs to the result; Tune says some things at any verbosity.
         redirect_stdout(io.StringIO()),
     ):
         tuner = tune.Tuner(
-            tune.with_resources(trainable, demand),
+            tune.with_resources(trainable, tune.PlacementGroupFactory([asked])),
+            param_space={"branch_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(
-                search_alg=BranchQueue(begin_with(list(by_id), embedded, job.gpus)),
-                num_samples=2 * len(by_id),  # at most
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
                 reuse_actors=True,  # since each branch has a process of its own
@@ -102,18 +211,45 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
                 name="tune",
                 storage_path=folder,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[watcher, Measure(demand)],
+                callbacks=[watcher],
                 verbose=0,
             ),
         )
         results = tuner.fit()
     failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
-    return Outcome({**failures, **_last(results, "failure")}, _last(results, "given_up"))
+    failures |= {r.config["branch_id"]: r.metrics["failure"] for r in results if r.metrics and "failure" in r.metrics}
+    scored = {r.config["branch_id"] for r in results if r.metrics and "omega" in r.metrics}
+    if stopped := by_id.keys() - failures.keys() - scored:  # Tune ends like this on Ctrl-C
+        raise RunInterrupted(f"interrupted with {len(stopped)} branches unfinished; run again to continue")
+    return failures
+
+
+def _asked(resources: Mapping[str, float], scale: int) -> dict[str, float]:
+    """What a branch sets aside: CPUs and GPUs as asked for, and so many times its memory, or its share of a node."""
+    others = {name: amount for name, amount in resources.items() if name != "memory"}
+    memory = scale * (resources.get("memory") or memory_share(others))
+    return {**others, "memory": float(int(min(memory, largest_memory(others))))}
 
 
 def _name(made: Any) -> str:
-    return f"{made.config['branch_id']}-{made.config['part']}"
+    branch_id: str = made.config["branch_id"]
+    return branch_id
 
 
-def _last(results: tune.ResultGrid, key: str) -> dict[str, str]:
-    return {r.config["branch_id"]: r.metrics[key] for r in results if r.metrics and key in r.metrics}
+def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
+    """What to say of the branches that are not finished, with a record of each one's failure."""
+    lines = []
+    for branch in left:
+        reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
+        path = record_failure(out, branch.branch_id, branch_record(branch, mark), reason)
+        line = f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]"
+        if branch.systems:
+            lines.append(line)
+        else:  # no reason to keep back what the branches gave
+            log.warning("no baseline: %s", line)
+    if not lines:
+        return None
+    return BranchesFailed(
+        f"{len(lines)} {'branch' if len(lines) == 1 else 'branches'} failed, the others are kept; run again to retry, "
+        "or add --fuse-incomplete to fuse the others\n" + "\n".join(lines)
+    )

@@ -11,26 +11,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cluster.capacity import GIB
 from scoring.errors import PLACE_ERRNOS
 
-if TYPE_CHECKING:
-    from orchestrator.training.job import Part
-
-WATCH_SECONDS = 0.2
 # What every branch needs. The driver imports it too, before it decodes clips, to see that it loads.
 IMPORTED_ONCE = (
     "orchestrator.training.worker",
@@ -73,26 +64,23 @@ def trial(config: dict[str, Any], branches: dict[str, bytes], shared: bytes) -> 
     from ray import tune
 
     try:
-        outcome, peak = in_own_process(_outcome, branches[config["branch_id"]], shared, config["part"], report=_report)
+        outcome = in_own_process(_outcome, branches[config["branch_id"]], shared, report=_report)
     except WorkFailed as error:
         if error.may_pass:
             raise
-        outcome, peak = {"failure": str(error)}, 0.0
-    tune.report({**outcome, "memory_gib": peak} if "omega" in outcome else outcome)
+        outcome = {"failure": str(error)}
+    tune.report(outcome)
 
 
-def _outcome(branch: bytes, shared: bytes, part: Part, report: Callable[..., None]) -> dict[str, Any]:
-    """In the branch's process: its Omega, or why it was given up or would fail at every try."""
-    from orchestrator.training.worker import Hopeless
+def _outcome(branch: bytes, shared: bytes, report: Callable[..., None]) -> dict[str, Any]:
+    """In the branch's process: its Omega, or why it would fail at every try."""
     from scoring.errors import InputError
 
     work, job, index = ForkingPickler.loads(shared)
     try:
-        return {"omega": work(ForkingPickler.loads(branch), job.limited_to(part), index, report)}
+        return {"omega": work(ForkingPickler.loads(branch), job, index, report)}
     except InputError as error:
         return {"failure": str(error)}
-    except Hopeless as reason:
-        return {"given_up": str(reason)}
 
 
 def _report(stage: str, step: int, steps: int, loss: float) -> None:
@@ -101,18 +89,13 @@ def _report(stage: str, step: int, steps: int, loss: float) -> None:
     tune.report({"stage": stage, "step": step, "steps": steps, "loss": loss})
 
 
-def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[..., Any]) -> tuple[Any, float]:
-    """Call `work(*arguments, report)` in a new process, which ends if this one does.
+def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[..., Any]) -> Any:
+    """What `work(*arguments, report)` returns, called in a new process, which ends if this one does.
 
     Parameters
     ----------
     work: a function of a module; it and its arguments are pickled
     report: called here with what the process calls its `report` with
-
-    Returns
-    -------
-    result: what `work` returned
-    peak: see `peak_memory`
 
     Raises
     ------
@@ -136,7 +119,7 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
             elif kind == "raised":
                 raise WorkFailed(*values)
             else:
-                return values[0], values[1]
+                return values[0]
     except EOFError:
         process.join()
         raise _death(process.exitcode) from None
@@ -156,22 +139,19 @@ def _death(exit_code: int | None) -> ProcessDied:
 
 def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    threading.Thread(target=_watch_memory, daemon=True).start()
     try:
         result = work(*arguments, lambda *values: sender.send(("report", *values)))
     except Exception as error:
         sender.send(("raised", "".join(traceback.format_exception(error)).strip(), may_pass(error)))
     else:
-        sender.send(("done", result, peak_memory()))
+        sender.send(("done", result))
 
 
 def may_pass(error: Exception) -> bool:
     """Whether it was bad luck: memory, a GPU, a file system or a server that failed. Other errors come at every try."""
-    from orchestrator.ledger.storage import StorageAway
-
-    if isinstance(error, OSError):  # connections and timeouts among them
+    if isinstance(error, OSError):  # connections, timeouts and the storage among them
         return error.errno not in PLACE_ERRNOS
-    return isinstance(error, (StorageAway, MemoryError)) or type(error).__name__ == "AcceleratorError"  # torch's
+    return isinstance(error, MemoryError) or type(error).__name__ == "AcceleratorError"  # torch's
 
 
 def _end_with_parent() -> None:
@@ -180,31 +160,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-_peaks: list[float] = []
-
-
-def _watch_memory() -> None:
-    while True:
-        _peaks[:] = [max([*_peaks, memory()])]
-        time.sleep(WATCH_SECONDS)
-
-
-def peak_memory() -> float:
-    """The most memory of its own that this process has been seen with, GiB.
-
-    Mapped files, such as the decoded clips, are in it only where the system does not tell them apart: they are shared
-    by all branches of a node, and leave memory when others need it.
-    """
-    return max([*_peaks, memory()])
-
-
-def memory() -> float:
-    """Memory of its own that this process has now, GiB."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
-    kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-    return sum(kib) * 1024 / GIB

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ray import tune
 
+from cluster.capacity import amount
 from orchestrator.cost import duration, petaflop
 from orchestrator.plan import Branch
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.table import Table
 
 LINE_SECONDS = 30.0  # between two lines of one branch
-_HEADER = ("branch", "state", "step", "loss", "time", "to go", "result")
 FRAME = 4  # lines of the live table that are no branch
 
-State = Literal["running", "failed", "given up", "finished", "queued", "embedded"]
+State = Literal["running", "failed", "finished", "queued"]
+_STYLES = {"failed": "bold red", "queued": "dim"}
 
 
 @dataclass
@@ -32,7 +33,6 @@ class Row:
 
     cost: PFLOP, roughly
     text: Omega, why it failed, or what it is waiting for
-    scoring: whether only its scores are left, for which no GPU is set aside
     """
 
     name: str
@@ -45,12 +45,6 @@ class Row:
     began: float = 0.0
     ended: float = 0.0
     heard: tuple[int, float] | None = None
-    scoring: bool = False
-
-    @property
-    def done(self) -> float:
-        """The part of it that is done, 0 to 1."""
-        return 1.0 if self.ended else self.step / max(self.steps, 1)
 
     def seconds_to_go(self, now: float) -> float | None:
         """Seconds until the last step at the speed so far; None if that is not known yet."""
@@ -62,14 +56,15 @@ class Row:
         """What it is doing."""
         if self.state != "running":
             return self.state
-        if self.scoring:
-            return "scoring"
-        return "training" if self.step < self.steps else "embedding"
+        return "training" if self.step < self.steps else "scoring"
 
 
 @dataclass
 class Board:
-    """All branches of a run by id, in the order in which they start; without anything that cannot be pickled."""
+    """All branches of a run by id, in the order in which they start; without anything that cannot be pickled.
+
+    resources: of one branch, memory in bytes
+    """
 
     rows: dict[str, Row]
     resources: dict[str, float]
@@ -82,23 +77,16 @@ class Board:
     def seconds_to_go(self, now: float) -> float | None:
         """Seconds until all are done, if the rest goes at the speed so far; None if nothing has been done yet."""
         total = sum(row.cost for row in self.rows.values())
-        done = sum(row.cost * row.done for row in self.rows.values())
+        done = sum(row.cost * (1.0 if row.ended else row.step / max(row.steps, 1)) for row in self.rows.values())
         return (now - self.began) * (total - done) / done if done else None
 
     def headline(self, now: float) -> str:
         """Counts, resources in use and the time to go, in one line."""
-        running = self.count("running")
-        computing = sum(row.state == "running" and not row.scoring for row in self.rows.values())
+        running, failed = self.count("running"), self.count("failed")
         counts = f"{self.count('finished')} of {len(self.rows)} branches finished, {running} running"
-        failed = f", {self.count('failed')} failed" if self.count("failed") else ""
-        busy = {name: computing if name == "GPU" else running for name in self.resources}
-        used = "".join(f", {busy[name] * amount:g} {name}" for name, amount in self.resources.items())
-        return f"{counts}{failed}{used} in use; {duration(now - self.began)} passed{_to_go(self.seconds_to_go(now))}"
-
-
-def _row(branch: Branch, clips: int) -> Row:
-    steps = 0 if branch.spec.is_frozen else branch.spec.training.steps
-    return Row(branch.name, steps, petaflop(branch.spec, clips))
+        used = "".join(f", {amount(name, running * value)}" for name, value in self.resources.items())
+        passed = f"{duration(now - self.began)} passed{_to_go(self.seconds_to_go(now))}"
+        return f"{counts}{f', {failed} failed' if failed else ''}{used} in use; {passed}"
 
 
 @contextmanager
@@ -107,9 +95,11 @@ def shown(branches: Sequence[Branch], clips: int, resources: Mapping[str, float]
 
     branches: in the order in which they start
     clips: of the data set
-    resources: of one branch
+    resources: of one branch, memory in bytes
     """
-    rows = {branch.branch_id: _row(branch, clips) for branch in branches}
+    rows = {b.branch_id: Row(b.name, b.spec.training.steps, petaflop(b.spec, clips)) for b in branches}
+    for branch in [branch for branch in branches if branch.spec.is_frozen]:
+        rows[branch.branch_id].steps = 0
     board = Board(rows, dict(resources))
     if not sys.stderr.isatty():
         yield Watcher(board, lines=True)
@@ -120,9 +110,7 @@ def shown(branches: Sequence[Branch], clips: int, resources: Mapping[str, float]
     console = Console(stderr=True)
     # Lines that are logged meanwhile go through the table's own stream, which puts them above it.
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    with Live(
-        get_renderable=lambda: table_of(board, console.width, console.height), console=console, redirect_stdout=False
-    ):
+    with Live(get_renderable=lambda: table_of(board, console.height), console=console, redirect_stdout=False):
         old = [handler.setStream(sys.stderr) for handler in handlers]
         try:
             yield Watcher(board, lines=False)
@@ -131,7 +119,7 @@ def shown(branches: Sequence[Branch], clips: int, resources: Mapping[str, float]
                 handler.setStream(stream)
 
 
-class Watcher(tune.Callback):  # type: ignore[misc]
+class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
     """Keeps the board, and prints lines when a branch starts, ends or fails, and now and then while it trains."""
 
     def __init__(self, board: Board, lines: bool) -> None:
@@ -141,11 +129,8 @@ class Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self._row(trial)
-        scoring = trial.config["part"] == "scores"
-        row.state, row.scoring, row.heard = "running", scoring, None
-        if not scoring or not row.began:
-            row.began = time.monotonic()
-            self._say(row, "started")
+        row.state, row.heard, row.began = "running", None, time.monotonic()
+        self._say(row, "started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -165,22 +150,16 @@ class Watcher(tune.Callback):  # type: ignore[misc]
             self._say(row, step)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.config["part"] == "embeddings" and "omega" in trial.last_result:
-            self._row(trial).state = "embedded"
-            return
-        omega, failure, given_up = (trial.last_result.get(key) for key in ("omega", "failure", "given_up"))
-        text = (
-            (failure and reason(failure))
-            or given_up
-            or ("no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
-        )
-        self._end(trial, "failed" if failure else "given up" if given_up else "finished", text)
+        omega, failure = (trial.last_result.get(key) for key in ("omega", "failure"))
+        if failure:
+            self._end(trial, "failed", reason(failure))
+        else:
+            self._end(trial, "finished", "no labels to measure it by" if omega is None else f"Omega {omega:.2f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # `trial.get_error()` reads a copy that is not there yet.
-        self._end(
-            trial, "failed", reason(Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else None)
-        )
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        self._end(trial, "failed", reason(text))
 
     def _end(self, trial: Any, state: State, text: str) -> None:
         row = self._row(trial)
@@ -197,8 +176,8 @@ class Watcher(tune.Callback):  # type: ignore[misc]
             print(f"[{ended}/{len(self._board.rows)}] {row.name}: {text} ({passed})", file=sys.stderr, flush=True)
 
 
-def table_of(board: Board, width: int, height: int) -> RenderableType:
-    """The board in at most `height` lines of `width`: what is running and what failed before all else."""
+def table_of(board: Board, height: int) -> Table:
+    """The board in at most `height` lines: what is running and what failed before all else."""
     from rich import box
     from rich.table import Table
 
@@ -206,18 +185,13 @@ def table_of(board: Board, width: int, height: int) -> RenderableType:
     table = Table(
         title=board.headline(now), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    rows = visible(board, height - FRAME)
-    cells = [_HEADER, *(_cells(row, now) for row in rows)]
-    name, *others, result = (max(map(len, column)) for column in zip(*cells, strict=True))
     # Where there is too little room names and results give way; all other words stay whole.
-    room = max(width - sum(others) - 3 * len(_HEADER), 24)
-    result = min(result, max(room - name, room // 2))
-    widths = [min(name, room - result), *others, result]
-    for i, (title, columns) in enumerate(zip(_HEADER, widths, strict=True)):
-        justify: Literal["left", "right"] = "right" if 2 <= i < 6 else "left"
-        table.add_column(title, justify=justify, width=columns, overflow="ellipsis", no_wrap=True)
-    for row, texts in zip(rows, cells[1:], strict=True):
-        table.add_row(*texts, style={"failed": "bold red", "queued": "dim"}.get(row.state))
+    table.add_column("branch", no_wrap=True, overflow="ellipsis", ratio=2)
+    for title in ("state", "step", "loss", "time", "to go"):
+        table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True, min_width=len(title))
+    table.add_column("result", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in visible(board, height - FRAME):
+        table.add_row(*_cells(row, now), style=_STYLES.get(row.state))
     hidden = len(board.rows) - table.row_count
     if hidden:
         table.caption = f"and {hidden} more"
@@ -226,12 +200,9 @@ def table_of(board: Board, width: int, height: int) -> RenderableType:
 
 def visible(board: Board, room: int) -> list[Row]:
     """The rows that there is room for: running, failed, last finished, next in the queue."""
-    rows = list(board.rows.values())
-    running = [row for row in rows if row.state == "running"]
-    failed = [row for row in rows if row.state == "failed"]
-    finished = sorted((row for row in rows if row.state in ("finished", "given up")), key=lambda row: -row.ended)
-    queued = [row for row in rows if row.state in ("embedded", "queued")]
-    return [*running, *failed, *finished, *queued][: max(room, 1)]
+    order: tuple[State, ...] = ("running", "failed", "finished", "queued")
+    rows = sorted(board.rows.values(), key=lambda row: (order.index(row.state), -row.ended))
+    return rows[: max(room, 1)]
 
 
 def _cells(row: Row, now: float) -> tuple[str, ...]:
@@ -247,11 +218,10 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
     )
 
 
-def reason(trace: str | None) -> str:
+def reason(text: str) -> str:
     """The last line of a traceback, which says what went wrong."""
-    return ([line for line in (trace or "").splitlines() if line.strip()] or ["failed; its process was lost"])[
-        -1
-    ].strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "failed; its process was lost"
 
 
 def _to_go(seconds: float | None) -> str:
