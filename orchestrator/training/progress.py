@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LINE_SECONDS = 30.0  # between two lines of one branch
-FRAME = 4  # lines of the live table that are no branch
+FRAME = 5  # lines of the live table that are no branch
 
 State = Literal["running", "failed", "finished", "queued"]
+_HEADER = ("branch", "state", "step", "loss", "time", "to go", "result")
 _STYLES = {"failed": "bold red", "queued": "dim"}
 
 
@@ -180,18 +181,20 @@ def table_of(board: Board, height: int) -> Table:
     """The board in at most `height` lines: what is running and what failed before all else."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     now = time.monotonic()
     table = Table(
         title=board.headline(now), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    # Where there is too little room names and results give way; all other words stay whole.
-    table.add_column("branch", no_wrap=True, overflow="ellipsis", ratio=2)
-    for title in ("state", "step", "loss", "time", "to go"):
-        table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True, min_width=len(title))
-    table.add_column("result", no_wrap=True, overflow="ellipsis", ratio=1)
+    for title in _HEADER:
+        left = title in ("branch", "state", "result")
+        # Where there is too little room names and results give way; all other words stay whole.
+        gives_way = title in ("branch", "result")
+        table.add_column(title, justify="left" if left else "right", no_wrap=not gives_way)
     for row in visible(board, height - FRAME):
-        table.add_row(*_cells(row, now), style=_STYLES.get(row.state))
+        cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in _cells(row, now)]
+        table.add_row(*cells, style=_STYLES.get(row.state))
     hidden = len(board.rows) - table.row_count
     if hidden:
         table.caption = f"and {hidden} more"

@@ -102,30 +102,16 @@ def test_report_and_submission_are_written(run, first):
     assert len((run.out / "submission" / "small" / files[0]).read_text().splitlines()) == 12
 
 
-def test_the_baseline_stands_beside_the_systems(run, first):
-    (table,) = (run.out / "baselines").rglob("*.parquet")
-    baseline = official_metrics(read_table(table))
-    assert first["baseline"]["omega"] == pytest.approx(baseline.omega)
-    (tracked,) = run.runs("baseline")
-    assert tracked.info.status == "FINISHED"
-    assert tracked.data.metrics["omega"] == pytest.approx(baseline.omega, abs=1e-3)
+def test_the_baseline_is_a_branch_of_no_system(run, first):
+    baseline = first["baseline"]
+    table = run.out / "branches" / baseline["table"].replace("/", "/tables/")
+    assert official_metrics(read_table(f"{table}.parquet")).omega == pytest.approx(baseline["omega"])
+    assert baseline["table"] not in first["delivered"]["table_weights"]
+    (tracked,) = [branch for branch in run.runs("branch") if branch.info.run_name == "baseline/log_mel/0"]
+    assert tracked.data.metrics["omega"] == pytest.approx(baseline["omega"], abs=1e-3)
     assert tracked.data.tags["mlflow.parentRunId"] == run.runs("run")[0].info.run_id
     assert "log-mel baseline" in (run.out / "report.html").read_text()
-    measured = json.loads(tutti_here("metrics", run.out, "--json").stdout)["tables"]
-    assert sorted(Path(name).stem for name in measured) == ["fused", "mahalanobis"]
     assert "log-mel baseline" in run.again().stdout
-
-
-def test_a_baseline_that_is_missing_is_made_and_nothing_is_trained(run, first):
-    """As after a kill between the last branch and the baseline."""
-    (table,) = (run.out / "baselines").rglob("*.parquet")
-    before, branches = read_table(table), [path.stat().st_mtime_ns for path in run.tables()]
-    shutil.rmtree(run.out / "baselines")
-    again = run.again()
-    assert again.returncode == 0, again.stderr
-    assert "starting Ray" not in again.stderr
-    assert read_table(table) == before
-    assert [path.stat().st_mtime_ns for path in run.tables()] == branches
 
 
 def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
@@ -160,7 +146,6 @@ def test_fusion_alone_finds_the_tables_of_a_run(run, first, tmp_path):
 
 def test_nothing_is_left_behind(run, first):
     assert not list((run.out / "checkpoints").rglob("*.*"))
-    assert not list((run.out / "unfinished").glob("*"))
     assert not list(run.out.rglob("*.tmp"))
 
 
@@ -169,10 +154,10 @@ def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, fi
     report = (run.out / "systems" / "small" / "result.json").stat().st_mtime
     second = run.again("--json")
     assert second.returncode == 0, second.stderr
-    assert "2 of 2 branches finished" in second.stderr
+    assert "3 of 3 branches finished" in second.stderr
     assert (run.out / "systems" / "small" / "result.json").stat().st_mtime == report
     plan = json.loads(tutti_here("plan", run.system, "--data", run.data, "--out", run.out, "--json").stdout)
-    assert [branch["done"] for branch in plan["branches"]] == [True, True]
+    assert [branch["done"] for branch in plan["branches"]] == [True, True, True]
 
     assert json.loads(second.stdout)["systems"]["small"] == first
 
@@ -183,7 +168,7 @@ def test_a_second_run_finds_everything_and_a_damaged_table_is_made_again(run, fi
     (last.parent.parent / "embeddings.npy").write_bytes(b"")
     third = run.again("--json")
     assert third.returncode == 0, third.stderr
-    assert "0 of 2 branches finished" in third.stderr
+    assert "1 of 3 branches finished" in third.stderr
     assert third.stderr.count("Omega") == 2
     assert {path: path.read_bytes() for path in run.tables()} == tables
     assert json.loads(third.stdout)["systems"]["small"] == first
@@ -201,7 +186,7 @@ def test_another_detector_costs_no_second_training(run, first):
     assert after == before
     assert {r.data.tags["system"] for r in run.runs("branch")} == {"other,small"}
     assert '<th colspan="2">other</th><th colspan="2">small</th>' in (run.out / "report.html").read_text()
-    assert "2 of 2 branches finished" in run.again().stderr
+    assert "3 of 3 branches finished" in run.again().stderr
 
 
 def test_two_drivers_on_one_folder(run, first):

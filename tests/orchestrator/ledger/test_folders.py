@@ -1,45 +1,69 @@
-"""The ledger keeps what is finished, also when a folder's replacement is killed at the worst moment."""
+"""The ledger keeps what a record has committed, whatever ends the process that writes."""
 
 import os
-import signal
-import subprocess
-import sys
 
-from orchestrator.ledger.folders import BRANCHES, Record, checksums, is_finished, new_folder, only_driver, write_record
+import pytest
 
-# Replaces the branch, and is killed when the old folder has been moved away and the new one is not there yet.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from orchestrator.ledger.folders import BRANCHES, new_folder
-rename = Path.rename
-def once(path, target):
-    rename(path, target)
-    os.kill(os.getpid(), signal.SIGKILL)
-Path.rename = once
-with new_folder(Path(sys.argv[1]), BRANCHES, "0123456789abcdef"):
-    pass
-"""
+from orchestrator.ledger.folders import (
+    BRANCHES,
+    FAILURES,
+    Record,
+    begin_anew,
+    checksums,
+    is_finished,
+    only_driver,
+    read_record,
+    record_failure,
+    write_record,
+)
+from scoring.errors import InputError
 
-
-def test_a_kill_between_the_two_renames_loses_no_finished_branch(tmp_path):
-    branch = "0123456789abcdef"
-    with new_folder(tmp_path, BRANCHES, branch) as folder:
-        (folder / "tables").mkdir()
-        (folder / "tables" / "knn.parquet").write_bytes(b"scores")
-        record = Record(name="a/b/0", identity={"role": "branch", "branch_id": branch}, files=checksums(folder))
-        record = record.model_copy(update={"tables": {"knn": "1"}})
-        write_record(folder, record)
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, env={**os.environ})
-    assert ended.returncode == -signal.SIGKILL
-    assert not is_finished(tmp_path, branch, {"knn": "1"})
-    with only_driver(tmp_path):
-        assert is_finished(tmp_path, branch, {"knn": "1"})
+BRANCH = "0123456789abcdef"
 
 
-def test_a_replacement_that_ended_is_not_undone(tmp_path):
-    for content in (b"old", b"new"):
-        with new_folder(tmp_path, BRANCHES, "b") as folder:
-            (folder / "file").write_bytes(content)
-    with only_driver(tmp_path):
-        assert (tmp_path / BRANCHES / "b" / "file").read_bytes() == b"new"
+def finish(out, scores, identity):
+    folder = out / BRANCHES / BRANCH
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    (folder / "tables" / "knn.parquet").write_bytes(scores)
+    record = Record(name="a/b/0", identity={"role": "branch"}, files=checksums(folder), tables={"knn": identity})
+    write_record(folder, record)
+    return folder
+
+
+def test_only_what_the_record_names_and_is_intact_is_finished(tmp_path):
+    assert not is_finished(tmp_path, BRANCH, {"knn": "1"})
+    folder = finish(tmp_path, b"scores", "1")
+    assert is_finished(tmp_path, BRANCH, {"knn": "1"})
+    assert not is_finished(tmp_path, BRANCH, {"knn": "2"})
+    assert not is_finished(tmp_path, BRANCH, {"knn": "1", "mahalanobis": "1"})
+    (folder / "tables" / "knn.parquet").write_bytes(b"scorEs")  # as by a process that was killed before its record
+    assert not is_finished(tmp_path, BRANCH, {"knn": "1"})
+    (folder / "record.json").write_text("{")
+    assert read_record(folder) is None
+
+
+def test_a_branch_that_is_tried_again_has_not_failed_and_nothing_half_written_is_left(tmp_path):
+    folder = finish(tmp_path, b"scores", "1")
+    (folder / ".branch.pt.12345678.tmp").write_bytes(b"half")
+    (folder / ".embedding").mkdir()
+    (folder / ".embedding" / "embeddings.npy").write_bytes(b"half")
+    reason = record_failure(tmp_path, BRANCH, read_record(folder), "Traceback\nValueError: odd")
+    assert reason.read_text().endswith("odd")
+    assert read_record(reason.parent).tags["failure"] == "ValueError: odd"
+    begin_anew(tmp_path, BRANCH)
+    assert not (tmp_path / FAILURES / BRANCH).exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["record.json", "tables"]
+    assert is_finished(tmp_path, BRANCH, {"knn": "1"})
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"file/out: cannot write there .*; give another --out"),
+        only_driver(tmp_path / "file" / "out"),
+    ):
+        pass
+    if os.getuid():
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(InputError, match="Permission denied"), only_driver(tmp_path / "closed"):
+            pass

@@ -29,7 +29,7 @@ def branch(name, **settings):
 
 
 def trial(name, error_file=None, **last_result):
-    return SimpleNamespace(config={"branch_id": name, "part": "all"}, last_result=last_result, error_file=error_file)
+    return SimpleNamespace(config={"branch_id": name}, last_result=last_result, error_file=error_file)
 
 
 def play(watcher):
@@ -70,7 +70,7 @@ def test_words_stay_whole_at_80_columns():
     text = "RuntimeError: CUDA out of memory. Tried to allocate 20 GiB"
     failed = Row("mahalanobis/softmax_lora/1", 1000, 1.0, "failed", text=text, began=now - 4000, ended=now)
     console = Console(width=80, file=io.StringIO())
-    console.print(table_of(Board({"a": running, "b": failed}, {}), 80, 24))
+    console.print(table_of(Board({"a": running, "b": failed}, {}), 24))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     for word in ("training", "600/1000", "3.210", "67 min", "failed", "to go"):
@@ -122,7 +122,7 @@ def test_a_branch_that_raises_says_why_at_once(capsys, tmp_path):
         watcher.on_trial_start(0, [], trial("a"))
         watcher.on_trial_error(0, [], trial("a", str(tmp_path / "error.txt")))
     assert "[1/1] a: MemoryError: 3 GB" in capsys.readouterr().err.replace("systems/", "")
-    assert reason(None) == "failed; its process was lost"
+    assert reason("") == "failed; its process was lost"
 
 
 def test_a_retried_branch_is_timed_anew():
@@ -145,7 +145,7 @@ def test_a_frozen_branch_only_embeds():
     with shown([branch("a", strategy=FrozenSpec(), pooling=MeanSpec())], clips=10, resources={}) as watcher:
         watcher.on_trial_start(0, [], trial("a"))
         (row,) = watcher._board.rows.values()
-    assert row.now() == "embedding"
+    assert row.now() == "scoring"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.6, "8 s"), (600, "10 min"), (11_100, "3 h 05 min")])

@@ -1,50 +1,21 @@
-"""What one branch's process does: what is there already costs nothing again; what is given up, and what is not."""
+"""What one branch's process does: what is there already costs nothing again, and a record commits what was made."""
 
 import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from branches.data.dataset import Dataset
 from branches.data.synthetic import SyntheticSize, write_dataset
 from orchestrator import plan as planning
-from orchestrator.ledger.folders import BRANCHES, is_finished, new_folder, read_record, refuse_older
+from orchestrator.ledger.folders import BRANCHES, RECORD, is_finished, read_record
 from orchestrator.plan import make_plan, versions
 from orchestrator.system import SystemSpec
+from orchestrator.training import worker
 from orchestrator.training.job import Job
-from orchestrator.training.worker import hopeless, is_embedded, train_and_score
+from orchestrator.training.worker import train_and_score
 from scoring.errors import InputError
 from scoring.table import read_table
-
-LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=50)
-
-
-def curve(losses, every=2):
-    return [(every * (i + 1), loss) for i, loss in enumerate(losses)]
-
-
-def test_a_loss_that_stays_where_it_began():
-    reason = hopeless(curve([3.0] * 13), 100)
-    assert reason == "given up at step 26 of 100: its loss is 3.000, and was 3.000 at the start"
-    assert not hopeless(curve([3.0] * 12), 100)  # too early to say
-    assert not hopeless(curve([3.0] * 5, every=10), 100)  # too few to say
-    assert not hopeless(curve([3.0, *[2.9] * 12]), 100)
-
-
-@given(LOSSES, st.floats(0.5, 2))
-def test_the_scale_of_a_loss_does_not_matter(losses, scale):
-    found = hopeless(curve(losses), 100)
-    scaled = hopeless(curve([scale * loss for loss in losses]), 100)
-    close = abs(sum(losses[-5:]) / 5 - losses[0]) < 1e-9
-    assert close or bool(found) == bool(scaled)
-
-
-@given(LOSSES)
-def test_a_loss_that_has_fallen_throughout_is_never_given_up(losses):
-    falling = sorted(set(losses), reverse=True)
-    assert not hopeless(curve(falling), 100)
 
 
 class Bench:
@@ -58,22 +29,21 @@ class Bench:
         self.detector = "mahalanobis"
         self.embeddings = [{}]
 
-    def bring(self, *parts):
-        """Make the tables, at once or in parts; whether that took a training."""
+    def bring(self):
+        """Make the tables; whether that took a training."""
         configurations = {
             f"b{i}": {"branch": self.branch, "detector": self.detector, **embedding}
             for i, embedding in enumerate(self.embeddings)
         }
         system = SystemSpec.model_validate({"name": "s", "subsystems": {"a": configurations}})
         dataset = Dataset.read(self.data)
-        (branch,) = make_plan([system], dataset).branches
+        branch, _ = make_plan([system], dataset).branches  # and the baseline
         assert not is_finished(self.out, branch.branch_id, branch.tables)
         job = Job(
             data=self.data,
             out=self.out,
-            cache=self.out / "cache" / dataset.fingerprint,
-            checkpoints=self.out / "checkpoints",
             fingerprint=dataset.fingerprint,
+            training=dataset.training_fingerprint(),
             noise=dataset.noise,
             threads=1,
             gpus=0.0,
@@ -82,14 +52,8 @@ class Bench:
             versions=versions(),
             frozen=tuple(branch.spec.frozen_inputs(branch.embeddings)),
         )
-        job.checkpoints.mkdir(parents=True, exist_ok=True)
         losses = []
-        for part in parts or ["all"]:
-            assert is_embedded(branch, job, dataset.index) or part != "scores"
-            before = len(losses)
-            omega = train_and_score(branch, job.limited_to(part), dataset.index, lambda *report: losses.append(report))
-            assert (omega is None) == (part == "embeddings")
-            assert part != "scores" or len(losses) == before
+        train_and_score(branch, job, dataset.index, lambda *report: losses.append(report))
         assert is_finished(self.out, branch.branch_id, branch.tables)
         return bool(losses)
 
@@ -107,15 +71,6 @@ def bench(tmp_path):
     made = Bench(tmp_path)
     assert made.bring()
     return made
-
-
-def test_in_parts_as_at_once(bench, tmp_path):
-    (tmp_path / "parts").mkdir()
-    other = Bench(tmp_path / "parts")
-    assert other.bring("embeddings", "scores")
-    assert other.table().equals(bench.table())
-    assert read_record(other.folder).files.keys() == read_record(bench.folder).files.keys()
-    assert read_record(other.folder).metrics.keys() == read_record(bench.folder).metrics.keys()
 
 
 def test_another_detector_trains_and_embeds_nothing(bench):
@@ -174,9 +129,7 @@ def test_clips_that_are_gone_leave_the_embeddings_too(bench):
     next((bench.data / "pump" / "test").iterdir()).unlink()
     assert not bench.bring()
     assert bench.table().num_rows == before.num_rows - 1
-    assert (
-        len(np.load(bench.folder / "embeddings.npy")) == len(np.load(bench.folder / "clips.npy")) == before.num_rows - 1
-    )
+    assert len(np.load(bench.folder / "embeddings.npy")) == before.num_rows - 1
 
 
 def test_another_training_clip_trains_another_branch(bench):
@@ -204,7 +157,6 @@ def test_another_embedding_trains_nothing(bench):
     assert {path.name for path in bench.folder.glob("*.npy")} == {
         "embeddings.npy",
         f"embeddings.{BANDS_NAME}.npy",
-        "clips.npy",
     }
     assert bench.table().equals(first)
     after = read_record(bench.folder)
@@ -225,7 +177,7 @@ def test_clips_that_come_and_go_leave_no_embedding_of_others(tmp_path, strategy)
     files[0].unlink()
     assert not bench.bring()
     loaded = [np.load(path) for path in bench.folder.glob("embeddings*.npy") if path.parent == bench.folder]
-    assert {len(embeddings) for embeddings in loaded} == {len(np.load(bench.folder / "clips.npy"))}
+    assert {len(embeddings) for embeddings in loaded} == {bench.table().num_rows}
 
 
 def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(tmp_path):
@@ -247,9 +199,50 @@ def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(tmp_path)
     assert read_record(bench.folder).curve == record.curve
 
 
-def test_branches_of_an_older_version_are_told_and_kept(bench, tmp_path):
-    refuse_older(bench.out)
-    with new_folder(tmp_path / "old", BRANCHES, "b") as folder:
-        (folder / "record.json").write_text('{"name": "a/b/0", "identity": {}, "files": {}}')
-    with pytest.raises(InputError, match=r"made by tutti 0\.1.*give another --out"):
-        refuse_older(tmp_path / "old")
+def test_a_machine_that_is_gone_is_gone_from_a_frozen_branch(tmp_path):
+    bench = Bench(tmp_path)
+    bench.branch["strategy"] = "frozen"
+    bench.bring()
+    shutil.rmtree(bench.data / "rotor")  # the last one by name
+    bench.bring()
+    assert set(bench.table()["machine"].to_pylist()) == {"pump"}
+
+
+def test_an_embedding_of_other_clips_is_not_taken_for_one_of_these(bench):
+    """Of two embeddings one is not asked for while a clip is added; it is then made again."""
+    bench.embeddings = [{}, BANDS]
+    bench.bring()
+    clip, *_ = sorted((bench.data / "pump" / "test").iterdir())
+    shutil.copyfile(clip, clip.with_name("section_00_0000.wav"))
+    bench.embeddings = [{}]
+    bench.bring()
+    bench.embeddings = [{}, BANDS]
+    bench.bring()
+    assert len(np.load(bench.folder / f"embeddings.{BANDS_NAME}.npy")) == bench.table().num_rows
+
+
+@pytest.mark.parametrize("write", ["write_table", "np.save", "write_record"])
+def test_a_process_that_ends_anywhere_leaves_no_half_branch(tmp_path, monkeypatch, write):
+    """Nothing counts that no record has committed; weights that one has are kept."""
+    bench = Bench(tmp_path)
+    bench.embeddings = [{}, {"detector": "knn"}]
+
+    def end(*arguments):
+        raise KeyboardInterrupt
+
+    calls = []
+    real = {"write_table": worker.write_table, "write_record": worker.write_record}.get(write)
+    if write == "np.save":
+        monkeypatch.setattr("branches.model.embed", end)
+    else:  # the second table, and the record after the weights'
+        monkeypatch.setattr(worker, write, lambda *a: calls.append(a) or (end() if len(calls) == 2 else real(*a)))
+    with pytest.raises(KeyboardInterrupt):
+        bench.bring()
+    monkeypatch.undo()
+    record = read_record(bench.folder)
+    assert set(record.files) == {"branch.pt"}
+    assert not record.tables
+    assert not bench.bring()
+    assert {path.name for path in bench.folder.glob("*")} == {
+        *("branch.pt", "embeddings.npy", "summary.json", "tables", RECORD)
+    }

@@ -8,8 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from orchestrator.ledger.lease import stored_run
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.storage import Storage, stored_run
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
 
@@ -46,7 +45,7 @@ def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes):
 
 def test_a_second_driver_is_refused_while_the_first_one_lives(nodes, tmp_path, monkeypatch):
     one, two = nodes
-    monkeypatch.setattr("orchestrator.ledger.lease.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator.ledger.storage.BEAT_SECONDS", 0.05)
     signature = tmp_path / "storage" / ".driver"
     with stored_run(*one):
         os.utime(signature, (0, 0))
@@ -63,7 +62,7 @@ def test_a_driver_that_was_killed_is_followed_after_a_while(nodes, tmp_path):
     one, two = nodes
     drive(one, "old")
     signature = tmp_path / "storage" / ".driver"
-    signature.write_text(json.dumps({**json.loads(signature.read_text()), "state": "at work"}))
+    signature.write_text(json.dumps({**json.loads(signature.read_text()), "at_work": True}))
     with pytest.raises(InputError, match="another run is writing there"):
         drive(two, "new")
     os.utime(signature, (0, 0))
