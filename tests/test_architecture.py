@@ -40,9 +40,17 @@ def modules():
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
+def statements(tree):
+    """All statements, those in functions too, but what is imported for annotations alone."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from statements(node)
+
+
 def imported_modules(path, known):
-    """The modules of ours that a file imports when it is imported itself; what a function imports comes later."""
-    for node in ast.parse(path.read_text()).body:
+    """The modules of ours that a file imports, when it is imported itself or later in a function."""
+    for node in statements(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):

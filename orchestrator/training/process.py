@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from scoring.errors import PLACE_ERRNOS
+from scoring.errors import PLACE_ERRNOS, InputError
 
 # What every branch needs. The driver imports it too, before it decodes clips, to see that it loads.
 IMPORTED_ONCE = (
@@ -64,23 +64,12 @@ def trial(config: dict[str, Any], branches: dict[str, bytes], shared: bytes) -> 
     from ray import tune
 
     try:
-        outcome = in_own_process(_outcome, branches[config["branch_id"]], shared, report=_report)
+        outcome = {"omega": in_own_process(branches[config["branch_id"]], shared, _report)}
     except WorkFailed as error:
         if error.may_pass:
             raise
         outcome = {"failure": str(error)}
     tune.report(outcome)
-
-
-def _outcome(branch: bytes, shared: bytes, report: Callable[..., None]) -> dict[str, Any]:
-    """In the branch's process: its Omega, or why it would fail at every try."""
-    from scoring.errors import InputError
-
-    work, job, index = ForkingPickler.loads(shared)
-    try:
-        return {"omega": work(ForkingPickler.loads(branch), job, index, report)}
-    except InputError as error:
-        return {"failure": str(error)}
 
 
 def _report(stage: str, step: int, steps: int, loss: float) -> None:
@@ -89,12 +78,13 @@ def _report(stage: str, step: int, steps: int, loss: float) -> None:
     tune.report({"stage": stage, "step": step, "steps": steps, "loss": loss})
 
 
-def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[..., Any]) -> Any:
-    """What `work(*arguments, report)` returns, called in a new process, which ends if this one does.
+def in_own_process(subject: bytes, shared: bytes, report: Callable[..., Any]) -> Any:
+    """What `work(subject, *arguments, report)` returns, called in a new process, which ends if this one does.
 
     Parameters
     ----------
-    work: a function of a module; it and its arguments are pickled
+    subject: packed
+    shared: packed tuple of `work`, a function of a module, and `arguments`
     report: called here with what the process calls its `report` with
 
     Raises
@@ -108,7 +98,7 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, report: Callable[.
         tempfile.tempdir = "/tmp"
     _context.set_forkserver_preload([*IMPORTED_ONCE, "ray"])  # Ray, since a child runs its parent's main module anew
     receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=_child, args=(sender, work, arguments), daemon=True)
+    process = _context.Process(target=_child, args=(sender, subject, shared), daemon=True)
     process.start()
     sender.close()
     try:
@@ -137,10 +127,13 @@ def _death(exit_code: int | None) -> ProcessDied:
     return ProcessDied(f"its process ended with exit code {exit_code}")
 
 
-def _child(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _child(sender: Connection, subject: bytes, shared: bytes) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        result = work(*arguments, lambda *values: sender.send(("report", *values)))
+        work, *arguments = ForkingPickler.loads(shared)
+        result = work(ForkingPickler.loads(subject), *arguments, lambda *values: sender.send(("report", *values)))
+    except InputError as error:
+        sender.send(("raised", str(error), False))
     except Exception as error:
         sender.send(("raised", "".join(traceback.format_exception(error)).strip(), may_pass(error)))
     else:
