@@ -23,11 +23,10 @@ from cluster.session import Cluster, check_address
 from fusion.hierarchy import tables_of
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
-from orchestrator.ledger.folders import FAILURES, FUSED, SYSTEMS, Status, only_driver, read_finished
+from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver, read_finished
 from orchestrator.ledger.storage import Storage, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
-from orchestrator.report import REPORT, refresh_report
 from orchestrator.run_options import RunOptions
 from orchestrator.submission import write_submission
 from orchestrator.system import SystemSpec
@@ -93,8 +92,11 @@ def _bring(
         tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
         results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(cluster), baseline)
         write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
-    if results:
-        refresh_report(options.out, dataset.fingerprint)
+    if results and not (options.out / REPORT).exists():
+        from orchestrator.report.page import write_report  # draws, which takes packages that load for a second
+
+        log.info("writing %s", options.out / REPORT)
+        write_report(options.out)
     if failure is not None:
         raise failure
     if empty := [system.name for system in systems if not plan.trees[system.name]]:

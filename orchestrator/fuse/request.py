@@ -16,7 +16,7 @@ from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import Runner, run_here
 from orchestrator.fuse.inputs import TableFiles, from_index, from_store, of_system
 from orchestrator.fuse.result import described_table, finished_result, fuse_into, write_json
-from orchestrator.ledger.folders import BRANCHES, FUSED, RESULT
+from orchestrator.ledger.folders import BRANCHES, FUSED, REPORT, RESULT
 from orchestrator.plan import digest
 from orchestrator.system import load_system
 from scoring.detectors import SCORING_VERSION
@@ -77,6 +77,7 @@ def fuse_tables(request: Request) -> dict[str, Any]:
             "sources": {table: str(path) for table, path in used.items()},
         }
         metadata = {"system": name, "fusion_id": fusion_id}
+        (request.out / REPORT).unlink(missing_ok=True)
         with _runner(request.address) as runner:
             result, _ = fuse_into(_writable(request.out), fusion_id, tables, tree, metadata, about, runner)
     _warn(result)
@@ -150,6 +151,7 @@ def _apply(request: Request, path: Path) -> dict[str, Any]:
         "rows": fused.num_rows,
         "sha256": checksum,
     }
+    (request.out / REPORT).unlink(missing_ok=True)
     write_json(request.out / RESULT, result)
     _warn(result)
     return result

@@ -21,7 +21,7 @@ from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.scales import is_sum
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
-from orchestrator.ledger.folders import FUSED, HELD_OUT, RESULT, SYSTEMS, Record, checksums, write_record
+from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS, Record, checksums, write_record
 from orchestrator.plan import Plan, digest, table_names
 from orchestrator.system import SystemSpec
 from scoring.atomic import atomic
@@ -72,6 +72,7 @@ def fused_system(
         "spec": system.model_dump(),
         "baseline": {"name": BASELINE, "table": baseline[0], **_metrics(baseline[1])} if baseline else None,
     }
+    (folder.parent.parent / REPORT).unlink(missing_ok=True)
     result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner, dataset.root)
     record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
     write_record(folder, record)

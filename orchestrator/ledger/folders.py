@@ -36,6 +36,7 @@ TABLES = "tables"
 FUSED = "fused.parquet"
 HELD_OUT = "held_out.parquet"
 RESULT = "result.json"
+REPORT = "report.html"  # who writes a result removes it
 ID = ".id"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

@@ -6,23 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from orchestrator.fuse.result import read_result, result_folders
-from orchestrator.ledger.folders import (
-    BRANCHES,
-    FUSED,
-    HELD_OUT,
-    Record,
-    read_finished,
-    read_record,
-)
+from orchestrator.ledger.folders import FUSED, HELD_OUT, read_finished
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.decisions import Thresholds, thresholds
 from scoring.errors import InputError
 from scoring.ground_truth import GroundTruth, read_ground_truth
 from scoring.metrics import has_labels
 from scoring.table import read_table
+
+# Machines of the 2026 development set, on which the published figures that systems expect were measured.
+DEVELOPMENT_SET = {"bearingEmu", "fan", "gearboxEmu", "sliderEmu", "ToyCar", "ToyCarEmu", "valveEmu"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class System:
     held_out: its labelled clips, each scored with weights chosen without the clip's machine; None if there are none
     intervals, held_out_intervals: of the in-sample metrics, and of those on held-out machines; None without labels
     limits: threshold of each machine and section; None where there are no training clips
+    baseline: score table of the baseline on the same data, None if there is none
     revealed: the fused table's rows with ground truth that came later, and its intervals; `result` knows nothing of it
     """
 
@@ -43,6 +41,7 @@ class System:
     intervals: Intervals | None = None
     held_out_intervals: Intervals | None = None
     limits: Thresholds | None = None
+    baseline: pa.Table | None = None
     revealed: System | None = None
 
     @property
@@ -51,27 +50,24 @@ class System:
         return str(self.result["system"])
 
     @property
-    def size(self) -> str:
-        """Machines and clips of its table."""
-        if self.fused is None:
-            return "the table is lost"
-        return f"{len(self.fused['machine'].unique())} machines, {self.fused.num_rows} clips"
-
-    @property
     def omega(self) -> float | None:
         """On held-out machines where that is known, else in-sample."""
         omega: float | None = self.result["omega"]
         return omega
 
     @property
-    def configurations(self) -> int:
-        """How many there are to choose from."""
-        return sum(map(len, self.result["delivered"]["weights"].values()))
-
-    @property
-    def branch_ids(self) -> set[str]:
-        """The branches whose tables it fuses."""
-        return {branch["table"].partition("/")[0] for branch in self.result["branches"]}
+    def expected(self) -> list[tuple[str, float, float | None]]:
+        """Configurations whose published Omega the system file states, with that and the mean Omega of their seeds."""
+        if set(self.result["machines"]["in_sample"] or {}) != DEVELOPMENT_SET:
+            return []
+        rows = []
+        for subsystem, configurations in self.result.get("spec", {}).get("subsystems", {}).items():
+            for name, configuration in configurations.items():
+                if (published := configuration.get("expected")) is not None:
+                    seeds = {f"{subsystem}/{name}/{seed}" for seed in configuration["seeds"]}
+                    omegas = [b["omega"] for b in self.result["branches"] if b["branch"] in seeds]
+                    rows.append((f"{subsystem}/{name}", published, float(np.mean(omegas)) if omegas else None))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,12 @@ class Run:
     """All that lies in a run's folder.
 
     folder: the run folder, as it was given
-    records: of the finished branches that the systems use, by branch_id
-    baselines: tables to compare the systems with
-    notes: what could not be read
+    notes: what a reader must know: what could not be read, or compared
     """
 
     name: str
     folder: str
     systems: list[System]
-    records: dict[str, Record]
-    baselines: dict[str, pa.Table]
     notes: list[str]
 
     @property
@@ -105,8 +97,8 @@ class Run:
         return sorted({machine for machines in measured for machine in machines})
 
 
-def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) -> Run:
-    """The run or fusion in a folder; with a data set's fingerprint, only results on that data.
+def collect(out: Path, ground_truth: Path | None = None) -> Run:
+    """The run or fusion in a folder.
 
     ground_truth: folder of labels that came later
 
@@ -115,25 +107,19 @@ def collect(out: Path, dataset: str | None, ground_truth: Path | None = None) ->
     InputError
         If there is no result, or one is damaged.
     """
-    results = [(folder, read_result(folder)) for folder in result_folders(out)]
-    results = [(folder, result) for folder, result in results if dataset in (None, result.get("dataset"))]
-    if not results:
+    folders = result_folders(out)
+    if not folders:
         raise InputError(f"{out}: no results to report; `tutti run` writes them")
     notes: list[str] = []
     truth = None if ground_truth is None else read_ground_truth(ground_truth)
-    systems = [_system(folder, result, notes, truth) for folder, result in results]
-    records = {}
-    for branch_id in sorted(set().union(*(system.branch_ids for system in systems))):
-        record = read_record(out / BRANCHES / branch_id)
-        if record is not None:
-            records[branch_id] = record
-    baselines: dict[str, pa.Table] = {}
-    if baseline := systems[0].result.get("baseline"):
-        baselines[f"the {baseline['name']}"] = read_finished(out, baseline["table"])
-    return Run(out.resolve().name, str(out), systems, records, baselines, notes)
+    systems = [_system(out, folder, notes, truth) for folder in folders]
+    if len({system.result.get("dataset") for system in systems}) > 1:
+        notes.append("The systems in this folder were measured on different data sets: their figures do not compare.")
+    return Run(out.resolve().name, str(out), systems, notes)
 
 
-def _system(folder: Path, result: dict[str, Any], notes: list[str], truth: GroundTruth | None) -> System:
+def _system(out: Path, folder: Path, notes: list[str], truth: GroundTruth | None) -> System:
+    result = read_result(folder)
     try:
         fused = read_table(folder / FUSED)
     except InputError as error:
@@ -143,12 +129,19 @@ def _system(folder: Path, result: dict[str, Any], notes: list[str], truth: Groun
         limits = thresholds(fused)
     except InputError:  # tables that were made elsewhere may have no training clips
         limits = None
+    baseline = None
+    if measured := result.get("baseline"):
+        try:
+            baseline = read_finished(out, measured["table"])
+        except InputError as error:
+            notes.append(f"{error}. System {result['system']} is not compared with the {measured['name']}.")
     held_out = read_table(folder / HELD_OUT) if (folder / HELD_OUT).exists() else None
-    intervals, held_out_intervals = (
-        bootstrap_intervals(table) if table is not None and has_labels(table) else None for table in (fused, held_out)
-    )
     revealed = None
     if truth is not None:
         table = truth.revealed(fused)
         revealed = System(result, table, intervals=bootstrap_intervals(table), limits=limits)
-    return System(result, fused, held_out, intervals, held_out_intervals, limits, revealed)
+    return System(result, fused, held_out, _intervals(fused), _intervals(held_out), limits, baseline, revealed)
+
+
+def _intervals(table: pa.Table | None) -> Intervals | None:
+    return bootstrap_intervals(table) if table is not None and has_labels(table) else None

@@ -9,26 +9,31 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from markupsafe import Markup
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from branches.data.importing import original_names
 from orchestrator.report.collect import System
-from orchestrator.report.drawing import figure
 from scoring.errors import InputError
 from scoring.table import rows_of
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip of a page. mistake: `false alarm`, `miss` or, without labels, `highest score`; score: calibrated."""
+    """One clip of a page.
+
+    mistake: `false alarm`, `miss` or, without labels, `highest score`
+    score: calibrated
+    spectrogram, sound: PNG and FLAC of the first channel, as data URIs
+    """
 
     mistake: str
     machine: str
     clip: str
     seconds: float
     score: float
-    spectrogram: Markup
-    player: Markup
+    spectrogram: str
+    sound: str
 
 
 def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]:
@@ -53,7 +58,7 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
         raise InputError(f"{root}: the recordings of {system.name} are not there; name their data set with --data")
     names = ["machine", "clip", "split", "condition", "calibrated"]
     machine, clip, split, condition, score = rows_of(system.fused, names)
-    test, score = split == "test", score.astype(float)
+    test = split == "test"
     mistakes = {
         "false alarm": (test & (condition == "normal"), -score),
         "miss": (test & (condition == "anomaly"), score),
@@ -67,31 +72,24 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
             path = next((root / machine[row]).glob(f"*/{clip[row]}"), None)
             if path is None:
                 raise InputError(f"{root / machine[row]}: no {clip[row]} in it; name the run's data set with --data")
-            title = before.get(path.relative_to(root).as_posix(), path.name)
-            recordings.append(_recording(mistake, machine[row], path, float(score[row]), title))
+            name = before.get(path.relative_to(root).as_posix(), path.name)
+            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            near, sound = samples[:, 0], io.BytesIO()
+            soundfile.write(sound, near, rate, format="FLAC", subtype="PCM_16")
+            look, listen = _spectrogram(near, rate), _data_uri("audio/flac", sound)
+            recordings.append(Recording(mistake, machine[row], name, len(near) / rate, float(score[row]), look, listen))
     return recordings
 
 
-def _recording(mistake: str, machine: str, path: Path, score: float, title: str) -> Recording:
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    near, picture, sound = samples[:, 0], io.BytesIO(), io.BytesIO()
-    drawn = figure(3.4, 1.5)
+def _spectrogram(samples: NDArray[np.float32], rate: int) -> str:
+    drawn, picture = Figure((3.4, 1.5)), io.BytesIO()
     axes = drawn.subplots()
-    axes.specgram(near + 1e-9, NFFT=512, noverlap=256, Fs=rate, cmap="cividis")  # silence has no logarithm
+    axes.specgram(samples + 1e-9, NFFT=512, noverlap=256, Fs=rate, cmap="cividis")  # silence has no logarithm
     axes.set(xticks=[], yticks=[0, rate / 4, rate / 2], yticklabels=["0", f"{rate / 4000:g}", f"{rate / 2000:g} kHz"])
     axes.grid(visible=False)
     drawn.savefig(picture, format="png", dpi=100, metadata={"Software": None})
-    soundfile.write(sound, near, rate, format="FLAC", subtype="PCM_16")
-    return Recording(
-        mistake,
-        machine,
-        title,
-        len(near) / rate,
-        score,
-        Markup('<img alt="spectrogram of {}" src="{}">').format(path.name, _embedded("image/png", picture)),
-        Markup('<audio controls preload="none" src="{}"></audio>').format(_embedded("audio/flac", sound)),
-    )
+    return _data_uri("image/png", picture)
 
 
-def _embedded(kind: str, content: io.BytesIO) -> str:
+def _data_uri(kind: str, content: io.BytesIO) -> str:
     return f"data:{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

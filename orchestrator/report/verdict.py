@@ -42,10 +42,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The best system of a run, what it delivers, its differences to others, and what to do next."""
+    """The best system of a run, its differences to others, its weakest machine, and what to do next."""
 
     system: System
-    delivers: str
     differences: list[Difference]
     weakest: tuple[str, float] | None
     next: list[tuple[str, str]]
@@ -62,7 +61,6 @@ def verdict(run: Run) -> Verdict:
     ]
     return Verdict(
         best,
-        best.result["delivers"],
         _paired(best, run) + differences,
         min(hmeans.items(), key=lambda item: item[1]) if len(hmeans) > 1 else None,
         _next(run, best),
@@ -70,14 +68,17 @@ def verdict(run: Run) -> Verdict:
 
 
 def _paired(best: System, run: Run) -> list[Difference]:
-    """To baselines and to the other systems on the same clips, each scored with weights chosen without its machine."""
+    """To the baseline and the other systems on the same clips, each scored with weights chosen without its machine."""
     own = _held_out(best)
     if own is None:
         return []
-    others = {name: table.take(labelled_rows(table)) for name, table in run.baselines.items() if has_labels(table)}
-    others |= {f"system {s.name}": table for s in run.systems if s is not best and (table := _held_out(s)) is not None}
+    others = {f"system {system.name}": _held_out(system) for system in run.systems if system is not best}
+    if best.baseline is not None:
+        others = {f"the {best.result['baseline']['name']}": _labelled(best.baseline), **others}
     differences = []
     for name, table in others.items():
+        if table is None:
+            continue
         try:
             _, scores = join({best.name: own, name: table}, "score")
         except InputError:  # of other clips
@@ -91,10 +92,13 @@ def _paired(best: System, run: Run) -> list[Difference]:
 
 def _held_out(system: System) -> pa.Table | None:
     """The labelled clips, scored by weights that no label of their machine has chosen; None if there are none."""
-    fused = system.fused
-    if system.held_out is None and fused is not None and has_labels(fused) and not system.result["delivered"]["lomo"]:
-        return fused.take(labelled_rows(fused))  # with fewer than two labelled machines weights are uniform
+    if system.held_out is None and not system.result["delivered"]["lomo"]:
+        return _labelled(system.fused)  # with fewer than two labelled machines weights are uniform
     return system.held_out
+
+
+def _labelled(table: pa.Table | None) -> pa.Table | None:
+    return table.take(labelled_rows(table)) if table is not None and has_labels(table) else None
 
 
 def _next(run: Run, best: System) -> list[tuple[str, str]]:

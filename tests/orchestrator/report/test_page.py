@@ -14,10 +14,8 @@ import pytest
 import soundfile
 
 from fusion.search import fuse
+from orchestrator.fuse.request import Request, fuse_tables
 from orchestrator.fuse.result import describe, described_table
-from orchestrator.ledger.folders import Record, write_record
-from orchestrator.report import refresh_report
-from orchestrator.report.branches import costs, settings
 from orchestrator.report.collect import collect
 from orchestrator.report.page import write_report
 from orchestrator.report.sound import most_wrong
@@ -29,11 +27,11 @@ from tests.tables import make_table
 MACHINES = ("fan", "pump", "valve")
 NAMES = {"a0": "attentive/arcface/0", "a1": "attentive/arcface/1", "b0": "bands/softmax/0", "c0": "bands/<lora>/0"}
 TREE = {"attentive": {"arcface": ["a0/m", "a1/m"]}, "bands": {"softmax": ["b0/m"], "<lora>": ["c0/m"]}}
-FIGURES = 8  # of a system with several configurations, and of its branches: all but the cost
+FIGURES = 3 + 4 + 1  # of a system with one configuration, of one with several, and of the branches
 
 
-def add_system(out, name, tree=TREE, machines=(), **tables):
-    """A system as `tutti run` leaves it, of small tables."""
+def add_system(out, name, tree=TREE, machines=(), baseline=False, **tables):
+    """A system as `tutti run` leaves it, of small tables, beside a baseline."""
     used = [table for c in tree.values() for seeds in c.values() for table in seeds]
     made = {table: make_table(machines or MACHINES, per_cell=8, seed=i, **tables) for i, table in enumerate(used)}
     fusion = fuse(made, tree)
@@ -48,6 +46,7 @@ def add_system(out, name, tree=TREE, machines=(), **tables):
         "description": "of <b>tests</b>",
         "dataset": "abc",
         "missing": [],
+        "baseline": add_baseline(out, machines or MACHINES) if baseline else None,
         "branches": [described_table(t, NAMES[t.partition("/")[0]], "m", table) for t, table in made.items()],
     }
     result = about | describe(fusion) | {"sha256": checksum, "made": {}}
@@ -56,29 +55,17 @@ def add_system(out, name, tree=TREE, machines=(), **tables):
 
 
 def add_baseline(out, machines):
-    folder = out / "baselines" / "log_mel"
-    (folder / "tables").mkdir(parents=True)
-    write_table(make_table(machines, per_cell=8, seed=9), folder / "tables" / "m.parquet")
-    write_record(folder, Record(name="log-mel baseline", identity={"role": "baseline", "dataset": "abc"}))
-
-
-def add_branch(out, branch_id, **params):
-    folder = out / "branches" / branch_id
-    folder.mkdir(parents=True)
-    metrics = {"seconds": 1800.0, "cpus": 4.0, "gpus": 0.5}
-    curve = [(step, 3.0 / step) for step in range(1, 20)]
-    params = {"training.steps": "100", "seed": branch_id[1], **params}
-    write_record(folder, Record(name=NAMES[branch_id], identity={}, params=params, metrics=metrics, curve=curve))
+    table = make_table(machines, per_cell=8, seed=9)
+    (out / "branches" / "b9" / "tables").mkdir(parents=True, exist_ok=True)
+    write_table(table, out / "branches" / "b9" / "tables" / "m.parquet")
+    return {"name": "log-mel baseline", "table": "b9/m", **official_metrics(table).as_dict()}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    add_system(out, "one", {"attentive": {"arcface": ["a0/m"]}})
-    add_system(out, "two")
-    add_baseline(out, MACHINES)
-    for branch_id in NAMES:
-        add_branch(out, branch_id, **{"objective.name": "arcface" if branch_id[0] == "a" else "softmax"})
+    add_system(out, "one", {"attentive": {"arcface": ["a0/m"]}}, baseline=True)
+    add_system(out, "two", baseline=True)
     write_report(out)
     return out
 
@@ -99,19 +86,19 @@ class Page(HTMLParser):
 def test_everything_is_there_in_one_file(run):
     text = (run / "report.html").read_text()
     page = Page(text)
-    assert page.counts["svg"] == page.counts["figcaption"] == 3 + FIGURES + 1
+    assert page.counts["svg"] == page.counts["figcaption"] == FIGURES
     assert all(link.startswith(("#", "data:")) for link in page.loads)
     assert "script" not in page.counts
     assert "<b>tests" not in text
     assert "None" not in text
     assert "nan" not in re.findall(r">([^<]*)<", text)
-    for heading in ("Systems", "System one", "System two", "Branches", "Training", "Cost"):
+    for heading in ("Systems", "System one", "System two", "Branches"):
         assert f">{heading}</h2>" in text
 
 
 def test_the_best_of_a_row_is_bold_with_its_interval(run):
     results = [json.loads((run / "systems" / name / "result.json").read_text()) for name in ("one", "two")]
-    (row,) = re.findall(r'<tr class="total"><td>Omega</td>(.*)</tr>', (run / "report.html").read_text())
+    row = re.search(r'<tr class="total"><td>Omega</td>(.*)</tr>', (run / "report.html").read_text())[1]
     cells = re.findall(r"<td( class=\"best\")?>([\d.]+)<small>([\d.]+) – ([\d.]+)</small></td>", row)
     expected = [result["delivered"][kind] for result in results for kind in ("in_sample", "lomo")]
     assert [cell[1] for cell in cells] == [f"{value:.2f}" for value in expected]
@@ -150,8 +137,7 @@ def test_the_page_opens_with_a_verdict(run):
 
 
 def test_a_single_machine_is_compared_with_the_baseline(tmp_path):
-    result = add_system(tmp_path, "one", {"attentive": {"arcface": ["a0/m"]}}, ["fan"])
-    add_baseline(tmp_path, ["fan"])
+    result = add_system(tmp_path, "one", {"attentive": {"arcface": ["a0/m"]}}, ["fan"], baseline=True)
     baseline = official_metrics(make_table(["fan"], per_cell=8, seed=9)).omega
     row = re.search(r"<tr><td>the log-mel baseline</td>.*", write_report(tmp_path).read_text())[0]
     gain, over_machines = re.search(r"<strong>([+−][\d.]+)</strong></td><td>[^<]*</td><td>([^<]*)</td>", row).groups()
@@ -159,17 +145,17 @@ def test_a_single_machine_is_compared_with_the_baseline(tmp_path):
     assert over_machines == "–"  # one machine says nothing of others
 
 
-def test_a_report_is_written_anew_only_for_other_results(run, tmp_path):
-    out = tmp_path / "copy"
-    shutil.copytree(run, out)
-    refresh_report(out, "abc")
-    (out / "report.html").write_text((out / "report.html").read_text() + "<!-- mine -->")
-    refresh_report(out, "abc")
-    assert "<!-- mine -->" in (out / "report.html").read_text()
-    result = out / "systems" / "two" / "result.json"
-    result.write_text(result.read_text().replace("of <b>tests</b>", "of others"))
-    refresh_report(out, "abc")
-    assert "<!-- mine -->" not in (out / "report.html").read_text()
+def test_who_writes_a_result_removes_the_report(tmp_path):
+    """Else it would be of other results; a fusion that finds its own leaves it."""
+    out = tmp_path / "fused"
+    for i in range(2):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        write_table(make_table(MACHINES, per_cell=8, seed=i), tmp_path / "tables" / f"t{i}.parquet")
+        fuse_tables(Request(out=out, tables=tmp_path / "tables"))
+        assert not (out / "report.html").exists()
+        write_report(out)
+        fuse_tables(Request(out=out, tables=tmp_path / "tables"))
+        assert (out / "report.html").exists()
 
 
 def test_the_most_wrong_clips_can_be_heard(run, tmp_path):
@@ -178,14 +164,14 @@ def test_the_most_wrong_clips_can_be_heard(run, tmp_path):
         folder = tmp_path / machine / split
         folder.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / clip, np.random.default_rng(0).normal(size=(4000, 2)) / 10, 16_000)
-    two = next(system for system in collect(run, None).systems if system.name == "two")
+    two = next(system for system in collect(run).systems if system.name == "two")
     recordings = most_wrong(two, 2, tmp_path)
     assert [r.mistake for r in recordings] == ["false alarm", "false alarm", "miss", "miss"]
     rows = table.to_pylist()
     for mistake, condition, worst in (("false alarm", "normal", max), ("miss", "anomaly", min)):
         scores = [row["calibrated"] for row in rows if row["split"] == "test" and row["condition"] == condition]
         assert next(r.score for r in recordings if r.mistake == mistake) == worst(scores)
-    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', recordings[0].player)[1])))
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(recordings[0].sound.partition("base64,")[2])))
     assert (len(samples), rate) == (4000, 16_000)
     page = Page(write_report(run, audio=1, data=tmp_path).read_text())
     assert page.counts["audio"] == page.counts["img"] == 4
@@ -195,18 +181,6 @@ def test_the_most_wrong_clips_can_be_heard(run, tmp_path):
         most_wrong(two, 1, tmp_path / "nowhere")
 
 
-def test_costs_and_differing_settings(run):
-    found = collect(run, None)
-    one, two = costs(found)
-    assert (one.branches, one.wall, one.cpu, one.gpu) == (1, 0.5, 2.0, 0.25)
-    assert (two.branches, two.gpu, two.unit) == (4, 1.0, "GPU")
-    assert two.per_point == pytest.approx(1.0 / (found.systems[1].result["delivered"]["lomo"] - 50))
-    differing, rows, shared = settings(found)
-    assert differing == ["objective.name"]
-    assert dict(rows)["attentive/arcface"] == ["arcface"]
-    assert shared == {"training.steps": "100"}
-
-
 def test_without_labels_sentences_stand_for_figures(tmp_path):
     add_system(tmp_path, "blind", labelled=False)
     text = write_report(tmp_path).read_text()
@@ -214,8 +188,6 @@ def test_without_labels_sentences_stand_for_figures(tmp_path):
     assert "No ROC curves" in text
     assert Page(text).counts["svg"] == 2  # weights and scores
     assert "None" not in text
-    with pytest.raises(InputError, match="no results to report"):
-        write_report(tmp_path, dataset="of other data")
 
 
 def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
@@ -242,6 +214,19 @@ def test_a_lost_fused_table_is_said_and_the_rest_shown(run, tmp_path):
     text = write_report(out).read_text()
     assert f"{table}: not a readable Parquet file" in text
     assert "System two" in text
+
+
+def test_a_lost_baseline_and_other_data_are_said(run, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    table = out / "branches" / "b9" / "tables" / "m.parquet"
+    table.unlink()
+    result = out / "systems" / "one" / "result.json"
+    result.write_text(result.read_text().replace('"dataset": "abc"', '"dataset": "def"'))
+    text = write_report(out).read_text()
+    assert f"{table}: no such score table. System one is not compared with the log-mel baseline." in text
+    assert "<td>the log-mel baseline</td>" not in text
+    assert "different data sets" in text
 
 
 def test_a_report_needs_results(tmp_path):
@@ -282,7 +267,7 @@ def test_a_browser_shows_every_figure(run, tmp_path):
     drawn = json.loads(
         re.search(r"<body>(.*)</body>", shown.stdout, re.DOTALL)[1].replace("&lt;", "<").replace("&gt;", ">")
     )
-    assert len(drawn) == 3 + FIGURES + 1
+    assert len(drawn) == FIGURES
     for label, width, content, shapes, outside in drawn:
         assert label
         assert np.isfinite([width, content]).all()

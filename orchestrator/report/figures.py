@@ -1,0 +1,254 @@
+"""The figures of a report, each an SVG element of the page.
+
+Colours are from the palette of Okabe and Ito ("Color universal design", 2008) and differ in lightness too; lines differ
+in their dashes, so that a figure can be read in print and by everyone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup, escape
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from numpy.typing import NDArray
+
+from orchestrator.report.collect import Run, System
+from scoring.metrics import MAX_FPR
+from scoring.table import groups, rows_of
+
+STYLE: dict[Any, Any] = {  # figures are made and written under these settings
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "figure.labelsize": 9,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: it can be searched, and is small
+}
+BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#999999", "#222222"
+
+_WIDTH = 10.5  # inches; the width of the page
+_NARROW = 3.6  # figures that a telephone shows without scrolling
+_BOX = {"facecolor": "white", "edgecolor": "#bbbbbb", "boxstyle": "round,pad=0.3", "linewidth": 0.7}
+_ROWS = 400  # score tables in the heat map; more cannot be read
+_NUMBERED = 640  # cells of a heat map with a number in each
+_BINS = 30
+_DOMAINS = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
+_TEST_CLIPS = {
+    "normal": ("normal test clips", BLUE, "-"),
+    "anomaly": ("anomalies", ORANGE, "--"),
+    "unknown": ("test clips of unknown condition", BLACK, "-."),
+}
+
+
+def weight_tree(system: System) -> Markup:
+    """Sub-systems and their configurations; a line is as thick as what weighs on it. Right of it, what each adds."""
+    marginal = (system.result["complementarity"] or {}).get("marginal", {}).items()
+    adds = {name: f"{omega:+.2f}".replace("-", "−") for name, omega in marginal if omega is not None}
+    weights: dict[str, dict[str, float]] = system.result["delivered"]["weights"]
+    leaves = [(subsystem, name, weight) for subsystem, c in weights.items() for name, weight in c.items()]
+    drawn = Figure((_WIDTH, 0.7 + 0.27 * len(leaves)))
+    axes = drawn.subplots()
+    axes.axis("off")
+    axes.set(xlim=(-0.02, 1.75), ylim=(len(leaves) - 0.5, -1.2))
+    axes.text(1.33, -0.9, "weight", ha="right", va="center", color=GREY)
+    if adds:
+        axes.text(1.75, -0.9, "LOMO Omega it adds", ha="right", va="center", color=GREY)
+    heights = {s: float(np.mean([i for i, leaf in enumerate(leaves) if leaf[0] == s])) for s in weights}
+    root = float(np.mean(list(heights.values())))
+    axes.text(0, root, system.name, ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
+    for subsystem, height in heights.items():
+        share = sum(weights[subsystem].values())
+        _branch_line(axes, (0.05, root), (0.42, height), share)
+        axes.text(0.42, height, f"{subsystem}  {share:.2f}", ha="left", va="center", bbox=_BOX, zorder=3)
+    largest = max(leaf[2] for leaf in leaves)
+    for i, (subsystem, name, weight) in enumerate(leaves):
+        colour = BLACK if weight else GREY
+        _branch_line(axes, (0.5, heights[subsystem]), (0.98, i), weight)
+        axes.barh(i, 0.25 * weight / largest, 0.5, 1.35, color=BLUE)
+        axes.text(1.0, i, name, ha="left", va="center", color=colour)
+        axes.text(1.33, i, f"{weight:.3f}", ha="right", va="center", color=colour)
+        axes.text(1.75, i, adds.get(f"{subsystem}/{name}", ""), ha="right", va="center", color=BLACK)
+    return _as_svg(drawn, f"Weights of {system.name}")
+
+
+def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float], weight: float) -> None:
+    middle = (start[0] + end[0]) / 2
+    path = Path([start, (middle, start[1]), (middle, end[1]), end], [Path.MOVETO, *[Path.CURVE4] * 3])
+    colour = BLUE if weight else GREY
+    axes.add_patch(PathPatch(path, fill=False, ec=colour, lw=max(0.5, 9 * weight), alpha=0.55, capstyle="butt"))
+
+
+def roc(system: System) -> Markup | None:
+    """ROC curves by machine, with the region that pAUC measures; None without labels."""
+    from sklearn.metrics import roc_curve  # which takes a second to load
+
+    if system.fused is None:
+        return None
+    split, condition, domain, score = rows_of(system.fused, ["split", "condition", "domain", "score"])
+    curves = []
+    for title, _, rows in _sections(system.fused):
+        anomaly, normal = (rows & (split == "test") & (condition == kind) for kind in ("anomaly", "normal"))
+        if anomaly.any() and normal.any():
+            curves.append((title, anomaly, normal))
+    if not curves:
+        return None
+    drawn, axes = _panels(len(curves), 2.5)
+    for panel, (title, anomaly, normal) in zip(axes, curves, strict=True):
+        panel.axvspan(0, MAX_FPR, color="#dddddd", lw=0, label=f"pAUC: false alarms up to {MAX_FPR:.0%}")
+        panel.plot([0, 1], [0, 1], color=GREY, lw=0.7)
+        for name, (colour, dashes) in _DOMAINS.items():
+            normals = normal & (domain == name) if name != "all clips" else normal
+            if normals.any():
+                clips = anomaly | normals
+                false_alarms, hits, _ = roc_curve(anomaly[clips], score[clips])
+                panel.plot(false_alarms, hits, color=colour, ls=dashes, label=name)
+        panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
+        panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xticklabels=["0", "½", "1"], yticklabels=["0", "½", "1"])
+    _share(drawn, axes, "false alarms", "anomalies found")
+    return _as_svg(drawn, f"ROC curves of {system.name} by machine")
+
+
+def distributions(system: System) -> Markup | None:
+    """Scores of normal and anomalous clips by machine, with the thresholds; None if the table is lost."""
+    if system.fused is None:
+        return None
+    split, score = rows_of(system.fused, ["split", "score"])
+    condition = pc.fill_null(system.fused["condition"], "unknown").to_numpy()
+    sections = _sections(system.fused)
+    drawn, axes = _panels(len(sections), 2.1)
+    for panel, (title, key, rows) in zip(axes, sections, strict=True):
+        edges = np.histogram_bin_edges(score[rows], _BINS).tolist()
+        train, test = rows & (split == "train"), rows & (split == "test")
+        if train.any():
+            panel.hist(score[train], edges, density=True, color="#d0d0d0", label="training clips")
+        for kind, (label, colour, dashes) in _TEST_CLIPS.items():
+            if (clips := score[test & (condition == kind)]).size:
+                panel.hist(clips, edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
+        if system.limits is not None:
+            panel.axvline(system.limits[key], color=BLACK, lw=1.0, ls=":", label="threshold")
+        panel.set(title=title, yticks=[])
+    _share(drawn, axes, "score", "density")
+    return _as_svg(drawn, f"Scores of {system.name} by machine")
+
+
+def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bool_]]]:
+    """Each machine and section: its title, the two as a key, and the mask of its rows."""
+    sections = list(groups(table))
+    several = len({section for _, section, _ in sections}) > 1
+    return [(f"{m} {section:02d}" if several else m, (m, section), rows) for m, section, rows in sections]
+
+
+def correlation(system: System) -> Markup | None:
+    """Correlation of the configurations' scores; None without labels or with a single one."""
+    complementarity = system.result["complementarity"]
+    if complementarity is None or len(complementarity["configurations"]) < 2:
+        return None
+    names = [f"{name}  {i}" for i, name in enumerate(complementarity["configurations"], 1)]
+    columns = [str(i) for i in range(1, len(names) + 1)]
+    values = np.array(complementarity["correlation"], float)
+    label = f"Correlation of the configurations of {system.name}"
+    return _matrix(values, names, columns, label, "{:.2f}", (0, 1))
+
+
+def heat_map(run: Run) -> Markup | None:
+    """The harmonic mean of AUC source, AUC target and pAUC of each table on each machine; None without labels."""
+    tables, machines = [table for table in run.tables if table["omega"] is not None], run.machines
+    if not 0 < len(tables) <= _ROWS:
+        return None
+    cells = [[table["machines"].get(m, {}).get("hmean") for m in machines] + [table["omega"]] for table in tables]
+    values = np.array(cells, float)  # what is not known is NaN
+    names = [f"{table['branch']} {table['detector']}".strip() for table in tables]
+    limits = (min(50.0, float(np.nanmin(values))), float(np.nanmax(values)))  # from chance on
+    return _matrix(values, names, [*machines, "Omega"], "Branches by machine", "{:.1f}", limits)
+
+
+def _matrix(
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    form: str,
+    limits: tuple[float, float],
+) -> Markup:
+    """A heat map of (rows, columns), NaN left white, with each value in its cell unless there are too many."""
+    numbers = values.size <= _NUMBERED
+    width, height = max((0.55 if numbers else 0.16) * len(columns), 3.0), (0.22 if numbers else 0.16) * len(rows)
+    longest = max(map(len, columns))
+    tilted: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if longest > 3 else {}
+    above = 0.6 + (0.05 * longest if tilted else 0.1)
+    drawn = Figure((min(_WIDTH, width + 0.075 * max(map(len, rows)) + 1.2), height + above))
+    axes = drawn.subplots()
+    image = axes.imshow(values, "cividis", aspect="auto", interpolation="none", vmin=limits[0], vmax=limits[1])
+    axes.set(yticks=range(len(rows)), yticklabels=rows, xticks=range(len(columns)))
+    axes.set_xticklabels(columns, **tilted)
+    size = 8 if numbers else 6.5
+    axes.tick_params(length=0, labelsize=size, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    if not numbers:
+        drawn.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=40)
+    else:
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
+                bright = np.dot(image.to_rgba(np.array([value]))[0][:3], [0.2126, 0.7152, 0.0722]) >= 0.46
+                colour = BLACK if bright else "white"
+                axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=7.5)
+    return _as_svg(drawn, label)
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` small axes side by side, four in a row, or five where that fills it."""
+    columns = 5 if count in (5, 9, 10) else 4
+    rows, used = -(-count // columns), min(columns, count)
+    drawn = Figure((_WIDTH * used / columns, rows * height + 0.35))
+    axes = list(drawn.subplots(rows, used, squeeze=False).flat)
+    for empty in axes[count:]:
+        empty.remove()
+    return drawn, axes[:count]
+
+
+def _share(drawn: Figure, panels: Sequence[Axes], x: str, y: str) -> None:
+    """Labels of the axes of all panels, and one legend above them, of whatever stands in any."""
+    drawn.supxlabel(x)
+    drawn.supylabel(y)
+    entries: dict[str, Artist] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    drawn.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=len(entries))
+
+
+def _as_svg(drawn: Figure, label: str) -> Markup:
+    """The figure as an SVG element, with a text for who cannot see it; the same figure gives the same text."""
+    buffer = io.StringIO()
+    # The ids in a figure are hashes of what they name and of this salt: two figures on a page must not share them.
+    with matplotlib.rc_context({"svg.hashsalt": label}):
+        metadata = {"Date": None, "Creator": None}
+        drawn.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    narrow = ' class="narrow"' if drawn.get_figwidth() < _NARROW else ""
+    return Markup(text.replace("<svg", f'<svg{narrow} role="img" aria-label="{escape(label)}"', 1))
