@@ -25,6 +25,7 @@ from orchestrator.ledger.folders import (
     FAILURES,
     ID,
     RECORD,
+    REPORT,
     Record,
     folder_id,
     is_intact,
@@ -32,7 +33,7 @@ from orchestrator.ledger.folders import (
     read_record,
     write_record,
 )
-from scoring.atomic import atomic, atomic_folder
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ _PROBE = ".writable"
 # Of one node or of the storage itself, or stored as they are made.
 _LOCAL = ("cache", "checkpoints", "generated", ".lock", BRANCHES, FAILURES, NODE, DRIVER, _PROBE)
 _CONSTANT = ("data", "mlartifacts")  # whose files do not change
+LAST = "check.json"  # of a set of generated clips
 
 
 class StorageAway(ConnectionError):
@@ -76,18 +78,18 @@ class Storage:
         return str(self._fs.unstrip_protocol(self._root))
 
     def pull(self, name: str) -> None:
-        """Fetch what is stored in a folder of `out` and not of the same size here."""
-        for stored, size in self._stored(name).items():
+        """Fetch what is stored in a folder of `out` and not of the same size here; what says that it is whole last."""
+        for stored, size in sorted(self._stored(name).items(), key=lambda item: item[0].endswith(LAST)):
             path = self._out / stored
             if not path.exists() or path.stat().st_size != size:
-                self._get(stored, path)
+                self._get(stored)
 
     def push(self, name: str) -> None:
-        """Store the files in a folder of `out`, where what is stored is of another size."""
+        """Store the files in a folder of `out`, where what is stored is of another size; in the same order."""
         stored = self._stored(name)
-        for relative in self._files(name):
-            if stored.get(relative) != (self._out / relative).stat().st_size:
-                self._put(relative)
+        for file in sorted(self._files(name), key=lambda file: file.endswith(LAST)):
+            if stored.get(file) != (self._out / file).stat().st_size:
+                self._put(file)
 
     def share(self, path: Path) -> None:
         """Store a file that other nodes may make too, unless one was before; then its file takes the place of ours.
@@ -96,13 +98,9 @@ class Storage:
         """
         name = path.relative_to(self._out).as_posix()
         if name in self._stored(name):
-            self._get(name, path)
+            self._get(name)
         else:
             self._put(name)
-
-    def branches(self) -> set[str]:
-        """Ids of the branches that are stored."""
-        return {Path(name).parent.name for name in self._stored(BRANCHES) if name.endswith(f"/{RECORD}")}
 
     def pull_branch(self, branch_id: str) -> None:
         """Fetch of a stored branch what is not here and intact, its record last."""
@@ -111,7 +109,7 @@ class Storage:
             return
         for file in stored.files:
             if not is_intact(folder, stored, file):
-                self._get(f"{BRANCHES}/{branch_id}/{file}", folder / file)
+                self._get(f"{BRANCHES}/{branch_id}/{file}")
         here = read_record(folder)
         if here is None or here.files != stored.files:
             write_record(folder, stored)
@@ -130,19 +128,6 @@ class Storage:
         content = self.read(f"{BRANCHES}/{branch_id}/{RECORD}")
         return None if content is None else Record.model_validate_json(content)
 
-    def pull_folder(self, name: str, last: str) -> None:
-        """Fetch a folder that is there as a whole or not at all, unless it is here or its `last` file is not stored."""
-        stored = self._stored(name)
-        if f"{name}/{last}" in stored and not (self._out / name).exists():
-            with atomic_folder(self._out / name) as folder:
-                for file in stored:
-                    self._get(file, folder / Path(file).relative_to(name))
-
-    def push_folder(self, name: str, last: str) -> None:
-        """Store such a folder, the file called `last` as the last one."""
-        for file in sorted(self._files(name), key=lambda file: file == f"{name}/{last}"):
-            self._put(file)
-
     def pull_run(self) -> None:
         """Fetch what an earlier driver has left: all but branches, and what is each node's."""
         stored = {name for name in self._stored("") if name.partition("/")[0] not in _LOCAL}
@@ -150,7 +135,7 @@ class Storage:
             for journal in self._out.glob("mlflow.db-*"):  # of a database that is replaced
                 journal.unlink()
         for name in sorted(stored, key=lambda name: name == ID):  # last: it says that all is here
-            self._get(name, self._out / name)
+            self._get(name)
 
     def push_run(self) -> None:
         """Store all but branches, which those who finished them have stored, and what is each node's."""
@@ -160,13 +145,17 @@ class Storage:
             elif path.name not in _LOCAL:
                 for file in self._files(path.name):
                     self._put(file)
+        if not (self._out / REPORT).exists() and self.read(REPORT) is not None:  # of results that were others
+            with _reaching():
+                self._fs.rm_file(f"{self._root}/{REPORT}")
 
     def read(self, name: str) -> bytes | None:
         """What is stored under a name, or None."""
-        if name not in self._stored(name):
-            return None
         with _reaching():
-            content: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            try:
+                content: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return None
         return content
 
     def write(self, name: str, content: bytes) -> None:
@@ -186,7 +175,7 @@ class Storage:
         """Fetch a file before the block, store its changes during it, and remove it when the block ends well."""
         name = file.relative_to(self._out).as_posix()
         if name in self._stored(name):
-            self._get(name, file)
+            self._get(name)
         seen = file.stat().st_mtime_ns if file.exists() else 0
 
         def follow() -> None:
@@ -195,7 +184,7 @@ class Storage:
                 self._put(name)
                 seen = now
 
-        with _every(seconds, follow):
+        with every(seconds, follow):
             yield
         try:
             if name in self._stored(name):
@@ -219,7 +208,8 @@ class Storage:
         names = {path[len(self._root) :].lstrip("/"): entry["size"] for path, entry in entries.items()}
         return {name: size for name, size in names.items() if not name.endswith(".tmp")}  # else it is being written
 
-    def _get(self, name: str, path: Path) -> None:
+    def _get(self, name: str) -> None:
+        path = self._out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary, _reaching():
             self._fs.get_file(f"{self._root}/{name}", str(temporary))
@@ -250,41 +240,33 @@ def stored_run(storage: Storage, out: Path) -> Iterator[None]:
     StorageAway
         If the storage cannot be reached before the block; after it that is a warning.
     """
-    node, last = _node(out), _last_driver(storage)
-    if last is not None and last["node"] != node:
-        silent = storage.age(DRIVER)
-        if last["at_work"] and silent < GONE_SECONDS:
-            raise InputError(
-                f"{storage.uri}: another run is writing there, on {last['host']}, {silent:.0f} s ago; "
-                f"wait until it ends, or {GONE_SECONDS:.0f} s after it was killed, or give another --storage"
-            )
+    last = _last_driver(storage)
+    elsewhere = last is not None and last["node"] != _node(out)
+    if last is not None and elsewhere and last["at_work"] and (silent := storage.age(DRIVER)) < GONE_SECONDS:
+        raise InputError(
+            f"{storage.uri}: another run is writing there, on {last['host']}, {silent:.0f} s ago; "
+            f"wait until it ends, or {GONE_SECONDS:.0f} s after it was killed, or give another --storage"
+        )
     run = storage.read(ID)
     if run is not None and folder_id(out) not in ("", run.decode()):
         raise InputError(f"{out} has another run than {storage.uri}; give another --out or another --storage")
     # The signature comes after: a driver that is killed while it fetches fetches again.
-    if run is not None and (last is None or last["node"] != node or not folder_id(out)):
+    if run is not None and (elsewhere or not folder_id(out)):
         storage.pull_run()
     storage.write(ID, new_folder_id(out).encode())
 
     def sign(at_work: bool) -> None:
-        signature = {"node": node, "host": socket.gethostname(), "at_work": at_work}
+        signature = {"node": _node(out), "host": socket.gethostname(), "at_work": at_work}
         storage.write(DRIVER, json.dumps(signature).encode())
-
-    def is_mine() -> bool:
-        now = _last_driver(storage)
-        return now is None or now["node"] == node
 
     sign(at_work=True)
     try:
-        with _every(BEAT_SECONDS, lambda: sign(at_work=True) if is_mine() else None):
+        with every(BEAT_SECONDS, lambda: sign(at_work=True)):
             yield
     finally:
         try:
-            if is_mine():
-                storage.push_run()
-                sign(at_work=False)
-            else:
-                log.warning("%s: another driver has taken over; this one's report stays in %s", storage.uri, out)
+            storage.push_run()
+            sign(at_work=False)
         except Exception as error:  # each protocol has its own; what the run says must not be lost for that
             log.warning("%s: not everything could be stored (%s); run again to do so", storage.uri, error)
 
@@ -307,8 +289,8 @@ def _node(out: Path) -> str:
 
 
 @contextmanager
-def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Repeat something with a storage during the block; what fails now is done next time, and the block goes on."""
+def every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Repeat something in a thread during the block; what fails now is done next time, and the block goes on."""
     ended = threading.Event()
 
     def repeat() -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from branches.spec import TRAINING_VERSION, BranchSpec, Channel, GeneratorSpec
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.storage import LAST, Storage
 from orchestrator.plan import Branch, digest, identity
 from orchestrator.training.job import Job, StageReport
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from branches.audio.cache import AudioCache
-
-_LAST = "check.json"  # of a set in a storage
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def in_order(branches: Sequence[Branch]) -> list[Branch]:
 def pull_sets(branches: Sequence[Branch], job: Job, storage: Storage) -> None:
     """Fetch the sets that branches want and other nodes have made."""
     for folder in _folders(branches, job):
-        storage.pull_folder(folder.relative_to(job.out).as_posix(), _LAST)
+        storage.pull(folder.relative_to(job.out).as_posix())
 
 
 def _folders(branches: Sequence[Branch], job: Job) -> list[Path]:
@@ -106,11 +104,11 @@ def generated_clips(
     with FileLock(folder.with_suffix(".lock")):
         storage = Storage(job.storage, job.out) if job.storage else None
         if storage is not None:
-            storage.pull_folder(folder.relative_to(job.out).as_posix(), _LAST)
-        if not folder.exists():
+            storage.pull(folder.relative_to(job.out).as_posix())
+        if not (folder / LAST).exists():
             _make(wanted, job, index, audio, report)
             if storage is not None:
-                storage.push_folder(folder.relative_to(job.out).as_posix(), _LAST)
+                storage.push(folder.relative_to(job.out).as_posix())
     generated = read_set(folder)
     accepted = generated.accepted()
     if spec.machines is not None:

@@ -20,7 +20,7 @@ from cluster.capacity import gpus_of_a_branch, largest_memory, memory_share, req
 from cluster.session import Cluster
 from orchestrator.cost import petaflop
 from orchestrator.installation import check_installation
-from orchestrator.ledger.folders import BRANCHES, add_systems, begin_anew, is_finished, read_record, record_failure
+from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, record_failure
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
@@ -69,7 +69,9 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     """
     storage = Storage(options.storage, options.out) if options.storage else None
     if storage is not None:
-        _exchange(storage, plan.branches, options.out)
+        for branch in plan.branches:
+            storage.pull_branch(branch.branch_id)
+            storage.push_branch(branch.branch_id)  # if it is only here
     for branch in plan.branches:
         add_systems(options.out, branch.branch_id, branch.systems)
     missing = unfinished(plan.branches, options.out)
@@ -92,16 +94,6 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     for line in on_sets(missing, job):
         log.info(line)
     return _failure(unfinished(missing, options.out), failures, options.out, dataset.fingerprint)
-
-
-def _exchange(storage: Storage, branches: Sequence[Branch], out: Path) -> None:
-    """Fetch the finished branches that are stored, and store those that are only here."""
-    stored = storage.branches()
-    for branch in branches:
-        if branch.branch_id in stored:
-            storage.pull_branch(branch.branch_id)
-        elif read_record(out / BRANCHES / branch.branch_id) is not None:
-            storage.push_branch(branch.branch_id)
 
 
 def _job(plan: Plan, dataset: Dataset, options: RunOptions, storage: Storage | None) -> Job:

@@ -71,17 +71,6 @@ def test_a_driver_that_was_killed_is_followed_after_a_while(nodes, tmp_path):
     assert report(two) == "new"
 
 
-def test_what_another_has_taken_over_is_not_overwritten(nodes, tmp_path, caplog):
-    one, two = nodes
-    with stored_run(*one):
-        (one[1] / ".id").write_text("run")
-        (one[1] / "report.html").write_text("of one that was cut off for long")
-        os.utime(tmp_path / "storage" / ".driver", (0, 0))
-        drive(two, "of its successor")
-    assert "another driver has taken over" in caplog.text
-    assert (tmp_path / "storage" / "report.html").read_text() == "of its successor"
-
-
 def test_a_folder_with_another_run_is_refused(nodes):
     one, two = nodes
     drive(one, "of the stored run", "run a")
