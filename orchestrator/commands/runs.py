@@ -176,11 +176,11 @@ def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None,
     \b
     Example: tutti doctor --data /data/dcase2026 --out runs/a
     """
-    from orchestrator.doctor import Subject, diagnose
+    from orchestrator.doctor import diagnose
 
     checks = []
     click.echo("checking the installation; torch and Ray take some seconds", err=True)
-    for check in diagnose(Subject(data, out, address, tracking_uri)):
+    for check in diagnose(data, out, address, tracking_uri):
         checks.append(check)
         if not as_json:
             click.echo(f"{check.state:<8} {check.name}: {check.text}" + (f"; {check.remedy}" if check.remedy else ""))
