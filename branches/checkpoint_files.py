@@ -14,13 +14,16 @@ SMALL = Path(__file__).parent / "beats" / "small.pt"
 SMALL_SHA256 = "d184fd97fa7063727bb7b87e5d6b4003b90f25978c98c7a07719287fe40ea624"
 
 
-def local_file(path: str, sha256: str | None) -> Path:
-    """`path` itself if it is local, else its copy in the cache; its digest begins with `sha256`."""
+def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
+    """`path` itself if it is local, else its copy in the cache; its digest begins with `sha256`.
+
+    fetch: whether what is not in the cache is downloaded, or an error
+    """
     digest = (sha256 or "").lower()
     if sha256 is not None and (len(digest) not in range(_MIN_DIGEST, 65) or set(digest) - set("0123456789abcdef")):
         raise InputError(f"sha256 {sha256!r} must be {_MIN_DIGEST} to 64 hex digits")
     if "://" in path and not path.startswith("file://"):
-        return _fetch(path, digest)
+        return _copy(path, digest, fetch)
     if path == "small":
         return _shipped(digest)
     file = Path(path.removeprefix("file://"))
@@ -47,14 +50,17 @@ def _check(path: str, digest: str, wanted: str) -> None:
         raise InputError(f"{path} has sha256 {digest}, not {wanted}…; fetch the right file or correct the digest")
 
 
-def _fetch(uri: str, digest: str) -> Path:
+def _copy(uri: str, digest: str, fetch: bool) -> Path:
     """The cached copy of a remote file; the copy's name is its whole digest."""
-    import fsspec  # type: ignore[import-untyped]  # a tenth of a second, which local files need not wait for
-
     folder = _cache_folder()
     cached = sorted(folder.glob(f"{digest}*.pt")) if digest else []
     if cached:
         return cached[0]
+    if not fetch:
+        raise InputError(f"{uri} is not in the cache, a run fetches it")
+    import fsspec  # type: ignore[import-untyped]  # a tenth of a second, which local files need not wait for
+
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
         part = Path(temporary) / "part"
         try:
@@ -71,6 +77,4 @@ def _fetch(uri: str, digest: str) -> Path:
 
 def _cache_folder() -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("TUTTI_CACHE") or Path(user) / "tutti")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(os.environ.get("TUTTI_CACHE") or Path(user) / "tutti")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from branches.data.dataset import Dataset
-from branches.spec import BUILT_IN, LOG_MEL, BranchSpec
+from branches.spec import LOG_MEL, BranchSpec
 from orchestrator.ledger.folders import is_finished
-from orchestrator.plan import Branch, make_plan
+from orchestrator.plan import make_plan
 from orchestrator.preflight import with_resolved_files
 from orchestrator.system import SystemSpec
 from scoring.errors import InputError
@@ -22,77 +22,69 @@ PARAMETERS = {"tiny": 86_000, "small": 660_000, LOG_MEL: 0}
 BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint; taken where the file is not there
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
 CLIP_SECONDS = 10.0
-# GFLOP/s of one CPU core, measured while networks of each size train on 2 s: small ones mostly wait for memory.
-CORE_GFLOPS = {"tiny": 3, "small": 14}
-BASE_CORE_GFLOPS = 55
+# GFLOP/s of one CPU core for networks of up to so many parameters, twice `tiny` and `small`, measured while these and
+# BEATs base train on 2 s: small ones mostly wait for memory.
+CORE_GFLOPS = {172_000: 3, 1_320_000: 14, 10**12: 55}
 
 
 def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dict[str, Any]:
-    """Branches with state and cost, as printed by `tutti plan --json`. Writes nothing.
+    """Branches with state and cost, as printed by `tutti plan --json`. Writes nothing and fetches nothing.
 
     A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
     `done` is None where no run folder was named.
     """
     dataset = Dataset.read(data)
+    clips = dataset.index.num_rows
     notes: list[str] = []
     plan = make_plan([_resolved(system, notes) for system in systems], dataset)
-    branches = [_describe(branch, dataset.index.num_rows, out) for branch in plan.branches]
-    to_train = [branch for branch in branches if not branch["done"]]
+    branches = [
+        {
+            "branch_id": branch.branch_id,
+            "config_id": branch.config_id,
+            "name": branch.name,
+            "systems": list(branch.systems),
+            "seed": branch.spec.seed,
+            "detectors": [scoring.name for scoring in branch.scorings],
+            "done": None if out is None else is_finished(out, branch.branch_id, branch.tables),
+            "pflop": petaflop(branch.spec, clips),
+        }
+        for branch in plan.branches
+    ]
+    to_train = [branch.spec for branch, row in zip(plan.branches, branches, strict=True) if not row["done"]]
     return {
         "branches": branches,
         "to_train": len(to_train),
-        "gpu_hours": sum(branch["pflop"] for branch in to_train) * 1000 / ASSUMED_TFLOPS / 3600,
-        "assumed_tflops": ASSUMED_TFLOPS,
-        "cpu_hours": sum(branch["cpu_hours"] for branch in to_train),
+        "gpu_hours": sum(petaflop(spec, clips) for spec in to_train) * 1e3 / ASSUMED_TFLOPS / 3600,
+        "cpu_hours": sum(petaflop(spec, clips) * 1e6 / _core_gflops(spec) for spec in to_train) / 3600,
         "notes": list(dict.fromkeys(notes)),
     }
 
 
 def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
     try:
-        return with_resolved_files(system)
+        return with_resolved_files(system, fetch=False)
     except InputError as error:
         notes.append(f"{error}; until then branch ids are provisional and nothing is known to be done")
         return system
 
 
-def _describe(branch: Branch, clips: int, out: Path | None) -> dict[str, Any]:
-    return {
-        "branch_id": branch.branch_id,
-        "config_id": branch.config_id,
-        "name": branch.name,
-        "systems": list(branch.systems),
-        "seed": branch.spec.seed,
-        "detectors": [scoring.name for scoring in branch.scorings],
-        "done": None if out is None else is_finished(out, branch.branch_id, branch.tables),
-        "clip_passes": _clip_passes(branch.spec),
-        "pflop": petaflop(branch.spec, clips),
-        "cpu_hours": petaflop(branch.spec, clips) * 1e6 / _core_gflops(branch.spec) / 3600,
-    }
-
-
-def _clip_passes(spec: BranchSpec) -> int:
-    """How often training hears a clip."""
-    training = spec.training
-    return 0 if spec.strategy.name == "frozen" else training.steps * training.batch_size * training.accumulation
-
-
 def _core_gflops(spec: BranchSpec) -> float:
-    size = _parameters(spec)
-    return next((speed for name, speed in CORE_GFLOPS.items() if size <= 2 * PARAMETERS[name]), BASE_CORE_GFLOPS)
+    return next(speed for size, speed in CORE_GFLOPS.items() if _parameters(spec) <= size)
 
 
 def _parameters(spec: BranchSpec) -> int:
     """Of the backbone; of a file on this machine by its size, since nothing is loaded here."""
     path = spec.backbone.path
-    if path in BUILT_IN:
+    if path in PARAMETERS:
         return PARAMETERS[path]
     return Path(path).stat().st_size // 4 if Path(path).is_file() else BASE_PARAMETERS
 
 
 def petaflop(spec: BranchSpec, clips: int) -> float:
     """Rough count of the 10^15 floating-point operations that a branch's training and embedding take."""
-    trained = FLOP_PER_PARAMETER[spec.strategy.name] * _clip_passes(spec) * spec.training.crop_seconds
+    training = spec.training
+    passes = training.steps * training.batch_size * training.accumulation
+    trained = FLOP_PER_PARAMETER[spec.strategy.name] * passes * training.crop_seconds
     embedded = 2 * clips * CLIP_SECONDS
     return _parameters(spec) * PATCHES_PER_SECOND * (trained + embedded) / 1e15
 

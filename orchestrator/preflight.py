@@ -1,9 +1,9 @@
-"""What is looked at before anything is trained, so that a mistake costs seconds and not GPU hours."""
+"""What a run looks at before anything is trained, so that a mistake costs seconds and not GPU hours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
-from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, NoiseSpec, PatchesSpec
+from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, PatchesSpec
+from orchestrator.doctor import unloadable
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
@@ -24,23 +25,21 @@ if TYPE_CHECKING:
 # Torch is loaded inside the functions that need it: a finished run on `tiny` does not.
 
 
-def with_resolved_files(system: SystemSpec) -> SystemSpec:
-    """The system with every checkpoint and tokenizer as an absolute path and its whole digest.
+def with_resolved_files(system: SystemSpec, fetch: bool = True) -> SystemSpec:
+    """The system with every checkpoint and tokenizer as an absolute path and its whole digest; see `resolve_file`."""
+    return with_files(system, partial(resolve_file, fetch=fetch))
 
-    Raises
-    ------
-    InputError
-        If a checkpoint is not there or is another than its digest says.
+
+def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
+    """One checkpoint's file and digest; `InputError` if it is not there, or is another than its digest says.
+
+    fetch: whether a URI that is not in the cache is downloaded; without, a whole digest in its spec is enough
     """
-    return with_files(system, resolve_file)
-
-
-def resolve_file(spec: FileSpec) -> FileSpec:
-    """One checkpoint's local file and digest; see `with_resolved_files`."""
-    if spec.path in ("tiny", LOG_MEL) or spec.path.startswith("random:"):
+    made_here = spec.path in ("tiny", LOG_MEL) or spec.path.startswith("random:")
+    if made_here or (not fetch and "://" in spec.path and len(spec.sha256 or "") == 64):
         return spec
     try:
-        file = Path(local_file(spec.path, spec.sha256))
+        file = local_file(spec.path, spec.sha256, fetch)
     except InputError as error:
         remedy = " (--backbone FILE takes another one)" if isinstance(spec, BackboneSpec) else ""
         raise InputError(f"{error}{remedy}") from None
@@ -49,14 +48,25 @@ def resolve_file(spec: FileSpec) -> FileSpec:
     return spec.model_copy(update={"path": path, "sha256": file_sha256(file)})
 
 
-def check_models(branches: Sequence[Branch]) -> None:
-    """Load each checkpoint and tokenizer once, and see that it has what the branches ask of it.
+def check_branches(branches: Sequence[Branch], index: pa.Table, noise: pa.Table) -> None:
+    """Raise `InputError` if branches cannot be trained with these packages, checkpoints, machines and noise clips."""
+    for fault in unloadable():
+        raise InputError(f"{fault.text}; {fault.remedy}")
+    check_models(branches)
+    machines = set(index["machine"].to_pylist())
+    for branch in branches:
+        if missing := sorted(set(branch.spec.machines or ()) - machines):
+            raise InputError(
+                f"{branch.name}: machines: no {missing[0]} among the data; there are {', '.join(sorted(machines))}"
+            )
+    if not noise.num_rows and "supplemental" in _noise_sources(branches):
+        raise InputError(
+            "augmentation.noise.source is supplemental, but no machine has supplemental/*noise*.wav; use far"
+        )
 
-    Raises
-    ------
-    InputError
-        If a file is no BEATs checkpoint or tokenizer, or a branch cannot be made of it.
-    """
+
+def check_models(branches: Sequence[Branch]) -> None:
+    """Load each checkpoint and tokenizer once; `InputError` if it lacks what a branch asks of it."""
     from branches.beats import BEATs, load_tokenizer
     from branches.model import load_backbone
     from branches.training.strategies import prepare
@@ -64,17 +74,35 @@ def check_models(branches: Sequence[Branch]) -> None:
     for path, backbone in {b.spec.backbone.path: b.spec.backbone for b in branches}.items():
         model = load_backbone(backbone)
         sharing = [b for b in branches if b.spec.backbone.path == path]
-        specs = [b.spec for b in sharing]
         taken = [e.layers for b in sharing for e in b.embeddings if isinstance(e, PatchesSpec)]
-        for layers in dict.fromkeys([*(spec.backbone.layers for spec in specs), *taken]):
+        for layers in {*(b.spec.backbone.layers for b in sharing), *taken}:
             model.layer_numbers(layers)
         # Of the strategies only adapters can be refused, by a checkpoint that has some.
-        for strategy in [spec.strategy for spec in specs if isinstance(spec.strategy, LoraSpec)][:1]:
+        for strategy in [b.spec.strategy for b in sharing if isinstance(b.spec.strategy, LoraSpec)][:1]:
             assert isinstance(model, BEATs)
             prepare(model, strategy)
     masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
-    for file in dict.fromkeys(file for spec in masked for file in spec.tokenizers):
+    for file in {file for spec in masked for file in spec.tokenizers}:
         load_tokenizer(file.path, file.sha256)
+
+
+def check_lengths(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> None:
+    """Raise `InputError`, naming the longest clip, if a branch's network cannot hold its attention in memory."""
+    from branches.beats import load_beats
+    from branches.beats.memory import LONG_CLIP, check_attention_memory
+    from branches.frames import n_frames
+
+    longest = int(audio.lengths.argmax())
+    frames = n_frames(int(audio.lengths[longest]))
+    if frames <= LONG_CLIP:
+        return
+    networks = [b.spec.backbone for b in branches if b.spec.backbone.path != LOG_MEL]
+    for path, sha256 in {(backbone.path, backbone.sha256) for backbone in networks}:
+        heads = load_beats(path, sha256=sha256).config.encoder_attention_heads
+        try:
+            check_attention_memory(heads, frames)
+        except InputError as error:
+            raise InputError(f"{index['path'][longest]}: {error}") from None
 
 
 def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> list[str]:
@@ -92,47 +120,10 @@ def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> 
     mono = int((audio.channels == 1).sum())
     if mono and any(branch.spec.channel != "near" for branch in branches):
         notes.append(f"{mono} of {len(audio)} clips have one channel: near, far, mean and cancel are the same there")
-    if mono and any(n.source == "far" for n in _noises(branches)):
+    if mono and "far" in _noise_sources(branches):
         notes.append(f"{mono} of {len(audio)} clips have one channel: none of their noise is mixed into others")
     return notes
 
 
-def check_lengths(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> None:
-    """Raise `InputError`, naming the longest clip, if a branch's network cannot hold its attention in memory."""
-    from branches.beats import load_beats
-    from branches.beats.memory import LONG_CLIP, check_attention_memory
-    from branches.frames import n_frames
-
-    longest = int(audio.lengths.argmax())
-    frames = n_frames(int(audio.lengths[longest]))
-    if frames <= LONG_CLIP:
-        return
-    networks = [b.spec.backbone for b in branches if b.spec.backbone.path != LOG_MEL]
-    for path, sha256 in dict.fromkeys((backbone.path, backbone.sha256) for backbone in networks):
-        heads = load_beats(path, sha256=sha256).config.encoder_attention_heads
-        try:
-            check_attention_memory(heads, frames)
-        except InputError as error:
-            raise InputError(f"{index['path'][longest]}: {error}") from None
-
-
-def check_noise(noise: pa.Table, branches: Sequence[Branch]) -> None:
-    """Raise `InputError` if a branch wants supplemental noise clips and there are none."""
-    if not noise.num_rows and any(n.source == "supplemental" for n in _noises(branches)):
-        raise InputError(
-            "augmentation.noise.source is supplemental, but no machine has supplemental/*noise*.wav; use far"
-        )
-
-
-def check_machines(index: pa.Table, branches: Sequence[Branch]) -> None:
-    """Raise `InputError` if a branch is to train on a machine that is not among the data."""
-    machines = set(index["machine"].to_pylist())
-    for branch in branches:
-        if missing := sorted(set(branch.spec.machines or ()) - machines):
-            raise InputError(
-                f"{branch.name}: machines: no {missing[0]} among the data; there are {', '.join(sorted(machines))}"
-            )
-
-
-def _noises(branches: Sequence[Branch]) -> list[NoiseSpec]:
-    return [b.spec.augmentation.noise for b in branches if b.spec.augmentation.noise is not None]
+def _noise_sources(branches: Sequence[Branch]) -> set[str]:
+    return {b.spec.augmentation.noise.source for b in branches if b.spec.augmentation.noise is not None}

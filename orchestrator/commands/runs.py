@@ -137,7 +137,7 @@ def plan(
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
     """
-    from orchestrator.cost import duration, overview
+    from orchestrator.cost import ASSUMED_TFLOPS, duration, overview
     from orchestrator.system import load_systems
 
     result = overview(load_systems(systems, backbone, overrides), data, out)
@@ -146,17 +146,14 @@ def plan(
         return
     states = {True: "done", False: "to train", None: "?"}
     rows = [
-        (
-            *(b["name"], ",".join(b["systems"]), b["branch_id"], states[b["done"]], b["clip_passes"]),
-            f"{b['pflop']:.3g}",
-        )
+        (b["name"], ",".join(b["systems"]), b["branch_id"], states[b["done"]], f"{b['pflop']:.3g}")
         for b in result["branches"]
     ]
-    print_table(("branch", "systems", "id", "state", "clip passes", "PFLOP"), rows)
+    print_table(("branch", "systems", "id", "state", "PFLOP"), rows)
     noun = "branch" if len(rows) == 1 else "branches"
     click.echo(
         f"{len(rows)} {noun}, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
-        f"at {result['assumed_tflops']} TFLOP/s, or {duration(3600 * result['cpu_hours'])} of a CPU core"
+        f"at {ASSUMED_TFLOPS} TFLOP/s, or {duration(3600 * result['cpu_hours'])} of a CPU core"
     )
     for note in result["notes"]:
         click.echo(note, err=True)
@@ -176,11 +173,11 @@ def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None,
     \b
     Example: tutti doctor --data /data/dcase2026 --out runs/a
     """
-    from orchestrator.doctor import Subject, diagnose
+    from orchestrator.doctor import diagnose
 
     checks = []
     click.echo("checking the installation; torch and Ray take some seconds", err=True)
-    for check in diagnose(Subject(data, out, address, tracking_uri)):
+    for check in diagnose(data, out, address, tracking_uri):
         checks.append(check)
         if not as_json:
             click.echo(f"{check.state:<8} {check.name}: {check.text}" + (f"; {check.remedy}" if check.remedy else ""))

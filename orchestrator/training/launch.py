@@ -19,11 +19,10 @@ from branches.data.dataset import Dataset
 from cluster.capacity import gpus_of_a_branch, largest_memory, memory_share, require, slots
 from cluster.session import Cluster
 from orchestrator.cost import petaflop
-from orchestrator.installation import check_installation
 from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, record_failure
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
-from orchestrator.preflight import check_lengths, check_machines, check_models, check_noise, notes_on
+from orchestrator.preflight import check_branches, check_lengths, notes_on
 from orchestrator.run_options import RunOptions
 from orchestrator.training.generated import in_order, on_sets, pull_sets
 from orchestrator.training.job import Job, StageReport
@@ -116,14 +115,11 @@ def _job(plan: Plan, dataset: Dataset, options: RunOptions, storage: Storage | N
 
 def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     """Check what branches need and decode what they hear, so that a damaged file is found now, and no GPU waits."""
-    check_installation()
+    check_branches(branches, index, job.noise)
     from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
     from branches.audio.channels import with_cancellation
     from branches.audio.formats import write_formats
 
-    check_models(branches)
-    check_noise(job.noise, branches)
-    check_machines(index, branches)
     for branch in branches:
         begin_anew(job.out, branch.branch_id)
     audio = open_cache(job.data, index, job.decoded)

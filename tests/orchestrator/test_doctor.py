@@ -11,25 +11,34 @@ import pytest
 import torch
 
 from branches.data.synthetic import SyntheticSize, write_dataset
-from tests.commands import TUTTI, tutti_here
+from orchestrator.doctor import unloadable
+from tests.commands import SMALL_SYSTEM, TUTTI, tutti_here
 
 NOWHERE = ("--address", "127.0.0.1:1")  # spares the start of a Ray, and is a problem of its own
+TORCHAUDIO = "raise OSError('libtorchaudio.so: undefined symbol: torch_dtype')"
 
 
 def checks(run):
     return {check["name"]: check for check in json.loads(run.stdout)["checks"]}
 
 
-def broken(folder, *arguments, path=None):
-    """The doctor's checks where `folder` comes first on Python's path."""
+def installed(folder, name, version, code=""):
+    """Another version of a package, as pip would leave it."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    if code:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(code)
+
+
+def broken(folder, *arguments):
+    """What the command ends with where `folder` comes first on Python's path."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]])}
-    if path is not None:
-        env["PATH"] = os.pathsep.join([str(path), env["PATH"]])
-    command = [TUTTI, "doctor", "--json", *NOWHERE, *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    run = subprocess.run([TUTTI, *map(str, arguments)], capture_output=True, text=True, timeout=240, env=env)
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
-    return checks(run)
+    return run
 
 
 @pytest.mark.slow
@@ -40,11 +49,11 @@ def test_a_sound_place_with_a_local_session(tmp_path):
     assert run.exit_code == 0, run.stdout
     found = checks(run)
     assert {name: check["state"] for name, check in found.items() if not name.startswith("gpu")} == dict.fromkeys(
-        ("python", "packages", "torch", "ray", "mlflow", "data", "disk"), "ok"
+        ("packages", "torch", "ray", "mlflow", "data", "disk"), "ok"
     )
     assert f"{os.cpu_count()} CPU" in found["ray"]["text"]
     assert "authentication: token" in found["ray"]["text"]
-    assert "clips of 2 machines, the test labels of 0 hidden" in found["data"]["text"]
+    assert "clips of 2 machines" in found["data"]["text"]
     assert not out.parent.exists()  # nothing is made
 
 
@@ -78,39 +87,42 @@ def test_more_clips_than_room(tmp_path):
         file.truncate(2 * shutil.disk_usage(tmp_path).free)  # takes no room itself
     found = checks(tutti_here("doctor", *NOWHERE, "--data", tmp_path / "data", "--out", tmp_path / "out", "--json"))
     assert found["disk"]["state"] == "problem"
-    assert "the audio cache needs about" in found["disk"]["text"]
+    assert "decoded clips need about" in found["disk"]["text"]
     assert "fan section 0 has 1 training clips" in found["data"]["text"]
 
 
-def installed(folder, name, version, code=""):
-    """Another version of a package, as pip would leave it."""
-    info = folder / f"{name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    if code:
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(code)
+def test_this_installation_loads():
+    assert not list(unloadable())
 
 
 @pytest.mark.slow
 def test_broken_installations(tmp_path):
-    """An old package, two that do not load, and a driver that torch cannot use."""
+    """An old package, and two that do not load."""
     installed(tmp_path, "hyperopt", "0.2.7")
     installed(tmp_path, "pyarrow", metadata.version("pyarrow"), "raise ImportError('libarrow.so: no such file')")
-    installed(tmp_path, "torchaudio", "2.11.1", "raise OSError('libtorchaudio.so: undefined symbol')")
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho 470.1\n")
-    smi.chmod(0o755)
-    found = broken(tmp_path, "--data", tmp_path, path=smi.parent)
-    assert found["hyperopt"]["text"].startswith("0.2.7, needs ")
-    assert found["hyperopt"]["remedy"].startswith("pip install 'hyperopt")
-    assert "packages" not in found
+    installed(tmp_path, "torchaudio", metadata.version("torchaudio"), TORCHAUDIO)
+    run = broken(tmp_path, "doctor", "--json", *NOWHERE, "--data", tmp_path)
+    found = checks(run)
+    assert found["packages"]["state"] == "problem"
+    assert "requirement hyperopt>=" in found["packages"]["text"]
     assert found["torchaudio"]["state"] == "problem"
-    assert found["torchaudio"]["text"].endswith("libtorchaudio.so: undefined symbol")
-    assert found["torchaudio"]["remedy"].startswith("pip install --upgrade --force-reinstall 'torch>=")
+    assert found["torchaudio"]["text"].endswith("libtorchaudio.so: undefined symbol: torch_dtype")
+    assert found["torchaudio"]["remedy"] == "pip install --upgrade --force-reinstall torch torchaudio"
     assert "pyarrow does not load" in found["pyarrow"]["text"]
     assert found["data"]["text"] == "ImportError: libarrow.so: no such file"
     if not torch.cuda.is_available():
-        assert found["gpu"]["state"] == "problem"
-        assert found["gpu"]["text"].startswith("driver 470.1, but torch sees no GPU")
+        assert found["gpu"]["state"] == "warning"
+
+
+@pytest.mark.slow
+def test_a_run_with_torchaudio_of_another_torch_ends_before_anything_is_decoded(tmp_path):
+    write_dataset(tmp_path / "data", SyntheticSize(4, 1, 1, 1.0), machines=["rotor"])
+    (tmp_path / "small.yaml").write_text(SMALL_SYSTEM)
+    installed(tmp_path / "broken", "torchaudio", metadata.version("torchaudio"), TORCHAUDIO)
+    out = tmp_path / "out"
+    run = broken(tmp_path / "broken", "run", tmp_path / "small.yaml", "--data", tmp_path / "data", "--out", out)
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: torchaudio does not load: libtorchaudio.so: undefined symbol: torch_dtype; ")
+    assert last.endswith("; pip install --upgrade --force-reinstall torch torchaudio")
+    assert "starting Ray" not in run.stderr
+    assert not list(out.glob("cache/*"))
