@@ -1,4 +1,4 @@
-"""Commands that plan and run systems: run, demo, plan, doctor."""
+"""Commands that plan and run systems: run, demo, submit, plan, doctor."""
 
 from __future__ import annotations
 
@@ -115,6 +115,46 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
         click.echo(f"{name}: {heading}")
         print_table(("Omega, %", "in-sample", "LOMO"), rows)
     click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")
+
+
+@click.command()
+@systems_argument
+@data_option
+@run_folder_option
+@backbone_option
+@set_option
+@click.option("--address", required=True, help="Address of the cluster's dashboard: http://HOST:8265.")
+@click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
+@run_options
+def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: Any) -> None:
+    """Run systems as a job on a cluster, and follow its log; Ctrl-C stops following, not the job.
+
+    For a machine that is no node of the cluster, and may be switched off meanwhile. Its code and system files are
+    uploaded; data, checkpoints and results stay on the cluster, and their paths are those that all nodes see.
+
+    \b
+    Example: tutti submit s2 --address http://127.0.0.1:8265 --data /shared/dcase2026 --out /shared/runs/a
+    """
+    from cluster.jobs import follow_job, submit_job
+    from orchestrator.submit import run_command, shipped
+    from orchestrator.system import load_systems
+
+    load_systems(systems, options["backbone"], options["overrides"])  # a mistake is told here, not minutes later there
+    with shipped(systems) as (folder, names):
+        client, job_id = submit_job(address, run_command(names, options), folder)
+    click.echo(job_id)
+    job = f"{job_id} --address {address}"
+    hint = f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it"
+    click.echo(hint, err=True)
+    if no_follow:
+        return
+    try:
+        sys.exit(follow_job(client, job_id, lambda text: click.echo(text, nl=False, err=True)))
+    except ConnectionError as error:
+        raise InputError(f"{error}; {hint}") from None
+    except KeyboardInterrupt:
+        click.echo(f"\nthe job goes on; {hint}", err=True)
+        sys.exit(130)
 
 
 @click.command()
