@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.display import print_table
-from orchestrator.commands.options import ground_truth_option, json_option
+from orchestrator.commands.options import ground_truth_option, json_option, print_table
 from scoring.errors import InputError
 
 
@@ -121,6 +120,8 @@ def check_submission(package: Path, data: Path | None, ground_truth: Path | None
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on this machine.")
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.
+
+    To compare branches and systems in a browser.
 
     \b
     Example: tutti ui --out runs/a

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.display import print_table
-from orchestrator.commands.options import json_option
+from orchestrator.commands.options import json_option, print_table
 from scoring.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.display import cell, print_table
-from orchestrator.commands.options import backbone_option, ground_truth_option, json_option
+from orchestrator.commands.options import backbone_option, cell, ground_truth_option, json_option, print_table
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)

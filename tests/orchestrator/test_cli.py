@@ -206,7 +206,7 @@ def lines_of(run):
         ),
         (
             ["run", "demo", "--data", "{data}", "--out", "{out}", "--gpus-per-branch", "2"],
-            "a branch uses a single GPU",
+            "2.0 is not in the range 0<=x<=1",
         ),
         (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),
