@@ -24,7 +24,7 @@ def require(resources: Mapping[str, float]) -> None:
     """
     if not slots(resources):
         most = {name: max(node.get(name, 0.0) for node in _nodes()) for name in resources}
-        wanted, found = (", ".join(map(_amount, r, r.values())) for r in (resources, most))
+        wanted, found = (", ".join(map(amount, r, r.values())) for r in (resources, most))
         raise InputError(f"a branch needs {wanted} on one node, the largest node has {found}; lower the request")
 
 
@@ -56,6 +56,6 @@ def _slots(node: Mapping[str, float], resources: Mapping[str, float]) -> int:
     return min(int((node.get(name, 0.0) + 1e-4) // value) for name, value in resources.items() if value)
 
 
-def _amount(name: str, value: float) -> str:
+def amount(name: str, value: float) -> str:
     """`2 CPU`, `3.5 GiB memory`."""
     return f"{value / GIB:.3g} GiB memory" if name == "memory" else f"{value:g} {name}"
