@@ -99,17 +99,17 @@ def test_the_shell_completes(words, completions):
 
 def test_plan_lists_the_branches(data):
     result = json.loads(tutti_here("plan", "s1", "s2", "--data", data, "--backbone", "tiny", "--json").stdout)
-    assert len(result["branches"]) == 10  # the one of s1 is among the ten of s2
+    assert len(result["branches"]) == 11  # the one of s1 is among the ten of s2; the baseline belongs to no system
     assert result["branches"][0]["systems"] == ["s1", "s2"]
     assert {branch["done"] for branch in result["branches"]} == {None}
-    assert len({branch["branch_id"] for branch in result["branches"]}) == 10
+    assert len({branch["branch_id"] for branch in result["branches"]}) == 11
     assert result["gpu_hours"] > 0
 
 
 def test_plan_without_the_checkpoint_says_so(data):
     run = tutti_here("plan", "s1", "--data", data)
     assert run.exit_code == 0
-    assert "1 branch, 1 to train" in run.stdout
+    assert "2 branches, 2 to train" in run.stdout
     assert "BEATs_iter3.pt: no such file" in run.stderr
     assert "provisional" in run.stderr
 
