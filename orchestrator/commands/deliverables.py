@@ -29,6 +29,8 @@ from scoring.errors import InputError
 def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | None) -> None:
     """Write a run's HTML report from its results.
 
+    `tutti run` has written one; again for recordings to hear, or with labels that came later.
+
     \b
     Example: tutti report runs/a
              tutti report runs/a --audio 5
@@ -57,6 +59,8 @@ def make(
     folder: Path, systems: tuple[str, ...], out: Path | None, label: str | None, meta: Path | None, as_json: bool
 ) -> None:
     """Pack at most four systems of a finished run: tables, meta files, one zip file.
+
+    When the run has scored the evaluation clips.
 
     \b
     Example: tutti submission make runs/a s1 s3 --label Jiang_THU_task2

@@ -168,6 +168,8 @@ def plan(
 ) -> None:
     """Show the systems' branches, which are done, and the cost of the others. Runs nothing.
 
+    Before a long run.
+
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
     """
@@ -204,6 +206,8 @@ def plan(
 @json_option
 def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:
     """Check installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
+
+    Before a first run, and when something does not work.
 
     \b
     Example: tutti doctor --data /data/dcase2026 --out runs/a

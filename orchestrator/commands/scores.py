@@ -27,6 +27,8 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
     for a run folder, its baseline and its fused systems are measured. With --ground-truth, only machines with ground
     truth are.
 
+    For any table of labelled clips, whoever made it.
+
     Precision, recall and F1 use thresholds from the table's training rows, if it has any.
 
     \b
@@ -120,6 +122,7 @@ def fuse(as_json: bool, **options: Any) -> None:
     Without SYSTEM the tree is read from index.csv: the columns table (file name without suffix), family
     (sub-system), config (configuration) and seed; without an index, each table in the folder is a configuration.
     Tables are Parquet or CSV files, or folders of a system's anomaly_score_*.csv, as teams submit them.
+    For tables that are there already; `tutti run` fuses its own.
 
     \b
     Example: tutti fuse --tables scores/dev --out fused

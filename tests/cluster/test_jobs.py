@@ -167,6 +167,7 @@ def test_submit_follow_and_stop(undisturbed, trial, dashboard, tmp_path):
 def test_a_wrong_token_then_a_dashboard_that_dies(trial, head, dashboard, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", 64 * "f")
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # which would take precedence with Ray
         refused = tutti(*submitted(trial, "--address", dashboard))
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
