@@ -11,7 +11,7 @@ GIB = 1 << 30
 
 def gpus_of_a_branch(wanted: float | None) -> float:
     """GPUs that a branch takes: what is wanted, or by default one where the connected cluster has any."""
-    return wanted if wanted is not None else min(1.0, max(node.get("GPU", 0.0) for node in nodes()))
+    return wanted if wanted is not None else min(1.0, max(node.get("GPU", 0.0) for node in _nodes()))
 
 
 def require(resources: Mapping[str, float]) -> None:
@@ -23,39 +23,39 @@ def require(resources: Mapping[str, float]) -> None:
         Naming the resource and the most that one node has.
     """
     if not slots(resources):
-        wanted = ", ".join(amount(name, value) for name, value in resources.items())
-        most = ", ".join(amount(name, max(node.get(name, 0) for node in nodes())) for name in resources)
-        raise InputError(f"a branch needs {wanted} on one node, the largest node has {most}; lower the request")
+        most = {name: max(node.get(name, 0.0) for node in _nodes()) for name in resources}
+        wanted, found = (", ".join(map(amount, r, r.values())) for r in (resources, most))
+        raise InputError(f"a branch needs {wanted} on one node, the largest node has {found}; lower the request")
 
 
 def slots(resources: Mapping[str, float]) -> int:
     """How many branches with these resources the connected cluster can run at once."""
-    return sum(_slots(node, resources) for node in nodes())
+    return sum(_slots(node, resources) for node in _nodes())
 
 
 def memory_share(resources: Mapping[str, float]) -> float:
     """Bytes that fall to a branch if every node runs as many as its other resources allow; the least of all nodes."""
-    shared = [(node.get("memory", 0.0), _slots(node, resources)) for node in nodes()]
-    return min((memory // count for memory, count in shared if count), default=0.0)
+    shared = [node.get("memory", 0.0) // count for node in _nodes() if (count := _slots(node, resources))]
+    return min(shared, default=0.0)
 
 
 def largest_memory(resources: Mapping[str, float]) -> float:
     """The most bytes of a node that has these other resources."""
-    return max((node.get("memory", 0.0) for node in nodes() if _slots(node, resources)), default=0.0)
+    return max((node.get("memory", 0.0) for node in _nodes() if _slots(node, resources)), default=0.0)
 
 
-def nodes() -> list[dict[str, float]]:
+def _nodes() -> list[dict[str, float]]:
     """Resources of each living node of the connected cluster, as Ray counts them; memory in bytes."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def amount(name: str, value: float) -> str:
-    """`2 CPU`, `3.5 GiB memory`."""
-    return f"{value / GIB:.3g} GiB memory" if name == "memory" else f"{value:g} {name}"
-
-
 def _slots(node: Mapping[str, float], resources: Mapping[str, float]) -> int:
     # Ray counts in ten-thousandths; a third of a GPU fits three times.
     return min(int((node.get(name, 0.0) + 1e-4) // value) for name, value in resources.items() if value)
+
+
+def amount(name: str, value: float) -> str:
+    """`2 CPU`, `3.5 GiB memory`."""
+    return f"{value / GIB:.3g} GiB memory" if name == "memory" else f"{value:g} {name}"

@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
@@ -26,7 +25,6 @@ TOKEN_REMEDY = (
 START_REMEDY = "free memory and /dev/shm; `ray stop` ends what an earlier session left"
 # A socket's path has at most 107 bytes, of which Ray takes 68 below this folder.
 LONGEST_FOLDER = 39
-CONNECT_SECONDS = 3.0
 _PACKAGES = Path(__file__).resolve().parents[1]
 _OPTIONS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
 
@@ -44,9 +42,9 @@ def prepare_environment(address: str) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if address == "local":
         _short_folder()
-    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     os.environ.setdefault("RAY_AUTH_MODE", "token" if given else "disabled")
 
@@ -71,54 +69,56 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     # Ray puts the working directory before all else on its workers' path, where a script of the user's called
     # `scoring.py` would be taken for the package. In the packages' own folder there is none.
     with chdir(_PACKAGES):
-        if address == "local":
-            _start(num_cpus)
-        else:
-            with starting():
-                _connect(address)
+        _open(address, num_cpus)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-class Cluster:
+class Cluster(ExitStack):
     """The Ray session of a run, opened when something first needs it: a finished run needs none."""
 
     def __init__(self, address: str) -> None:
+        super().__init__()
         self._address = address
-        self._stack = ExitStack()
         self._open = False
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def connect(self) -> None:
         """Open the session, unless it is open."""
         if not self._open:
-            self._stack.enter_context(session(self._address))
+            self.enter_context(session(self._address))
             self._open = True
 
 
-def _start(num_cpus: int | None) -> None:
-    """Start Ray here; a busy machine makes it time out, so it is tried twice."""
+def _open(address: str, num_cpus: int | None) -> None:
+    """Start Ray here or connect to it; what a busy machine may let time out at its start is tried twice."""
     import ray
 
-    for attempt in (1, 2):
+    options = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
+    again = address.startswith(("local", "ray://"))  # where a head starts a server for each client
+    while True:
         try:
-            with starting():
-                with sigterm_blocked():
-                    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_OPTIONS)
-                end_at_once()
-            return
+            with starting(), sigterm_blocked():
+                ray.init(address=address, **options, **_OPTIONS)
+            break
         except Exception as error:  # Ray raises whatever its parts do
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            if attempt == 2:
-                raise InputError(f"Ray does not start here ({reason}); {START_REMEDY}") from None
-            log.warning("Ray does not start (%s), trying once more", reason)
+            refusal = _refusal(address, error)
+            if not again or is_about_token(error):
+                raise refusal from None
+            log.warning("%s; trying once more", refusal)
+            again = False
+    if address == "local":
+        end_at_once()
+
+
+def _refusal(address: str, error: Exception) -> InputError:
+    if address == "local":
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        return InputError(f"Ray does not start here ({reason}); {START_REMEDY}")
+    # By a head's own port Ray does not say whether the token was at fault.
+    others = "" if is_about_token(error) else "start a cluster, use --address local, or, if it has a token, "
+    return InputError(f"no connection to Ray at {address} ({first_line(error)}); {others}{TOKEN_REMEDY}")
 
 
 def _short_folder() -> None:
@@ -135,31 +135,6 @@ def _short_folder() -> None:
     if given:
         raise InputError(f"RAY_TMPDIR={given} is too long for Ray's sockets; export RAY_TMPDIR=/tmp")
     os.environ["RAY_TMPDIR"] = "/tmp"
-
-
-def _connect(address: str) -> None:
-    """Up to three times by the client port: of the servers, one for each client, one was seen to die at its start.
-
-    By the head's own port Ray tries for long by itself, and does not say whether the token was at fault.
-    """
-    import ray
-
-    for attempt in range(3):
-        try:
-            ray.init(address=address, **_OPTIONS)
-            return
-        except Exception as error:  # Ray raises whatever its parts do
-            ray.shutdown()
-            reason = first_line(error)
-            if is_about_token(error):
-                raise InputError(f"{address}: {reason}; {TOKEN_REMEDY}") from None
-            if attempt == 2 or not address.startswith("ray://"):
-                raise InputError(
-                    f"no Ray cluster answers at {address} ({reason}); start one, use --address local, or, if it has a "
-                    f"token, {TOKEN_REMEDY}"
-                ) from None
-            log.warning("%s: %s; trying again", address, reason)
-            time.sleep(CONNECT_SECONDS)
 
 
 def first_line(error: Exception) -> str:

@@ -9,12 +9,10 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.cluster import cancel, follow, submit, sync
-from orchestrator.commands.completion import completion
 from orchestrator.commands.data import data
 from orchestrator.commands.deliverables import report, submission, ui
 from orchestrator.commands.model import enrol, export, score
-from orchestrator.commands.runs import demo, doctor, plan, run
+from orchestrator.commands.runs import demo, doctor, plan, run, submit
 from orchestrator.commands.scores import fuse, metrics
 from orchestrator.commands.systems import show, systems
 from scoring.errors import PLACE_ERRNOS, InputError, place_error
@@ -54,6 +52,7 @@ def main(verbose: bool, quiet: bool) -> None:
     tutti run s1 s2 --data DIR --out runs/a     train what is missing, fuse, deliver
     tutti fuse --tables DIR --out fused         fuse score tables of any origin
     tutti -q COMMAND, tutti -v COMMAND          less or more logging
+    _TUTTI_COMPLETE=bash_source tutti           the shell's completion script (also zsh_source, fish_source)
     """
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet contradict each other")
@@ -68,11 +67,9 @@ def main(verbose: bool, quiet: bool) -> None:
 
 
 for command in (
-    *(demo, data, systems, show, doctor, plan, run),
-    *(submit, follow, cancel, sync),
+    *(demo, data, systems, show, doctor, plan, run, submit),
     *(metrics, fuse),
     *(report, submission, ui),
     *(export, score, enrol),
-    completion,
 ):
     main.add_command(command)

@@ -12,7 +12,7 @@ class RunOptions:
 
     gpus_per_branch: None takes one where the cluster has GPUs
     storage: URI over which nodes without a common file system share what they make
-    memory_per_branch: GiB; None gives a branch its share of a node, and later ones what the first have needed
+    memory_per_branch: GiB; None gives a branch an equal share of a node's
     compiled: compile the encoders that are trained
     fuse_incomplete: fuse the branches that are finished where others failed
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import tempfile
@@ -11,10 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from branches.spec import BUILT_IN
 from scoring.errors import InputError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("orchestrator", "branches", "scoring", "fusion", "cluster")
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]+@")
+_NAMES = {"as_json": "json", "compiled": "compile", "overrides": "set"}  # of options that Python calls otherwise
 
 
 @contextmanager
@@ -50,18 +54,26 @@ def run_command(systems: Sequence[str], options: Mapping[str, Any]) -> str:
     Raises
     ------
     InputError
-        If a path is relative: there, it would lie in the job's own folder and vanish with it.
+        If a path is relative, which there would lie in the job's own folder and vanish with it, or a URI has a
+        password in it, which the dashboard would show.
     """
-    for key in ("data", "out"):
-        if not options[key].is_absolute():
-            raise InputError(f"--{key} {options[key]}: give the absolute path that all nodes of the cluster see")
+    paths = {key: options[key] for key in ("data", "out")}
+    backbone = options["backbone"]
+    if backbone and backbone not in BUILT_IN and "://" not in backbone:
+        paths["backbone"] = Path(backbone)
+    for key, path in paths.items():
+        if not path.is_absolute():
+            raise InputError(f"--{key} {path}: give the absolute path that all nodes of the cluster see")
     words = ["python", "-m", "orchestrator", "run", *systems, "--address", "auto"]
-    for override in options.get("overrides", ()):
-        words += ["--set", override]
-    for key, value in options.items():
-        option = "--json" if key == "as_json" else f"--{key.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        elif key != "overrides" and value is not None and value is not False:
-            words += [option, str(value)]
+    for key, values in options.items():
+        option = f"--{_NAMES.get(key, key).replace('_', '-')}"
+        for value in values if isinstance(values, tuple) else (values,):
+            if _PASSWORD.search(str(value)):
+                raise InputError(
+                    f"{option} has a password in it, which the dashboard would show; give it to the cluster"
+                )
+            if value is True:
+                words.append(option)
+            elif value is not None and value is not False:
+                words += [option, str(value)]
     return shlex.join(words)

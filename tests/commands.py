@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner, Result
 
@@ -32,6 +33,12 @@ subsystems:
 def tutti_here(*arguments: object) -> Result:
     """The command in this process, which spares the imports; for what starts no Ray."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def parsed(name: str, *words: str) -> dict[str, Any]:
+    """What a command would be called with."""
+    parent = main.make_context("tutti", [name])  # without it, click would forget `-h` for the rest of the process
+    return main.commands[name].make_context(name, [*words], parent=parent).params
 
 
 def tutti(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.display import print_table
-from orchestrator.commands.options import json_option
+from orchestrator.commands.options import json_option, path_type, print_table
 from scoring.errors import InputError
 
 LONG = 60.0  # seconds
@@ -22,13 +21,13 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=path_type)
 @click.option(
     "--size", type=click.Choice(["demo", "challenge"]), default="demo", show_default=True, help="How many clips."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 def synth(folder: Path, size: str, seed: int) -> None:
-    """Write a generated data set in the layout of DCASE 2026.
+    """Write a generated data set in the layout of DCASE 2026, to try commands on.
 
     \b
     Example: tutti data synth /tmp/generated --seed 1
@@ -40,17 +39,17 @@ def synth(folder: Path, size: str, seed: int) -> None:
 
 
 @data.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source", type=path_type)
+@click.argument("folder", type=path_type)
 @click.option("--machine", help="Machine of recordings for which folder or manifest name none.")
 @click.option("--clip-seconds", type=click.FloatRange(min=0.2), help="Cut recordings into clips of this length.")
 def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float | None) -> None:
     """Make a data set in FOLDER of the recordings in SOURCE, a folder or a CSV manifest.
 
-    They may have any name, rate, length and number of channels. Folders called train, test, normal, anomaly, source
-    and target label the recordings in them, the outermost other folder is the machine. Everything else is normal
-    training data. A manifest has the column path, and may have machine, section, split, condition, domain and
-    attributes. FOLDER/recordings.csv maps clips to recordings.
+    For recordings of your own, of any name, rate, length and number of channels. Folders called train, test, normal,
+    anomaly, source and target label the recordings in them, the outermost other folder is the machine. Everything else
+    is normal training data. A manifest has the column path, and may have machine, section, split, condition, domain
+    and attributes. FOLDER/recordings.csv maps clips to recordings.
 
     \b
     Example: tutti data import recordings /data/mine --machine press --clip-seconds 10
@@ -69,12 +68,12 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
 
 
 @data.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=path_type)
 @json_option
 def check(folder: Path, as_json: bool) -> None:
     """Read every clip of a data set; print contents, oddities and errors.
 
-    Exits with 2 if a clip cannot be used.
+    Before the first run on it. Exits with 2 if a clip cannot be used.
 
     \b
     Example: tutti data check /data/dcase2026

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.display import print_table
-from orchestrator.commands.options import ground_truth_option, json_option
+from orchestrator.commands.options import ground_truth_option, json_option, print_table
 from scoring.errors import InputError
 
 
@@ -29,6 +28,8 @@ from scoring.errors import InputError
 @ground_truth_option
 def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | None) -> None:
     """Write a run's HTML report from its results.
+
+    `tutti run` has written one; again for recordings to hear, or with labels that came later.
 
     \b
     Example: tutti report runs/a
@@ -58,6 +59,8 @@ def make(
     folder: Path, systems: tuple[str, ...], out: Path | None, label: str | None, meta: Path | None, as_json: bool
 ) -> None:
     """Pack at most four systems of a finished run: tables, meta files, one zip file.
+
+    When the run has scored the evaluation clips.
 
     \b
     Example: tutti submission make runs/a s1 s3 --label Jiang_THU_task2
@@ -121,6 +124,8 @@ def check_submission(package: Path, data: Path | None, ground_truth: Path | None
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on this machine.")
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.
+
+    To compare branches and systems in a browser.
 
     \b
     Example: tutti ui --out runs/a

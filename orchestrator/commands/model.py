@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.display import print_table
-from orchestrator.commands.options import json_option
+from orchestrator.commands.options import json_option, print_table
 from scoring.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ _TABLES, _PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
 @_false_alarms_option
 def export(folder: Path, system: str | None, out: Path, rule: Rule | None, false_alarms: float | None) -> None:
     """Package a fused system of a finished run as an MLflow model: weights, banks, calibration, thresholds, code.
+
+    To score recordings elsewhere, with `tutti score` or MLflow, and to add machines with `tutti enrol`.
 
     \b
     Example: tutti export runs/a s2 --out model
@@ -85,6 +86,8 @@ def score(
     as_json: bool,
 ) -> None:
     """Score recordings, or all recordings in folders, with a packaged ensemble.
+
+    For recordings of machines that the model knows; `tutti export` packages one.
 
     \b
     Example: tutti score model clip.wav --machine fan
@@ -181,6 +184,8 @@ def _print(table: pa.Table) -> None:
 @click.option("--out", required=True, type=_path, help="Folder of the new model; must not exist.")
 def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path) -> None:
     """Add a machine to a packaged ensemble from normal recordings of it; nothing is trained.
+
+    For a machine that was not in the data of the run.
 
     \b
     Example: tutti enrol model normal/*.wav --machine press --out model2

@@ -1,14 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the tables that they print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 _SYSTEMS = Path(__file__).parent.parent / "systems"  # a shell that completes a word waits for no imports
+path_type = click.Path(path_type=Path)
+existing_path = click.Path(path_type=Path, exists=True)  # said before torch is loaded
 
 
 def complete_systems(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -20,9 +23,7 @@ def complete_systems(context: click.Context, parameter: click.Parameter, begun: 
 systems_argument = click.argument(
     "systems", nargs=-1, required=True, metavar="SYSTEM...", shell_complete=complete_systems
 )
-data_option = click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Data set in the challenge's layout."
-)
+data_option = click.option("--data", required=True, type=path_type, help="Data set in the challenge's layout.")
 backbone_option = click.option(
     "--backbone", help="BEATs checkpoint (path or URI) for every branch, or built in: `small`, `tiny`."
 )
@@ -35,14 +36,14 @@ set_option = click.option(
 )
 ground_truth_option = click.option(
     "--ground-truth",
-    type=click.Path(path_type=Path),
+    type=path_type,
     help="Folder with the organisers' ground_truth_*.csv: labels published later, only for reporting.",
 )
 run_folder_option = click.option(
     "--out",
     required=True,
+    type=path_type,
     metavar="RUN_DIR",
-    type=click.Path(path_type=Path),
     help="Run folder for all results; an existing run continues.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -62,56 +63,63 @@ address_option = click.option(
 )
 
 
-def _one_gpu_at_most(context: click.Context, parameter: click.Parameter, gpus: float | None) -> float | None:
-    if gpus is not None and gpus > 1:
-        raise click.BadParameter("a branch uses a single GPU; give 1 or less (more GPUs run more branches at once)")
-    return gpus
+_RUN_OPTIONS = (
+    tracking_option,
+    click.option(
+        "--cpus-per-branch",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads for computing and for loading batches.",
+    ),
+    click.option(
+        "--memory-per-branch",
+        type=click.FloatRange(min=0, min_open=True),
+        help="GiB. Default: an equal share of the node.",
+    ),
+    click.option(
+        "--gpus-per-branch",
+        type=click.FloatRange(0, 1),
+        help="0.5 puts two branches on one GPU; more GPUs run more branches. Default: 1 if there are GPUs.",
+    ),
+    click.option(
+        "--storage",
+        metavar="URI",
+        help="Storage to exchange results through if nodes share no file system: s3://…, gs://…, file://….",
+    ),
+    click.option(
+        "--checkpoint-seconds",
+        type=click.FloatRange(min=0),
+        default=600.0,
+        show_default=True,
+        help="Interval between checkpoints of a branch.",
+    ),
+    click.option("--compile", "compiled", is_flag=True, help="Compile trained encoders: slower start, faster steps."),
+    click.option(
+        "--fuse-incomplete", is_flag=True, help="If branches fail, fuse the others; the exit code is still 1."
+    ),
+    json_option,
+)
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that trains, but `--address`."""
-    for option in (
-        json_option,
-        click.option(
-            "--fuse-incomplete", is_flag=True, help="If branches fail, fuse the others; the exit code is still 1."
-        ),
-        click.option(
-            "--compile",
-            "compiled",
-            is_flag=True,
-            help="Compile trained encoders: slower start, faster steps.",
-        ),
-        click.option(
-            "--checkpoint-seconds",
-            type=click.FloatRange(min=0),
-            default=600.0,
-            show_default=True,
-            help="Interval between checkpoints of a branch; training goes on meanwhile.",
-        ),
-        click.option(
-            "--storage",
-            metavar="URI",
-            help="Storage to exchange results through if nodes share no file system: s3://…, gs://…, file://….",
-        ),
-        click.option(
-            "--gpus-per-branch",
-            type=click.FloatRange(min=0),
-            callback=_one_gpu_at_most,
-            help="At most 1; 0.5 puts two branches on one GPU. Default: 1 if there are GPUs.",
-        ),
-        click.option(
-            "--memory-per-branch",
-            type=click.FloatRange(min=0, min_open=True),
-            help="GiB. Default: a share of the node, or more if measured.",
-        ),
-        click.option(
-            "--cpus-per-branch",
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Threads for computing and for loading batches.",
-        ),
-        tracking_option,
-    ):
+    for option in reversed(_RUN_OPTIONS):
         command = option(command)
     return command
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    lines = [header, *([*map(cell, row)] for row in rows)]
+    width, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    for first, *others in lines:
+        numbers = [text.rjust(space) for text, space in zip(others, widths, strict=True)]
+        click.echo("  ".join([first.ljust(width), *numbers]).rstrip())
+
+
+def cell(value: Any) -> str:
+    """Two decimals, and a dash for what is missing."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

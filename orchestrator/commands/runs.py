@@ -1,4 +1,4 @@
-"""Commands that plan and run systems: run, demo, plan, doctor."""
+"""Commands that plan and run systems: run, demo, submit, plan, doctor."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.display import print_table
 from orchestrator.commands.options import (
     address_option,
     backbone_option,
     data_option,
     json_option,
+    path_type,
+    print_table,
     run_folder_option,
     run_options,
     set_option,
     systems_argument,
     tracking_option,
 )
+from orchestrator.run_options import RunOptions
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 
 if TYPE_CHECKING:
     from orchestrator.system import SystemSpec
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -41,38 +45,29 @@ if TYPE_CHECKING:
 @address_option
 @run_options
 def run(
-    systems: tuple[str, ...],
-    data: Path,
-    out: Path,
-    backbone: str | None,
-    overrides: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
+    systems: tuple[str, ...], backbone: str | None, overrides: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Train what is missing, score, fuse and deliver. Running it again continues.
+
+    On this machine, or on a cluster that it is a node of; for a cluster elsewhere there is `tutti submit`.
 
     \b
     Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
     """
     from orchestrator.system import load_systems
 
-    _run(load_systems(systems, backbone, overrides), data, out, as_json, options)
+    _run(load_systems(systems, backbone, overrides), RunOptions(**options), as_json)
 
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="runs/demo",
-    metavar="RUN_DIR",
-    show_default=True,
-    help="Run folder.",
-)
+@click.option("--out", type=path_type, default="runs/demo", metavar="RUN_DIR", show_default=True, help="Run folder.")
 @set_option
 @address_option
 @run_options
 def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run the whole chain on a generated data set: no GPU, no download.
+
+    To see whether an installation works, and what a run leaves behind.
 
     \b
     Example: tutti demo --out runs/demo
@@ -81,40 +76,79 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
     if not data.exists():
         from branches.data.synthetic import DEMO, write_dataset
 
-        logging.getLogger(__name__).info("generating a data set in %s", data)
+        log.info("generating a data set in %s", data)
         with atomic_folder(data) as unfinished:
             write_dataset(unfinished, DEMO)
     from orchestrator.system import load_systems
 
-    _run(load_systems(["demo"], None, overrides), data, out, as_json, options)
+    _run(load_systems(["demo"], None, overrides), RunOptions(data, out, **options), as_json)
 
 
-def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, options: dict[str, Any]) -> None:
-    logging.getLogger(__name__).info("reading %s", data)
+def _run(systems: Sequence[SystemSpec], options: RunOptions, as_json: bool) -> None:
+    log.info("reading %s", options.data)
     from orchestrator.fuse.result import rows_of_methods
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
-    from orchestrator.run_options import RunOptions
     from orchestrator.training.launch import BranchesFailed, RunInterrupted
 
     # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run(systems, RunOptions(data, out, **options))
+        results = run(systems, options)
     except StorageAway as error:
         raise InputError(str(error)) from error
     except BranchesFailed as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(130 if isinstance(error, RunInterrupted) else 1)
+    out = options.out
     if as_json:
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
         return
     for name, result in results.items():
-        heading, rows = result["headline"], rows_of_methods(result)
-        click.echo(f"{name}: {heading}")
-        print_table(("Omega, %", "in-sample", "LOMO"), rows)
+        click.echo(f"{name}: {result['headline']}")
+        print_table(("Omega, %", "in-sample", "LOMO"), rows_of_methods(result))
     click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")
+
+
+@click.command()
+@systems_argument
+@data_option
+@run_folder_option
+@backbone_option
+@set_option
+@click.option("--address", required=True, help="Address of the cluster's dashboard: http://HOST:8265.")
+@click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
+@run_options
+def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: Any) -> None:
+    """Run systems as a job on a cluster, and follow its log; Ctrl-C stops following, not the job.
+
+    For a machine that is no node of the cluster, and may be switched off meanwhile. Its code and system files are
+    uploaded; data, checkpoints and results stay on the cluster, and their paths are those that all nodes see.
+
+    \b
+    Example: tutti submit s2 --address http://127.0.0.1:8265 --data /shared/dcase2026 --out /shared/runs/a
+    """
+    from cluster.jobs import follow_job, submit_job
+    from orchestrator.submit import run_command, shipped
+    from orchestrator.system import load_systems
+
+    load_systems(systems, options["backbone"], options["overrides"])  # a mistake is told here, not minutes later there
+    with shipped(systems) as (folder, names):
+        client, job_id = submit_job(address, run_command(names, options), folder)
+    click.echo(job_id)
+    job = f"{job_id} --address {address}"
+    hint = f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it"
+    click.echo(hint, err=True)
+    if no_follow:
+        return
+    try:
+        sys.exit(follow_job(client, job_id, lambda text: click.echo(text, nl=False, err=True)))
+    except ConnectionError as error:
+        raise InputError(f"{error}; {hint}") from None
+    except KeyboardInterrupt:
+        click.echo(f"\nthe job goes on; {hint}", err=True)
+        sys.exit(130)
 
 
 @click.command()
@@ -122,7 +156,7 @@ def _run(systems: Sequence[SystemSpec], data: Path, out: Path, as_json: bool, op
 @data_option
 @backbone_option
 @set_option
-@click.option("--out", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Run folder with finished branches.")
+@click.option("--out", type=path_type, metavar="RUN_DIR", help="Run folder with finished branches.")
 @json_option
 def plan(
     systems: tuple[str, ...],
@@ -133,6 +167,8 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show the systems' branches, which are done, and the cost of the others. Runs nothing.
+
+    Before a long run.
 
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
@@ -160,15 +196,15 @@ def plan(
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Data set to check as well.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=".", metavar="RUN_DIR", help="Folder for a run's output."
-)
+@click.option("--data", type=path_type, help="Data set to check as well.")
+@click.option("--out", type=path_type, default=".", metavar="RUN_DIR", help="Folder for a run's output.")
 @address_option
 @tracking_option
 @json_option
 def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None, as_json: bool) -> None:
     """Check installation, GPUs, Ray, MLflow, disk and data; changes nothing. Exits with 2 if there is a problem.
+
+    Before a first run, and when something does not work.
 
     \b
     Example: tutti doctor --data /data/dcase2026 --out runs/a

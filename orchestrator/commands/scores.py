@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.display import cell, print_table
-from orchestrator.commands.options import backbone_option, ground_truth_option, json_option
+from orchestrator.commands.options import backbone_option, cell, ground_truth_option, json_option, print_table
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,8 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
     TABLE is a Parquet file, a CSV file with a header, an anomaly_score_*.csv of the challenge, or a folder of these;
     for a run folder, its baseline and its fused systems are measured. With --ground-truth, only machines with ground
     truth are.
+
+    For any table of labelled clips, whoever made it.
 
     Precision, recall and F1 use thresholds from the table's training rows, if it has any.
 
@@ -121,6 +122,7 @@ def fuse(as_json: bool, **options: Any) -> None:
     Without SYSTEM the tree is read from index.csv: the columns table (file name without suffix), family
     (sub-system), config (configuration) and seed; without an index, each table in the folder is a configuration.
     Tables are Parquet or CSV files, or folders of a system's anomaly_score_*.csv, as teams submit them.
+    For tables that are there already; `tutti run` fuses its own.
 
     \b
     Example: tutti fuse --tables scores/dev --out fused

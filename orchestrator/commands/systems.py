@@ -7,14 +7,13 @@ import json
 import click
 import yaml
 
-from orchestrator.commands.display import print_table
-from orchestrator.commands.options import backbone_option, complete_systems, json_option, set_option
+from orchestrator.commands.options import backbone_option, complete_systems, json_option, print_table, set_option
 
 
 @click.command()
 @json_option
 def systems(as_json: bool) -> None:
-    """List the built-in systems.
+    """List the built-in systems, to choose one for `tutti run`.
 
     \b
     Example: tutti systems
@@ -38,6 +37,8 @@ def systems(as_json: bool) -> None:
 @json_option
 def show(system: str, backbone: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a system as it will be used, defaults included.
+
+    To find the key of a setting for --set, or to begin a system file of your own.
 
     \b
     Example: tutti show s2 --backbone tiny --set branch.training.steps=30

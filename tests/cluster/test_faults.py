@@ -206,14 +206,12 @@ def test_an_mlflow_server_is_gone_to_the_end(undisturbed, trial, tmp_path):
         assert away.returncode == 2
         assert "no MLflow server answers" in away.stderr
         server.start()
-        sent = trial.again("--tracking-uri", server.uri)
-        assert sent.returncode == 0, sent.stderr
-        found = statuses(server.uri)
-        assert len(found) == 5
-        assert set(found.values()) == {"FINISHED"}
-        again = trial.again("--tracking-uri", server.uri)
-        assert again.returncode == 0
-        assert len(statuses(server.uri)) == 5
+        for _ in range(2):  # the second finds nothing to send
+            again = trial.again("--tracking-uri", server.uri)
+            assert again.returncode == 0, again.stderr
+            found = statuses(server.uri)
+            assert len(found) == 5
+            assert set(found.values()) == {"FINISHED"}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import ray
 import yaml
 
 import cluster
-from orchestrator.cli import main
+from tests.commands import parsed
 
 MANIFESTS = Path(cluster.__file__).parent / "manifests"
 KINDS = {
@@ -60,9 +60,9 @@ def test_the_rayjob_runs_a_command_that_exists():
     (document,) = documents("rayjob.yaml")
     program, command, *arguments = shlex.split(document["spec"]["entrypoint"])
     assert program == "tutti"
-    context = main.commands[command].make_context(command, arguments)
-    assert context.params["systems"] == ("s2",)
-    assert context.params["address"] == "auto"
+    given = parsed(command, *arguments)
+    assert given["systems"] == ("s2",)
+    assert given["address"] == "auto"
 
 
 def test_the_cluster_launcher_is_valid_to_ray():

@@ -82,7 +82,8 @@ def test_less_and_more_of_a_log(tmp_path):
     ],
 )
 def test_the_shell_completes(words, completions):
-    script = tutti_here("completion", "bash").stdout
+    source = {**os.environ, "_TUTTI_COMPLETE": "bash_source"}
+    script = subprocess.run([TUTTI], env=source, capture_output=True, text=True, check=True).stdout
     assert "complete -o nosort -F _tutti_completion tutti" in script
     call = f"{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(words.split(' ')) - 1}; _tutti_completion tutti"
     path = f"{Path(TUTTI).parent}:{os.environ['PATH']}"
@@ -98,17 +99,17 @@ def test_the_shell_completes(words, completions):
 
 def test_plan_lists_the_branches(data):
     result = json.loads(tutti_here("plan", "s1", "s2", "--data", data, "--backbone", "tiny", "--json").stdout)
-    assert len(result["branches"]) == 10  # the one of s1 is among the ten of s2
+    assert len(result["branches"]) == 11  # the one of s1 is among the ten of s2; the baseline belongs to no system
     assert result["branches"][0]["systems"] == ["s1", "s2"]
     assert {branch["done"] for branch in result["branches"]} == {None}
-    assert len({branch["branch_id"] for branch in result["branches"]}) == 10
+    assert len({branch["branch_id"] for branch in result["branches"]}) == 11
     assert result["gpu_hours"] > 0
 
 
 def test_plan_without_the_checkpoint_says_so(data):
     run = tutti_here("plan", "s1", "--data", data)
     assert run.exit_code == 0
-    assert "1 branch, 1 to train" in run.stdout
+    assert "2 branches, 2 to train" in run.stdout
     assert "BEATs_iter3.pt: no such file" in run.stderr
     assert "provisional" in run.stderr
 
@@ -200,10 +201,13 @@ def lines_of(run):
             "no Ray dashboard",
         ),
         (
-            ["run", "demo", "--data", "{data}", "--out", "{out}", "--gpus-per-branch", "2"],
-            "a branch uses a single GPU",
+            ["submit", "demo", "--data", "data", "--out", "{out}", "--address", "http://127.0.0.1:1"],
+            "the absolute path",
         ),
-        (["sync", "{out}"], "no run has ended there"),
+        (
+            ["run", "demo", "--data", "{data}", "--out", "{out}", "--gpus-per-branch", "2"],
+            "2.0 is not in the range 0<=x<=1",
+        ),
         (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),
         (["metrics", "{yaml}"], "not a readable Parquet file"),
@@ -248,14 +252,13 @@ def test_systems_are_listed_and_shown_as_they_will_be_used():
     assert tutti_here("show", "s1", "--json").exit_code == 0
 
 
-def test_addresses_come_from_the_environment_as_everywhere_else(monkeypatch, tmp_path):
+def test_addresses_come_from_the_environment_as_everywhere_else(monkeypatch, data, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     refused = tutti_here("run", "s1", "--data", tmp_path, "--out", tmp_path / "out")
     assert refused.exit_code == 2
     assert "no Ray cluster answers at 127.0.0.1:1" in refused.stderr
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    (tmp_path / "record.json").write_text('{"name": "x", "identity": {}, "tags": {"experiment": "x"}}')
-    refused = tutti_here("sync", tmp_path)
+    refused = tutti_here("run", "demo", "--data", data, "--out", tmp_path / "out")
     assert refused.exit_code == 2
     assert "no MLflow server answers at http://127.0.0.1:1" in refused.stderr
