@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.cluster import cancel, follow, submit, sync
+from orchestrator.commands.cluster import cancel, follow, submit
 from orchestrator.commands.completion import completion
 from orchestrator.commands.data import data
 from orchestrator.commands.deliverables import report, submission, ui
@@ -69,7 +69,7 @@ def main(verbose: bool, quiet: bool) -> None:
 
 for command in (
     *(demo, data, systems, show, doctor, plan, run),
-    *(submit, follow, cancel, sync),
+    *(submit, follow, cancel),
     *(metrics, fuse),
     *(report, submission, ui),
     *(export, score, enrol),

@@ -1,4 +1,4 @@
-"""Commands that need a cluster or a server: submit, follow, cancel, sync."""
+"""Commands that need a cluster: submit, follow, cancel."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import backbone_option, run_options, set_option, systems_argument, tracking_option
-from scoring.errors import InputError
+from orchestrator.commands.options import backbone_option, run_options, set_option, systems_argument
 
 _dashboard = click.option("--address", required=True, help="Address of the cluster's dashboard: http://HOST:8265.")
 
@@ -76,24 +75,6 @@ def cancel(job_id: str, address: str) -> None:
     from cluster.jobs import Jobs
 
     click.echo(f"{job_id}: {Jobs(address).cancel(job_id)}")
-
-
-@click.command()
-@click.argument("out", type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR")
-@tracking_option
-def sync(out: Path, tracking_uri: str | None) -> None:
-    """Send missing results to MLflow, and correct artifact paths after a run folder was moved or copied.
-
-    \b
-    Example: tutti sync runs/a --tracking-uri http://mlflow:5000
-    """
-    click.echo(f"comparing {out} with MLflow", err=True)
-    from orchestrator.tracking.sync import send_waiting
-
-    waiting = send_waiting(out, tracking_uri)
-    if waiting:
-        raise InputError(f"{waiting} results could not be sent; they are kept")
-    click.echo(f"{out}: MLflow has everything")
 
 
 def _follow(jobs: Any, job_id: str) -> None:

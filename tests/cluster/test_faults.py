@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.ledger.folders import RECORD
-from orchestrator.tracking.sync import Outbox
+from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.tracker import open_tracker
 from tests.cluster.conftest import branches_of, step_of, wait_for, workers_of
 from tests.commands import answers, free_port
@@ -186,7 +186,7 @@ def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path,
             wait_for(lambda: "results are kept" in caplog.text)
             server.start()
             wait_for(lambda: sorted(statuses(server.uri).values()) == ["FINISHED"] * 4 + ["RUNNING"])
-        assert outbox.close("FINISHED", [trial.out / "report.html"]) == 0
+        assert outbox.close("FINISHED") == 0
         found = statuses(server.uri)
         assert sorted(role for role, _ in found) == ["branch", "branch", "branch", "fusion", "run"]
         assert set(found.values()) == {"FINISHED"}

@@ -203,7 +203,6 @@ def lines_of(run):
             ["run", "demo", "--data", "{data}", "--out", "{out}", "--gpus-per-branch", "2"],
             "a branch uses a single GPU",
         ),
-        (["sync", "{out}"], "no run has ended there"),
         (["demo", "--out", "{yaml}"], "Not a directory"),
         (["ui", "--out", "{data}"], "no such store"),
         (["metrics", "{yaml}"], "not a readable Parquet file"),
@@ -248,14 +247,13 @@ def test_systems_are_listed_and_shown_as_they_will_be_used():
     assert tutti_here("show", "s1", "--json").exit_code == 0
 
 
-def test_addresses_come_from_the_environment_as_everywhere_else(monkeypatch, tmp_path):
+def test_addresses_come_from_the_environment_as_everywhere_else(monkeypatch, data, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     refused = tutti_here("run", "s1", "--data", tmp_path, "--out", tmp_path / "out")
     assert refused.exit_code == 2
     assert "no Ray cluster answers at 127.0.0.1:1" in refused.stderr
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    (tmp_path / "record.json").write_text('{"name": "x", "identity": {}, "tags": {"experiment": "x"}}')
-    refused = tutti_here("sync", tmp_path)
+    refused = tutti_here("run", "demo", "--data", data, "--out", tmp_path / "out")
     assert refused.exit_code == 2
     assert "no MLflow server answers at http://127.0.0.1:1" in refused.stderr
