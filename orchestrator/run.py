@@ -23,13 +23,13 @@ from fusion.hierarchy import tables_of
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
 from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver, read_finished
-from orchestrator.ledger.storage import Storage, stored_run
+from orchestrator.ledger.storage import Storage, every, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
 from orchestrator.run_options import RunOptions
 from orchestrator.submission import write_submission
 from orchestrator.system import SystemSpec
-from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
 from orchestrator.tracking.tracker import experiment_name, open_tracker
 from orchestrator.training.launch import BranchesFailed, RunInterrupted, train_missing, unfinished
 from scoring.table import read_table
@@ -61,7 +61,7 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         outbox = Outbox(open_tracker(options.tracking_uri, options.out, experiment), options.out)
         status: Status = "FAILED"
         try:
-            with outbox, Cluster(options.address) as cluster:
+            with every(POLL_SECONDS, outbox.send), Cluster(options.address) as cluster:
                 results = _bring(systems, plan, dataset, options, cluster)
             status = "FINISHED"
         except (RunInterrupted, KeyboardInterrupt):

@@ -195,7 +195,7 @@ class Storage:
                 self._put(name)
                 seen = now
 
-        with _every(seconds, follow):
+        with every(seconds, follow):
             yield
         try:
             if name in self._stored(name):
@@ -276,7 +276,7 @@ def stored_run(storage: Storage, out: Path) -> Iterator[None]:
 
     sign(at_work=True)
     try:
-        with _every(BEAT_SECONDS, lambda: sign(at_work=True) if is_mine() else None):
+        with every(BEAT_SECONDS, lambda: sign(at_work=True) if is_mine() else None):
             yield
     finally:
         try:
@@ -307,8 +307,8 @@ def _node(out: Path) -> str:
 
 
 @contextmanager
-def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Repeat something with a storage during the block; what fails now is done next time, and the block goes on."""
+def every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Repeat something in a thread during the block; what fails now is done next time, and the block goes on."""
     ended = threading.Event()
 
     def repeat() -> None:

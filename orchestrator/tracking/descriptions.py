@@ -76,11 +76,11 @@ def marks(out: Path) -> dict[Path, str]:
     found = {}
     for path in [*branches.values(), *sorted((out / SYSTEMS).glob(f"*/{RESULT}"))]:
         with suppress(FileNotFoundError):  # a failure's is removed when its branch is tried again
-            found[path] = mark(path)
+            found[path] = mark_of(path)
     return found
 
 
-def mark(path: Path) -> str:
+def mark_of(path: Path) -> str:
     """What stands for a record or result, and so for the files that it has checksums of, and for the form shown."""
     return f"{FORM}-{file_sha256(path)[:16]}"
 

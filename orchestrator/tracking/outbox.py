@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.ledger.folders import RECORD, Record, Status, write_record
-from orchestrator.tracking.descriptions import Shown, mark, marks, shown, shown_run
+from orchestrator.tracking.descriptions import Shown, mark_of, marks, shown, shown_run
 from orchestrator.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 3.0
+POLL_SECONDS = 3.0  # between looks for what is new
 
 
 class Outbox:
     """Everything in the run folder `out` that MLflow does not have yet.
 
-    Inside a `with` block a thread of the driver looks for what is new; a server that is away is tried again and again.
-    The ledger's folders and MLflow's tags are the only state, so that any later process can go on.
+    A thread of the driver calls `send` again and again. The ledger's folders and MLflow's tags are the only state, so
+    that any later process can go on.
     """
 
     def __init__(self, tracker: Tracker, out: Path) -> None:
@@ -29,21 +28,10 @@ class Outbox:
         self._parent: str | None = None
         self._systems: dict[str, str] = {}  # ids of their runs
         self._sent: set[str] = set()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="outbox")
         self._complained = False
-
-    def __enter__(self) -> Outbox:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def close(self, status: Status) -> int:
         """Send what is left, and end the folder's own run with this status; the number of what could not be sent."""
-        self.__exit__()
         tags = {"experiment": self._tracker.experiment}
         record = Record(name=self._out.name, identity={"role": "run"}, status=status, tags=tags)
         write_record(self._out, record)
@@ -75,7 +63,7 @@ class Outbox:
     def _end(self, record: Record) -> None:
         self._tracker.check()
         parts = self._parts()
-        self._tracker.send(shown_run(self._out, record, parts), mark(self._out / RECORD))
+        self._tracker.send(shown_run(self._out, record, parts), mark_of(self._out / RECORD))
         self._tracker.close_strays(record.status)
         self._tracker.send_views(parts)
 
@@ -90,12 +78,6 @@ class Outbox:
 
     def _parts(self) -> list[Shown]:
         return [look for path in marks(self._out) if (look := shown(path))]
-
-    def _watch(self) -> None:
-        while True:
-            self.send()
-            if self._ended.wait(POLL_SECONDS):
-                return
 
     def _attempt(self, action: Callable[..., None], *arguments: object) -> bool:
         """Whether it could be done; if not, the first complaint says why, until something could be sent again."""

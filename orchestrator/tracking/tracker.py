@@ -1,4 +1,4 @@
-"""MLflow: what people look at. The ledger decides what is finished; its records are sent here.
+"""MLflow: what people look at. The ledger decides what is finished, and is shown here.
 
 Only the driver writes, through `MlflowClient`, which names the run in each call.
 """
@@ -80,15 +80,18 @@ class Tracker:
         return [folder / file for file in files]
 
     def below(self, run_id: str) -> set[str]:
-        """Ids of the runs under a run and under its children: a system's or a folder's branches among them."""
+        """Ids of the runs under a run and under its children: a system's or a folder's branches among them.
+
+        The baseline, which belongs to no system, is left out.
+        """
         systems = self._children(run_id)
         return {*systems, *(branch for system in systems for branch in self._children(system))}
 
     def _children(self, run_id: str) -> list[str]:
-        return [run.info.run_id for run in self._search({_PARENT: run_id})]
+        return [run.info.run_id for run in self._search({_PARENT: run_id}) if run.data.tags.get("system")]
 
     def sent(self) -> set[str]:
-        """Marks of what the store shows in full of this folder; see `descriptions.mark`."""
+        """Marks of what the store shows in full of this folder; see `descriptions.mark_of`."""
         return {run.data.tags[_MARK] for run in self._search({"folder": self.folder_id}) if _MARK in run.data.tags}
 
     def open_run(self, name: str) -> str:

@@ -64,10 +64,7 @@ class Store:
 
     def send(self, status="FINISHED"):
         """As a run does, with a new process each time."""
-        outbox = Outbox(open_tracker(None, self.out, EXPERIMENT), self.out)
-        with outbox:
-            pass
-        assert outbox.close(status) == 0
+        assert Outbox(open_tracker(None, self.out, EXPERIMENT), self.out).close(status) == 0
 
     @property
     def client(self):
@@ -284,9 +281,7 @@ def test_two_folders_of_one_name_share_an_experiment_and_no_run(tmp_path, pool_n
         out = tmp_path / person / "out"
         branch(out, "a/b/0", omega=omega)
         fused(out, "one", pool_names[:2], "the same")
-        with Outbox(open_tracker(uri, out, EXPERIMENT), out) as outbox:
-            pass
-        assert outbox.close("FINISHED") == 0
+        assert Outbox(open_tracker(uri, out, EXPERIMENT), out).close("FINISHED") == 0
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert len(runs) == 6
@@ -303,9 +298,9 @@ def test_a_relative_folder_is_found_when_the_working_directory_changes(tmp_path,
     elsewhere.mkdir()
     store = Store(out, empty)
     monkeypatch.chdir(tmp_path)
-    with Outbox(open_tracker(None, Path("out"), EXPERIMENT), Path("out")) as outbox:
-        os.chdir(elsewhere)  # as while Ray starts
-        branch(out, "a/b/0")
+    outbox = Outbox(open_tracker(None, Path("out"), EXPERIMENT), Path("out"))
+    os.chdir(elsewhere)  # as while Ray starts
+    branch(out, "a/b/0")
     assert outbox.close("FINISHED") == 0
     assert set(store.runs()) == {"out", "one", "a/b/0"}
 
@@ -314,9 +309,7 @@ def test_a_moved_run_keeps_its_artifacts(tmp_path):
     out = tmp_path / "out"
     branch(out, "a/b/0")
     fused(out, "one", ["g0", "p0"], "f1")
-    with Outbox(open_tracker(None, out, EXPERIMENT), out) as outbox:
-        pass
-    assert not outbox.close("FINISHED")
+    assert not Outbox(open_tracker(None, out, EXPERIMENT), out).close("FINISHED")
     moved = out.rename(tmp_path / "elsewhere")
     before = (moved / "mlflow.db").read_bytes()
     find_tracker(None, moved, EXPERIMENT)
