@@ -20,7 +20,9 @@ from orchestrator.ledger.folders import (
     FAILURES,
     FUSED,
     HELD_OUT,
+    REASON,
     RECORD,
+    REPORT,
     RESULT,
     SYSTEMS,
     Record,
@@ -86,11 +88,11 @@ def mark_of(path: Path) -> str:
 
 
 def shown(path: Path) -> Shown | None:
-    """What MLflow shows of a record or result; None of one that is damaged or of an older tutti."""
+    """What MLflow shows of a record or result; None of one that is damaged, or older, or of a branch without scores."""
     if path.name == RESULT:
         return _system(path.parent)
     record = read_record(path.parent)
-    return _branch(path.parent, record) if record else None
+    return _branch(path.parent, record) if record and (record.tables or record.status == "FAILED") else None
 
 
 def _branch(folder: Path, record: Record) -> Shown:
@@ -98,7 +100,7 @@ def _branch(folder: Path, record: Record) -> Shown:
     omegas = [f"{record.metrics[f'{d}.omega']:.2f} % with {d}" for d in detectors if f"{d}.omega" in record.metrics]
     text = f"Omega {', '.join(omegas)}" if omegas else "No labels to measure it by"
     if record.status == "FAILED":
-        text = f"Failed: {record.tags['failure']} (reason.txt among the artifacts has the whole of it)"
+        text = f"Failed: {record.tags['failure']} ({REASON} among the artifacts has the whole of it)"
     return Shown(
         record.name,
         record.identity,
@@ -159,12 +161,12 @@ def shown_run(out: Path, record: Record, parts: Sequence[Shown]) -> Shown:
     ended = Counter(part.status for part in parts if part.identity["role"] == "branch")
     omegas = [part.metrics["omega"] for part in parts if part.identity["role"] == "fusion" and "omega" in part.metrics]
     checks = [path.relative_to(out).as_posix() for path in sorted(out.glob("generated/*/check.json"))]
-    report = ["report.html"] if (out / "report.html").exists() else []
+    report = [REPORT] if (out / REPORT).exists() else []
     return Shown(
         record.name,
         record.identity,
         f"{ended['FINISHED']} branches finished, {ended['FAILED']} failed"
-        + ("; report.html among the artifacts has figures and intervals" if report else ""),
+        + (f"; {REPORT} among the artifacts has figures and intervals" if report else ""),
         out,
         [*report, *checks],
         record.status,

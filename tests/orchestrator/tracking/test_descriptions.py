@@ -56,11 +56,12 @@ def test_an_evaluation_set_without_labels(tmp_path):
     assert look.note.startswith("No labels to measure it by: ")
 
 
-def test_what_is_damaged_is_left_out(tmp_path):
-    branch(tmp_path / BRANCHES / "b", {}, [])
+def test_what_is_damaged_or_half_done_is_left_out(tmp_path):
+    branch(tmp_path / BRANCHES / "b", {}, ["knn"])
+    branch(tmp_path / BRANCHES / "c", {}, [])  # trained, and not scored yet
     folder = tmp_path / SYSTEMS / "one"
     folder.mkdir(parents=True)
     (folder / RESULT).write_text("{}")  # of an older tutti
     (tmp_path / BRANCHES / "half").mkdir()
     (tmp_path / BRANCHES / "half" / RECORD).write_text('{"name"')
-    assert [bool(shown(path)) for path in marks(tmp_path)] == [True, False, False]
+    assert [bool(shown(path)) for path in marks(tmp_path)] == [True, False, False, False]

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from fusion.tasks import run_here
 from orchestrator.fuse.result import fuse_into
-from orchestrator.ledger.folders import BRANCHES, FAILURES, SYSTEMS, Record, checksums, record_reason, write_record
+from orchestrator.ledger.folders import BRANCHES, FAILURES, SYSTEMS, Record, checksums, record_failure, write_record
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.store import sqlite_uri
 from orchestrator.tracking.tracker import find_tracker, open_tracker
@@ -250,7 +250,7 @@ def test_a_failed_branch_says_why_until_it_succeeds(tmp_path, empty):
     failed = record.model_copy(update={"metrics": {}, "curve": [], "files": {}, "tables": {}})
     (tmp_path / BRANCHES).rename(tmp_path / "later")
     reason = "Traceback\nValueError: the loss is *not* finite"
-    record_reason(tmp_path, FAILURES, record.identity["branch_id"], failed, reason)
+    record_failure(tmp_path, record.identity["branch_id"], failed, reason)
     store.send("FAILED")
     run = store.runs()["a/b/0"]
     assert run.info.status == "FAILED"
