@@ -118,14 +118,15 @@ def _branch(folder: Path, record: Record) -> Shown:
 def _figures(metrics: Mapping[str, float], detectors: Sequence[str]) -> dict[str, float]:
     """`knn.fan.hmean` → `hmean/fan` of the first detector, which gives the branch its Omega; `gmm/hmean/fan` of others.
 
-    `seconds` → `cost/seconds`. Names of detectors and machines may have dots.
+    `seconds` → `cost/seconds`. Names of detectors and machines may have dots. Of a table that is lost nothing is shown.
     """
-    figures = {}
+    figures = {f"cost/{name}": value for name, value in metrics.items() if "." not in name}
     for name, value in metrics.items():
-        owner = max((d for d in detectors if name.startswith(f"{d}.")), key=len, default="cost")
-        machine, _, cell = name.removeprefix(f"{owner}.").rpartition(".")
-        figure = f"{cell}/{machine}" if machine else cell
-        figures[figure if owner in detectors[:1] else f"{owner}/{figure}"] = value
+        if owners := [detector for detector in detectors if name.startswith(f"{detector}.")]:
+            owner = max(owners, key=len)
+            machine, _, cell = name.removeprefix(f"{owner}.").rpartition(".")
+            figure = f"{cell}/{machine}" if machine else cell
+            figures[figure if owner == detectors[0] else f"{owner}/{figure}"] = value
     return _accepted(figures)
 
 
