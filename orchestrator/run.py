@@ -15,7 +15,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from branches.data.dataset import Dataset
@@ -24,13 +23,13 @@ from fusion.hierarchy import tables_of
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
 from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver, read_finished
-from orchestrator.ledger.storage import Storage, stored_run
+from orchestrator.ledger.storage import Storage, every, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
 from orchestrator.run_options import RunOptions
 from orchestrator.submission import write_submission
 from orchestrator.system import SystemSpec
-from orchestrator.tracking.sync import Outbox
+from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
 from orchestrator.tracking.tracker import experiment_name, open_tracker
 from orchestrator.training.launch import BranchesFailed, RunInterrupted, train_missing, unfinished
 from scoring.table import read_table
@@ -61,17 +60,15 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         experiment = experiment_name(options.data, dataset.fingerprint, options.out)
         outbox = Outbox(open_tracker(options.tracking_uri, options.out, experiment), options.out)
         status: Status = "FAILED"
-        files: list[Path] = []
         try:
-            with outbox, Cluster(options.address) as cluster:
+            with every(POLL_SECONDS, outbox.send), Cluster(options.address) as cluster:
                 results = _bring(systems, plan, dataset, options, cluster)
-            checks = sorted((options.out / "generated").glob("*/check.json"))
-            status, files = "FINISHED", [options.out / REPORT, *checks]
+            status = "FINISHED"
         except (RunInterrupted, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
-            waiting = outbox.close(status, files)
+            waiting = outbox.close(status)
             if waiting:
                 log.warning("%d results have not reached MLflow; run again to send them", waiting)
     return results

@@ -1,4 +1,4 @@
-"""The database that a store's URI means."""
+"""Where an MLflow store is: the database that a URI means, and the artifacts of a run folder that has moved."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+
+from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
 ARTIFACTS = "mlartifacts"
+
+
+def refuse_password(uri: str | None) -> None:
+    """Raise `InputError` for a URI with a password: it would be in logs, lists of processes and Ray's dashboard."""
+    if uri is not None and urlsplit(uri).password:
+        raise InputError(
+            "--tracking-uri has a password in it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
 
 
 def sqlite_uri(database: Path, query: str = "") -> str:
@@ -28,9 +38,9 @@ def database_of(uri: str) -> Path:
 
 
 def relocate(out: Path) -> None:
-    """Where a run folder has moved or is a copy, let its own store read the artifacts that are in it.
+    """Where a run folder has moved or is a copy, have its own store read the artifacts that are in it.
 
-    MLflow keeps absolute addresses, and its client cannot change them.
+    MLflow keeps absolute addresses, and its client cannot change them. Only for who writes to the store or shows it.
     """
     database, location = out.resolve() / "mlflow.db", (out.resolve() / ARTIFACTS).as_uri()
     if not database.exists():

@@ -1,4 +1,4 @@
-"""MLflow: what people look at. The ledger decides what is finished; its records are sent here.
+"""MLflow: what people look at. The ledger decides what is finished, and is shown here.
 
 Only the driver writes, through `MlflowClient`, which names the run in each call.
 """
@@ -25,13 +25,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from cluster.session import require_server
-from orchestrator.ledger.folders import TABLES, Record, Status, folder_id, new_folder_id, read_record
-from orchestrator.plan import digest
-from orchestrator.tracking.presentation import FORM, Shown, shown
-from orchestrator.tracking.store import ARTIFACTS, database_of, relocate, sqlite_uri
+from orchestrator.ledger.folders import TABLES, Status, folder_id, is_intact, new_folder_id, read_record
+from orchestrator.tracking.descriptions import Shown
+from orchestrator.tracking.store import ARTIFACTS, database_of, refuse_password, relocate, sqlite_uri
 from orchestrator.tracking.views import experiment_tags
 from scoring.errors import InputError
-from scoring.table import file_sha256
 
 # MLflow sets its own level when imported, and reports each step of making its database.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -41,17 +39,13 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # nor nee
 
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
-_WEIGHTS = "weights/"  # metrics of a fusion, by configuration
-# Tags: digest of the record that a run shows in full, and of its loss curve, whose points must not be logged twice.
-_RECORD = "record"
-_CURVE = "curve"
-# Weights and embeddings stay in the ledger: MLflow would only hold a second copy of what nobody looks at there.
-_LARGE = (".npy", ".pt")
+_MARK = "record"  # tag: stands for the record or result that a run shows in full
+_WEIGHTS = "weights/"  # metrics of a system, by configuration
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One experiment on one MLflow store, and the tag that tells this output folder's runs from others'."""
+    """One experiment on one MLflow store, and the tag that tells this run folder's runs from others'."""
 
     uri: str
     experiment: str
@@ -68,152 +62,108 @@ class Tracker:
         if self.uri.startswith(("http://", "https://")):
             require_server(self.uri, "MLflow server", "check --tracking-uri")
 
-    def intact(self, run: Run, artifact: str, folder: str) -> Path | None:
-        """An artifact's copy in `folder`, or None if it is absent or not what its run's checksum says.
-
-        Raises
-        ------
-        InputError
-            If the store does not answer: what is finished must not be taken for missing.
-        """
-        expected = run.data.tags.get(checksum_tag(artifact))
-        with reaching(self.uri):
-            parent = artifact.rpartition("/")[0] or None
-            present = [file.path for file in self.client.list_artifacts(run.info.run_id, parent)]
-            if expected is None or artifact not in present:
-                return None
-            path = Path(self.client.download_artifacts(run.info.run_id, artifact, folder))
-        return path if file_sha256(path) == expected else None
-
     def tables(self, run: Run, folder: Path) -> list[Path]:
-        """Copies in `folder` of all score tables that a branch's run names.
+        """Copies in `folder` of all score tables of a branch's run.
 
         Raises
         ------
         InputError
-            If one of them is lost or damaged.
+            If one of them is lost or damaged, or the store does not answer.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        start, paths = checksum_tag(f"{TABLES}/"), []
-        for tag in sorted(run.data.tags):
-            if tag.startswith(start):
-                artifact = tag.removeprefix(checksum_tag(""))
-                path = self.intact(run, artifact, str(folder))
-                if path is None:
-                    raise InputError(f"{run.info.run_name}: {artifact} is lost or damaged in {self.uri}; run it again")
-                paths.append(path)
-        return paths
-
-    def open_parent(self, name: str) -> str:
-        """The RUNNING run under which this output folder's runs stand, found or created; its id."""
-        identity = self.parent_identity
-        run = self._find(identity) or self._create(name, identity)
-        self.client.update_run(run.info.run_id, status="RUNNING")
-        return str(run.info.run_id)
-
-    def open_system(self, name: str, parent_id: str) -> str:
-        """The run of a system of this folder, under which its branches stand, found or created; its id."""
-        identity = {"role": "fusion", "system": name, "folder": self.folder_id}
-        run = self._find(identity) or self._create(name, {**identity, _PARENT: parent_id})
-        return str(run.info.run_id)
+        with reaching(self.uri):
+            self.client.download_artifacts(run.info.run_id, "", str(folder))
+        record = read_record(folder)
+        files = [file for file in record.files if file.startswith(f"{TABLES}/")] if record else []
+        if record is None or not all(is_intact(folder, record, file) for file in files):
+            raise InputError(f"{run.info.run_name}: a score table is lost or damaged in {self.uri}; run it again")
+        return [folder / file for file in files]
 
     def below(self, run_id: str) -> set[str]:
-        """Ids of the runs under a run and under its children: a system's or a folder's branches among them."""
+        """Ids of the runs under a run and under its children: a system's or a folder's branches among them.
+
+        The baseline, which belongs to no system, is left out.
+        """
         systems = self._children(run_id)
         return {*systems, *(branch for system in systems for branch in self._children(system))}
 
     def _children(self, run_id: str) -> list[str]:
-        query = f"tags.`{_PARENT}` = '{run_id}'"
-        runs = self.client.search_runs([self.experiment_id], query, max_results=50_000)
-        return [str(run.info.run_id) for run in runs]
-
-    @property
-    def parent_identity(self) -> dict[str, str]:
-        """Tags by which the output folder's own run is found."""
-        return {"role": "run", "folder": self.folder_id}
+        return [run.info.run_id for run in self._search({_PARENT: run_id}) if run.data.tags.get("system")]
 
     def sent(self) -> set[str]:
-        """Marks of the records that the store has in full; see `mark`."""
-        runs = self.client.search_runs([self.experiment_id], max_results=50_000)
-        return {run.data.tags[_RECORD] for run in runs if _RECORD in run.data.tags}
+        """Marks of what the store shows in full of this folder; see `descriptions.mark_of`."""
+        return {run.data.tags[_MARK] for run in self._search({"folder": self.folder_id}) if _MARK in run.data.tags}
 
-    def send(self, folder: Path, record: Record, parents: Sequence[str] = ()) -> None:
-        """Make a record's run say what the record says; files that the run has already are not sent again.
+    def open_run(self, name: str) -> str:
+        """The RUNNING run under which this folder's runs stand, found or created; its id."""
+        run_id = str(self._run(name, {"role": "run"}).info.run_id)
+        self.client.update_run(run_id, status="RUNNING")
+        return run_id
 
+    def open_system(self, name: str, parent_id: str) -> str:
+        """The run of a system of this folder, under which its branches stand, found or created; its id."""
+        return str(self._run(name, {"role": "fusion", "system": name}, parent_id).info.run_id)
+
+    def send(self, look: Shown, mark: str, parents: Sequence[str] = ()) -> None:
+        """Make a run show this.
+
+        A system that is fused again keeps its run, and its branches.
+
+        mark: of the record or result that is shown
         parents: ids of the runs under one of which it stands; where it stands already it stays, else it is the first
         """
-        client, look = self.client, shown(folder, record)
-        identity = self._identity(record)
-        run = self._find(identity)
-        if run is None:
-            run = self._create(look.name, identity, record.metrics.get("seconds", 0.0))
-        run_id, run_tags = run.info.run_id, run.data.tags
-        files = {path: sha256 for path, sha256 in record.files.items() if not path.endswith(_LARGE)}
-        for path, sha256 in files.items():
-            if run_tags.get(checksum_tag(path)) != sha256:
-                client.log_artifact(run_id, str(folder / path), path.rpartition("/")[0] or None)
-        tags = {"failure": ""} if "failure" in run_tags else {}  # of an earlier try
-        tags |= {**record.identity, **record.tags, **look.tags, _NOTE: look.note}
-        tags |= {checksum_tag(path): sha256 for path, sha256 in files.items()}
+        client = self.client
+        run = self._run(look.name, look.identity, seconds=look.metrics.get("cost/seconds", 0.0))
+        run_id, before = run.info.run_id, run.data
+        for file in look.files:
+            client.log_artifact(run_id, str(look.folder / file), file.rpartition("/")[0] or None)
+        tags = {"failure": ""} if "failure" in before.tags else {}  # of an earlier try
+        tags |= {**look.tags, _NOTE: look.note}
         if parents:
-            tags[_PARENT] = run_tags[_PARENT] if run_tags.get(_PARENT) in parents else parents[0]
-        tags |= {_CURVE: digest(record.curve)}
+            tags[_PARENT] = before.tags[_PARENT] if before.tags.get(_PARENT) in parents else parents[0]
+        # A configuration that an earlier fusion weighed and this one does not know weighs nothing now.
+        figures = {**{name: 0.0 for name in before.metrics if name.startswith(_WEIGHTS)}, **look.metrics}
+        # A point of the loss that has the same time at every try is there once.
+        losses = [Metric("loss", loss, run.info.start_time, step) for step, loss in look.curve]
         client.log_batch(
             run_id,
-            _figures(look, run, [] if run_tags.get(_CURVE) == tags[_CURVE] else record.curve),
+            [*(Metric(name, value, _now(), 0) for name, value in figures.items()), *losses],
             [Param(key, value[:6000]) for key, value in look.params.items()],
             [RunTag(key, value) for key, value in tags.items()],
         )
         client.update_run(run_id, name=look.name)
-        client.set_terminated(run_id, record.status)
-        client.set_tag(run_id, _RECORD, mark(record))  # last: it says that the run has everything
+        client.set_terminated(run_id, look.status)
+        client.set_tag(run_id, _MARK, mark)  # last: it says that the run has everything
 
-    def send_views(self, branches: Sequence[Shown]) -> None:
-        """Offer views of the experiment in MLflow's UI, with the columns that matter for these branches."""
+    def send_views(self, parts: Sequence[Shown]) -> None:
+        """Offer views of the experiment in MLflow's UI, with the columns that matter for these branches and systems."""
         experiment = self.client.get_experiment(self.experiment_id)
-        for key, value in experiment_tags(experiment.creation_time, branches).items():
+        for key, value in experiment_tags(experiment.creation_time, parts).items():
             if experiment.tags.get(key) != value:
                 self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def close_strays(self, status: Status) -> None:
         """Close runs of systems that were not fused, and those that a server made and could not answer for."""
-        query = f"attributes.status = 'RUNNING' and tags.folder = '{self.folder_id}'"
-        for run in self.client.search_runs([self.experiment_id], query):
-            self.client.set_terminated(run.info.run_id, "KILLED" if status == "FINISHED" else status)
+        for run in self._search({"folder": self.folder_id}):
+            if run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, "KILLED" if status == "FINISHED" else status)
 
-    def _identity(self, record: Record) -> dict[str, str]:
-        """Tags by which a record's run is found: a system that is fused again keeps its run, and its branches."""
-        if record.identity["role"] != "fusion":
-            return record.identity
-        return {"role": "fusion", "system": record.identity["system"], "folder": self.folder_id}
+    def _run(self, name: str, identity: Mapping[str, str], parent_id: str = "", seconds: float = 0.0) -> Run:
+        """The run of this folder with these tags, found or, as one that began so many seconds ago, created."""
+        identity = {**identity, "folder": self.folder_id}
+        if runs := self._search(identity):
+            return runs[0]
+        tags = {**identity, **({_PARENT: parent_id} if parent_id else {})}
+        return self.client.create_run(self.experiment_id, _now() - int(1000 * seconds), tags, name)
 
-    def _create(self, name: str, identity: Mapping[str, str], seconds: float = 0.0) -> Run:
-        """A run that began so many seconds ago."""
-        began, tags = int((time.time() - seconds) * 1000), {**identity, "folder": self.folder_id}
-        return self.client.create_run(self.experiment_id, began, tags, run_name=name)
-
-    def _find(self, identity: Mapping[str, str]) -> Run | None:
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        runs = self.client.search_runs([self.experiment_id], query, max_results=1)
-        return runs[0] if runs else None
+    def _search(self, tags: Mapping[str, str]) -> list[Run]:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return list(self.client.search_runs([self.experiment_id], query, max_results=50_000))
 
 
-def mark(record: Record) -> str:
-    """Stands for a record and the form in which it is shown."""
-    return f"{FORM}-{record.digest}"
-
-
-def _figures(look: Shown, run: Run, curve: Sequence[tuple[int, float]]) -> list[Metric]:
-    """What to log; a configuration that an earlier fusion weighed and this one does not know weighs nothing now."""
-    now = int(time.time() * 1000)
-    gone = {name: 0.0 for name in run.data.metrics if name.startswith(_WEIGHTS)}
-    metrics = [Metric(key, value, now, 0) for key, value in {**gone, **look.metrics}.items()]
-    return metrics + [Metric("loss", loss, now, step) for step, loss in curve]
-
-
-def checksum_tag(artifact: str) -> str:
-    """Name of the tag that holds an artifact's SHA-256."""
-    return f"sha256.{artifact}"
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow has times."""
+    return int(1000 * time.time())
 
 
 def experiment_name(data: Path, fingerprint: str, out: Path) -> str:
@@ -235,6 +185,9 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
         If the store cannot be reached.
     """
     new_folder_id(out)
+    if uri is None:
+        with reaching(str(out / "mlflow.db")):
+            relocate(out)
     tracker = find_tracker(uri, out, experiment)
     if tracker is not None:
         return tracker
@@ -246,11 +199,9 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 
 
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
-    """The experiment in the store, or None; see `open_tracker`."""
+    """The experiment in the store, or None; a store that is there stays as it is. See `open_tracker`."""
     store = _store(uri, out)
     with reaching(store):
-        if uri is None:
-            relocate(out)
         stored = MlflowClient(store).get_experiment_by_name(experiment)
     if stored is None:
         return None
@@ -260,13 +211,10 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
 
 
 def _store(uri: str | None, out: Path) -> str:
-    """The store's URI, absolute, since workers have another working directory; a server must answer at once."""
+    """The store's URI, absolute, since the working directory changes; a server must answer at once."""
     if uri is None:
         return sqlite_uri(out / "mlflow.db")
-    if urlsplit(uri).password:  # it would be in logs and in the list of processes
-        raise InputError(
-            "--tracking-uri has a password in it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-        )
+    refuse_password(uri)
     if uri.startswith(("http://", "https://")):
         require_server(uri, "MLflow server", "check --tracking-uri")
     elif uri.startswith("sqlite:///"):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.tracking.presentation import Shown
+from orchestrator.tracking.descriptions import Shown
 
 TREE, BRANCHES, FUSIONS = "tutti-tree", "tutti-branches", "tutti-systems"
 _TAG = "mlflow.sharedViewState."
@@ -22,39 +22,27 @@ _CHARTS = "^omega|^loss|^hmean/"  # of some hundred that there may be; the field
 _SECTION = {"uuid": "tutti", "name": "all together", "columns": 1, "display": True}
 
 
-def experiment_tags(created: int, branches: Sequence[Shown]) -> dict[str, str]:
+def experiment_tags(created: int, parts: Sequence[Shown]) -> dict[str, str]:
     """Tags by which MLflow offers views of an experiment with the columns that matter.
 
     created: when the experiment was, in ms
-    branches: decide on machines and on the settings that differ
+    parts: of which the systems' branches decide on machines and on the settings that differ
     """
-    machines = sorted(
-        {name.removeprefix("hmean/") for b in branches for name in b.metrics if name.startswith("hmean/")}
-    )
-    hmean = [f"metrics.`hmean/{machine}`" for machine in machines[:_MACHINES]]
-    omega = "metrics.`omega`"
-    settings = [f"params.`{key}`" for key in differing(branches)[:_SETTINGS]]
+    branches = [part for part in parts if part.tags.get("system")]  # the baseline shares few settings with others
+    hmean = sorted({name for branch in branches for name in branch.metrics if name.startswith("hmean/")})
+    omega, machines = "metrics.`omega`", [f"metrics.`{name}`" for name in hmean[:_MACHINES]]
+    settings = [f"params.`{key}`" for key in _differing(branches)[:_SETTINGS]]
+    branch_columns = [omega, *machines, *settings, "tags.`detector`", "tags.`system`"]
+    system_columns = [omega, "metrics.`omega_in_sample`", "tags.`method`", *machines]
     views = {
-        TREE: _view("1 Tree: run, systems, branches", created, [omega, *hmean]),
-        BRANCHES: _view(
-            "2 Branches, best first",
-            created,
-            [omega, *hmean, *settings, "tags.`detector`", "tags.`system`"],
-            "tags.role = 'branch'",
-            omega,
-        ),
-        FUSIONS: _view(
-            "3 Systems, best first",
-            created,
-            [omega, "metrics.`omega_in_sample`", "tags.`method`", *hmean],
-            "tags.role = 'fusion'",
-            omega,
-        ),
+        TREE: _view("1 Tree: run, systems, branches", created, [omega, *machines]),
+        BRANCHES: _view("2 Branches, best first", created, branch_columns, "tags.role = 'branch'", omega),
+        FUSIONS: _view("3 Systems, best first", created, system_columns, "tags.role = 'fusion'", omega),
     }
     return {f"{_TAG}{key}": view for key, view in views.items()}
 
 
-def differing(branches: Sequence[Shown]) -> list[str]:
+def _differing(branches: Sequence[Shown]) -> list[str]:
     """Settings that are not the same for all branches."""
     keys = sorted({key for branch in branches for key in branch.params})
     return [key for key in keys if len({branch.params.get(key) for branch in branches}) > 1]

@@ -23,7 +23,7 @@ from orchestrator.cost import overview
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, checksums, write_record
 from orchestrator.plan import make_plan
 from orchestrator.system import SystemSpec
-from orchestrator.tracking.sync import Outbox
+from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.tracker import open_tracker
 from orchestrator.training.launch import unfinished
 from orchestrator.training.worker import branch_record

@@ -15,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.ledger.folders import RECORD
-from orchestrator.tracking.sync import Outbox
+from orchestrator.ledger.storage import every
+from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
 from orchestrator.tracking.tracker import open_tracker
 from tests.cluster.conftest import branches_of, step_of, wait_for, workers_of
 from tests.commands import answers, free_port
@@ -182,11 +183,12 @@ def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path,
     with serving(tmp_path) as server:
         tracker = open_tracker(server.uri, trial.out, "small on data")
         server.stop()
-        with Outbox(tracker, trial.out) as outbox:
+        outbox = Outbox(tracker, trial.out)
+        with every(POLL_SECONDS, outbox.send):
             wait_for(lambda: "results are kept" in caplog.text)
             server.start()
             wait_for(lambda: sorted(statuses(server.uri).values()) == ["FINISHED"] * 4 + ["RUNNING"])
-        assert outbox.close("FINISHED", [trial.out / "report.html"]) == 0
+        assert outbox.close("FINISHED") == 0
         found = statuses(server.uri)
         assert sorted(role for role, _ in found) == ["branch", "branch", "branch", "fusion", "run"]
         assert set(found.values()) == {"FINISHED"}

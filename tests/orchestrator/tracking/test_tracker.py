@@ -1,33 +1,23 @@
 """What people see in MLflow: sent from a ledger to a real store, without training."""
 
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
 from fusion.tasks import run_here
 from orchestrator.fuse.result import fuse_into
-from orchestrator.ledger.folders import (
-    BRANCHES,
-    FAILURES,
-    GIVEN_UP,
-    RESULT,
-    SYSTEMS,
-    Record,
-    checksums,
-    record_reason,
-    write_record,
-)
-from orchestrator.tracking.presentation import detectors, shown
+from orchestrator.ledger.folders import BRANCHES, FAILURES, SYSTEMS, Record, checksums, record_failure, write_record
+from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.store import sqlite_uri
-from orchestrator.tracking.sync import Outbox
-from orchestrator.tracking.tracker import open_tracker
+from orchestrator.tracking.tracker import find_tracker, open_tracker
 from orchestrator.tracking.views import BRANCHES as BRANCHES_VIEW
 from orchestrator.tracking.views import link
+from scoring.errors import InputError
 from tests.commands import tutti_here
 from tests.fusion.pools import make_pool
 
@@ -49,6 +39,7 @@ def branch(out, name, system="one", omega=61.23456, seed=0):
         metrics={"seconds": 90.0, "cpus": 2.0, **{f"knn-k2.5.{key}": value for key, value in figures.items()}},
         curve=[(1, 3.0), (2, 2.0)],
         files=checksums(folder),
+        tables={"knn-k2.5": "its identity"},
     )
     write_record(folder, record)
     return record
@@ -61,11 +52,7 @@ def fused(out, system, names, fusion_id):
     tables = {name: pool[name] for name in names}
     tree = {"sub": {name: [name] for name in names}}
     about = {"system": system, "description": f"Of {len(names)} | with a bar.", "branches": [], "missing": []}
-    result, _ = fuse_into(folder, fusion_id, tables, tree, {}, about, run_here)
-    identity = {"role": "fusion", "system": system, "fusion_id": fusion_id}
-    method = {"method": result["delivered"]["method"]}
-    write_record(folder, Record(name=system, identity=identity, tags=method, files=checksums(folder)))
-    return result
+    return fuse_into(folder, fusion_id, tables, tree, {}, about, run_here)[0]
 
 
 class Store:
@@ -77,10 +64,7 @@ class Store:
 
     def send(self, status="FINISHED"):
         """As a run does, with a new process each time."""
-        outbox = Outbox(open_tracker(None, self.out, EXPERIMENT), self.out)
-        with outbox:
-            pass
-        assert outbox.close(status) == 0
+        assert Outbox(open_tracker(None, self.out, EXPERIMENT), self.out).close(status) == 0
 
     @property
     def client(self):
@@ -163,19 +147,33 @@ def test_names_with_dots_are_told_apart(store):
     assert "augmentation.noise" not in run.data.params  # absent, as in the settings
 
 
-def test_descriptions_and_pages_show_the_tables(store):
-    runs = store.runs()
-    note = runs["a/b/1"].data.tags["mlflow.note.content"]
-    assert note.startswith("**Omega 61.23 % with knn-k2.5.**")
-    assert "| fan | 70.00 | – | – | 61.23 |" in note
-    note = runs["one"].data.tags["mlflow.note.content"]
-    assert "Of 3 \\| with a bar." in note
-    weights = {name: value for c in store.result["delivered"]["weights"].values() for name, value in c.items()}
-    assert all(f"| sub/{name} | {value:.3f} |" in note for name, value in weights.items())
-    assert (
-        f"| two | 0 | {runs['two'].data.metrics['omega_in_sample']:.2f} |"
-        in runs["out"].data.tags["mlflow.note.content"]
-    )
+def test_every_run_has_a_line_of_text(store):
+    notes = {name: run.data.tags["mlflow.note.content"] for name, run in store.runs().items()}
+    assert notes["a/b/1"] == "Omega 61.23 % with knn-k2.5"
+    assert notes["one"].startswith(f"Omega {store.result['omega']:.2f} % on held-out machines: ")
+    assert notes["one"].endswith(" Of 3 \\| with a bar.")
+    assert notes["out"] == "2 branches finished, 0 failed"
+
+
+def test_artifacts_are_the_tables_and_what_they_are_checked_by(store):
+    run = store.runs()["a/b/1"]
+    assert {file.path for file in store.client.list_artifacts(run.info.run_id)} == {"tables", "record.json"}
+    assert not [tag for tag in run.data.tags if tag.startswith("sha256")]
+    system = store.runs()["one"]
+    kept = {file.path for file in store.client.list_artifacts(system.info.run_id)}
+    assert kept == {"fused.parquet", "held_out.parquet", "result.json"}
+
+
+def test_tables_are_read_from_the_store_unless_they_are_damaged(store, tmp_path):
+    tracker, run = find_tracker(sqlite_uri(store.out / "mlflow.db"), tmp_path, EXPERIMENT), store.runs()["a/b/1"]
+    (table,) = tracker.tables(run, tmp_path / "copies")
+    assert (table.name, table.read_bytes()) == ("knn-k2.5.parquet", b"a table")
+    stored = Path(run.info.artifact_uri.removeprefix("file://")) / "tables" / table.name
+    for damage in (lambda: stored.write_bytes(b"another"), stored.unlink):
+        damage()
+        with pytest.raises(InputError, match="a/b/1: a score table is lost or damaged"):
+            tracker.tables(run, tmp_path / f"after {damage}")
+    stored.write_bytes(b"a table")
 
 
 @pytest.mark.parametrize(
@@ -249,65 +247,73 @@ def test_a_system_that_is_fused_again_keeps_its_run_and_its_branches(tmp_path, p
 def test_a_failed_branch_says_why_until_it_succeeds(tmp_path, empty):
     store = Store(tmp_path, empty)
     record = branch(tmp_path, "a/b/0")
-    empty = record.model_copy(update={"metrics": {}, "curve": [], "files": {}})
+    failed = record.model_copy(update={"metrics": {}, "curve": [], "files": {}, "tables": {}})
     (tmp_path / BRANCHES).rename(tmp_path / "later")
-    branch_id, reason = record.identity["branch_id"], "Traceback\nValueError: the loss is *not* finite"
-    record_reason(tmp_path, FAILURES, branch_id, empty, reason)
+    reason = "Traceback\nValueError: the loss is *not* finite"
+    record_failure(tmp_path, record.identity["branch_id"], failed, reason)
     store.send("FAILED")
     run = store.runs()["a/b/0"]
     assert run.info.status == "FAILED"
-    assert "**Failed:** ValueError: the loss is \\*not\\* finite" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("Failed: ValueError: the loss is \\*not\\* finite (reason.txt")
+    assert [file.path for file in store.client.list_artifacts(run.info.run_id)] == ["reason.txt", "record.json"]
     parent = next(run for run in store.runs().values() if run.data.tags["role"] == "run")
-    assert "0 branches finished, 1 failed." in parent.data.tags["mlflow.note.content"]
-    (tmp_path / FAILURES).rename(tmp_path / "unfinished")
-    record_reason(tmp_path, GIVEN_UP, branch_id, empty, "given up at step 5")
-    store.send()
-    run = store.runs()["a/b/0"]
-    assert run.info.status == "KILLED"
-    assert "**Given up:** given up at step 5" in run.data.tags["mlflow.note.content"]
-    parent = next(run for run in store.runs().values() if run.data.tags["role"] == "run")
-    assert "0 branches finished, 0 failed, 1 given up." in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["mlflow.note.content"] == "0 branches finished, 1 failed"
     (tmp_path / "later").rename(tmp_path / BRANCHES)
-    (tmp_path / GIVEN_UP).rename(tmp_path / "unfinished" / "given_up")
+    shutil.rmtree(tmp_path / FAILURES)
     store.send()
     run = store.runs()["a/b/0"]
     assert (run.info.status, run.data.tags["failure"]) == ("FINISHED", "")
     assert "Failed" not in run.data.tags["mlflow.note.content"]
 
 
-def test_the_first_detector_gives_a_branch_its_omega():
-    metrics = {"knn-k2.omega": 1.0, "knn-k2.fan.hmean": 1.0, "knn.omega": 2.0, "gmm.omega": 3.0}
-    files = dict.fromkeys(["tables/gmm.parquet", "tables/knn-k2.parquet", "tables/knn.parquet", "branch.pt"], "")
-    record = Record(name="a/b/0", identity={"role": "branch"}, metrics=metrics, files=files)
-    assert detectors(record) == ["knn-k2", "knn", "gmm"]
-    assert shown(SimpleNamespace(), record).metrics == {
-        "omega": 1.0,
-        "hmean/fan": 1.0,
-        "knn/omega": 2.0,
-        "gmm/omega": 3.0,
-    }
+def test_a_branch_of_no_system_stands_under_the_folder(tmp_path, empty):
+    store = Store(tmp_path, empty)
+    branch(tmp_path, "log-mel baseline", "")
+    store.send()
+    assert store.parent(store.runs()["log-mel baseline"]) == tmp_path.name
 
 
-def test_an_evaluation_set_without_labels(tmp_path, store):
-    folder = tmp_path / SYSTEMS / "one"
-    folder.mkdir(parents=True)
-    delivered = {**store.result["delivered"], "in_sample": None, "lomo": None, "ci": None}
-    hidden = {**store.result, "delivered": delivered, "methods": {}, "machines": {"in_sample": None, "lomo": None}}
-    hidden["omega"] = None
-    (folder / RESULT).write_text(json.dumps(hidden))
-    look = shown(folder, Record(name="one", identity={"role": "fusion", "system": "one"}))
-    assert set(look.metrics) == {name for name in look.metrics if name.startswith("weights/")} != set()
-    assert "No labels to measure it by" in look.note
+def test_two_folders_of_one_name_share_an_experiment_and_no_run(tmp_path, pool_names):
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(tmp_path / "artifacts"))
+    for person, omega in (("anna", 60.0), ("bernd", 70.0)):
+        out = tmp_path / person / "out"
+        branch(out, "a/b/0", omega=omega)
+        fused(out, "one", pool_names[:2], "the same")
+        assert Outbox(open_tracker(uri, out, EXPERIMENT), out).close("FINISHED") == 0
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert len(runs) == 6
+    by_id = {run.info.run_id: run for run in runs}
+    for run in runs:
+        if parent := run.data.tags.get("mlflow.parentRunId"):
+            assert by_id[parent].data.tags["folder"] == run.data.tags["folder"]
+    assert {run.data.metrics["omega"] for run in runs if run.data.tags["role"] == "branch"} == {60.0, 70.0}
+
+
+def test_a_relative_folder_is_found_when_the_working_directory_changes(tmp_path, empty, monkeypatch):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    store = Store(out, empty)
+    monkeypatch.chdir(tmp_path)
+    outbox = Outbox(open_tracker(None, Path("out"), EXPERIMENT), Path("out"))
+    os.chdir(elsewhere)  # as while Ray starts
+    branch(out, "a/b/0")
+    assert outbox.close("FINISHED") == 0
+    assert set(store.runs()) == {"out", "one", "a/b/0"}
 
 
 def test_a_moved_run_keeps_its_artifacts(tmp_path):
     out = tmp_path / "out"
     branch(out, "a/b/0")
     fused(out, "one", ["g0", "p0"], "f1")
-    with Outbox(open_tracker(None, out, EXPERIMENT), out) as outbox:
-        pass
-    assert not outbox.close("FINISHED")
+    assert not Outbox(open_tracker(None, out, EXPERIMENT), out).close("FINISHED")
     moved = out.rename(tmp_path / "elsewhere")
+    before = (moved / "mlflow.db").read_bytes()
+    find_tracker(None, moved, EXPERIMENT)
+    assert (moved / "mlflow.db").read_bytes() == before  # looked at, and left as it is
     open_tracker(None, moved, EXPERIMENT)
     client = MlflowClient(sqlite_uri(moved / "mlflow.db"))
     experiment = client.get_experiment_by_name(EXPERIMENT)

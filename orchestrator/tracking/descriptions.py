@@ -1,0 +1,185 @@
+"""What MLflow shows of a branch, a system and a run folder: figures under names that its UI groups, and a line of text.
+
+A slash in a metric's name makes a section in the UI, so what people compare stands alone: `omega`, which every run has,
+and `loss`. Beside them `hmean/<machine>`, `auc_source/<machine>`, … and `cost/…`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.fuse.result import read_result
+from orchestrator.ledger.folders import (
+    BRANCHES,
+    FAILURES,
+    FUSED,
+    HELD_OUT,
+    REASON,
+    RECORD,
+    REPORT,
+    RESULT,
+    SYSTEMS,
+    Record,
+    Status,
+    read_record,
+)
+from scoring.errors import InputError
+from scoring.table import file_sha256
+
+FORM = 3  # of what is shown; with another number everything is sent anew, once
+# Weights and embeddings stay in the ledger: MLflow would only hold a second copy of what nobody looks at there.
+_LARGE = (".npy", ".pt")
+_TEXT = 7500  # characters of a description, which MLflow cuts at 8000
+_NAME = 200  # characters of a metric's name, of which MLflow takes 250
+_OTHER_CHARACTERS = re.compile(r"[^\w./ -]")
+_DECIMALS = 3  # of a metric, which the UI would cut at the width of its column; the tables have all
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one MLflow run shows.
+
+    identity: tags by which it is found among the runs of its output folder
+    text: its description
+    files: artifacts, by path within `folder`
+    curve: pairs of step and loss
+    """
+
+    name: str
+    identity: dict[str, str]
+    text: str
+    folder: Path
+    files: Sequence[str]
+    status: Status = "FINISHED"
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[tuple[int, float]] = ()
+
+    @property
+    def note(self) -> str:
+        """The description as Markdown that shows the text as it is, in one line."""
+        return re.sub(r"([*_<>|`\[\]])", r"\\\1", " ".join(self.text.split()))[:_TEXT]
+
+
+def marks(out: Path) -> dict[Path, str]:
+    """The records of branches and results of systems in a run folder, each with what stands for its content.
+
+    Of a branch that has failed at its last try, only that is shown.
+    """
+    records = [path for kind in (BRANCHES, FAILURES) for path in sorted((out / kind).glob(f"*/{RECORD}"))]
+    branches = {path.parent.name: path for path in records}
+    found = {}
+    for path in [*branches.values(), *sorted((out / SYSTEMS).glob(f"*/{RESULT}"))]:
+        with suppress(FileNotFoundError):  # a failure's is removed when its branch is tried again
+            found[path] = mark_of(path)
+    return found
+
+
+def mark_of(path: Path) -> str:
+    """What stands for a record or result, and so for the files that it has checksums of, and for the form shown."""
+    return f"{FORM}-{file_sha256(path)[:16]}"
+
+
+def shown(path: Path) -> Shown | None:
+    """What MLflow shows of a record or result; None of one that is damaged, or older, or of a branch without scores."""
+    if path.name == RESULT:
+        return _system(path.parent)
+    record = read_record(path.parent)
+    return _branch(path.parent, record) if record and (record.tables or record.status == "FAILED") else None
+
+
+def _branch(folder: Path, record: Record) -> Shown:
+    detectors = list(record.tables)
+    omegas = [f"{record.metrics[f'{d}.omega']:.2f} % with {d}" for d in detectors if f"{d}.omega" in record.metrics]
+    text = f"Omega {', '.join(omegas)}" if omegas else "No labels to measure it by"
+    if record.status == "FAILED":
+        text = f"Failed: {record.tags['failure']} ({REASON} among the artifacts has the whole of it)"
+    return Shown(
+        record.name,
+        record.identity,
+        text,
+        folder,
+        [*(file for file in record.files if not file.endswith(_LARGE)), RECORD],
+        record.status,
+        {**record.tags, "configuration": record.name.rpartition("/")[0], "detector": ", ".join(detectors)},
+        {key: value for key, value in record.params.items() if value != "null"},
+        _figures(record.metrics, detectors),
+        record.curve,
+    )
+
+
+def _figures(metrics: Mapping[str, float], detectors: Sequence[str]) -> dict[str, float]:
+    """`knn.fan.hmean` → `hmean/fan` of the first detector, which gives the branch its Omega; `gmm/hmean/fan` of others.
+
+    `seconds` → `cost/seconds`. Names of detectors and machines may have dots. Of a table that is lost nothing is shown.
+    """
+    figures = {f"cost/{name}": value for name, value in metrics.items() if "." not in name}
+    for name, value in metrics.items():
+        if owners := [detector for detector in detectors if name.startswith(f"{detector}.")]:
+            owner = max(owners, key=len)
+            machine, _, cell = name.removeprefix(f"{owner}.").rpartition(".")
+            figure = f"{cell}/{machine}" if machine else cell
+            figures[figure if owner == detectors[0] else f"{owner}/{figure}"] = value
+    return _accepted(figures)
+
+
+def _system(folder: Path) -> Shown | None:
+    try:
+        result = read_result(folder)
+    except InputError:
+        return None
+    delivered, machines = result["delivered"], result["machines"]
+    omega, held_out = result["omega"], delivered["lomo"] is not None
+    metrics = {"omega": omega, "omega_in_sample": delivered["in_sample"]}
+    for machine, cells in ((machines["lomo"] if held_out else machines["in_sample"]) or {}).items():
+        metrics |= {f"{cell}/{machine}": value for cell, value in cells.items()}
+    metrics |= {f"methods/{name}": values["lomo"] for name, values in result["methods"].items()}
+    for subsystem, weights in delivered["weights"].items():
+        metrics |= {f"weights/{subsystem}/{configuration}": weight for configuration, weight in weights.items()}
+    where = "on held-out machines" if held_out else "in-sample"
+    measured = "No labels to measure it by" if omega is None else f"Omega {omega:.2f} % {where}"
+    missing = f" Fused without {', '.join(result['missing'])}." if result.get("missing") else ""
+    return Shown(
+        result["system"],
+        {"role": "fusion", "system": result["system"]},
+        f"{measured}: {result['headline']}.{missing} {result.get('description', '')}",
+        folder,
+        [file for file in (FUSED, HELD_OUT, RESULT) if (folder / file).exists()],
+        tags={"method": delivered["method"], "fusion_id": result["fusion_id"]},
+        metrics=_accepted(metrics),
+    )
+
+
+def shown_run(out: Path, record: Record, parts: Sequence[Shown]) -> Shown:
+    """What MLflow shows of a run folder with these branches and systems."""
+    ended = Counter(part.status for part in parts if part.identity["role"] == "branch")
+    omegas = [part.metrics["omega"] for part in parts if part.identity["role"] == "fusion" and "omega" in part.metrics]
+    checks = [path.relative_to(out).as_posix() for path in sorted(out.glob("generated/*/check.json"))]
+    report = [REPORT] if (out / REPORT).exists() else []
+    return Shown(
+        record.name,
+        record.identity,
+        f"{ended['FINISHED']} branches finished, {ended['FAILED']} failed"
+        + (f"; {REPORT} among the artifacts has figures and intervals" if report else ""),
+        out,
+        [*report, *checks],
+        record.status,
+        record.tags,
+        metrics={"omega": max(omegas)} if omegas else {},
+    )
+
+
+def _accepted(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """What is known, under names that MLflow takes: few characters, and not many; two names never become one."""
+    names = {name: _OTHER_CHARACTERS.sub("_", name)[:_NAME] for name in metrics}
+    for name, accepted in names.items():
+        if accepted != name:
+            names[name] = f"{accepted}_{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+    return {names[name]: round(value, _DECIMALS) for name, value in metrics.items() if value is not None}
