@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 from branches.audio import read_clip
 from branches.audio.cache import in_memory
 from branches.audio.formats import formats_of
-from orchestrator.model.ensemble import Ensemble
-from orchestrator.model.manifest import CLIPS, bank_file, package_of, write_manifest
-from orchestrator.model.reference import Reference
+from orchestrator.model.ensemble import Ensemble, Reference
+from orchestrator.model.manifest import CLIPS, package_of, write_manifest
 from scoring.atomic import atomic_folder
-from scoring.banks import MIN_CLIPS, attributes_as_text
+from scoring.banks import MIN_CLIPS
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,42 +47,25 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     names = [path.name for path in recordings]
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
-    clips_read = [read_clip(path) for path in recordings]
-    embeddings = ensemble.embed(clips_read)
-    clips = _rows(machine, section, names, ensemble.clips.schema)
-    manifest = ensemble.manifest
-    domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
+    same = {"machine": machine, "section": section, "split": "train", "domain": "source", "attributes": []}
+    clips = pa.Table.from_pylist([{**same, "clip": name} for name in names], ensemble.clips.schema)
+    samples = [read_clip(path) for path in recordings]
+    embeddings = ensemble.embed(samples)
     try:
-        threshold = Reference(
-            manifest.members,
-            manifest.scale,
-            domain,
-            attributes,
-            embeddings,
-            manifest.rule,
-            manifest.false_alarms,
-        ).threshold
+        threshold = Reference(ensemble.manifest, clips, embeddings).threshold
     except InputError as error:
-        raise InputError(
-            f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
-        ) from None
+        reason = f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
+        raise InputError(reason) from None
+    formats = dict(ensemble.manifest.formats)
+    recorded = formats_of(in_memory(samples), clips)[machine]
+    formats[machine] = recorded.joined(formats[machine]) if machine in formats else recorded
     with atomic_folder(out) as unfinished:
         shutil.copytree(model, unfinished, dirs_exist_ok=True)
         folder = package_of(unfinished)
         for name, added in embeddings.items():
-            path = folder / bank_file(name)
-            np.save(path, np.concatenate([np.load(path), added]))
+            np.save(folder / name, np.concatenate([np.load(folder / name), added]))
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
-        enrolled = {**manifest.enrolled, f"{machine} section {section}": len(names)}
-        recorded = formats_of(in_memory(clips_read), clips)[machine]
-        other_sections = manifest.formats.get(machine)
-        formats = {**manifest.formats, machine: recorded.joined(other_sections) if other_sections else recorded}
-        write_manifest(folder, manifest.model_copy(update={"enrolled": enrolled, "formats": formats}))
+        write_manifest(folder, ensemble.manifest.model_copy(update={"formats": formats}))
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
     return threshold
-
-
-def _rows(machine: str, section: int, names: Sequence[str], schema: pa.Schema) -> pa.Table:
-    same = {"machine": machine, "section": section, "split": "train", "domain": "source", "attributes": []}
-    return pa.Table.from_pylist([{**same, "clip": name} for name in names], schema)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +14,109 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from branches.audio.cache import AudioCache, in_memory
+from branches.audio.cache import in_memory
 from branches.audio.channels import cancelled_in_memory
 from branches.beats.lora import merge_lora
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
 from branches.spec import BUILT_IN, BranchSpec, Channel, EmbeddingSpec
-from orchestrator.model.manifest import CLIPS, Manifest, bank_file, branch_file, package_of, read_manifest
-from orchestrator.model.reference import Reference, Scores
-from scoring.banks import attributes_as_text
+from fusion.joined import weighted_sum
+from fusion.scales import contributions, on_scale
+from orchestrator.model.manifest import CLIPS, REMEDY, Manifest, Member, package_of, read_manifest
+from scoring.banks import Bank, attributes_as_text
+from scoring.calibration import METHODS, check_varied, location_scale
+from scoring.decisions import gamma_threshold
 from scoring.errors import InputError
 
 BATCH = 16
 
+Array = NDArray[np.float64]
 Embeddings = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of M clips of one machine; `anomaly` is what the challenge calls the decision.
+
+    names: of the system's T tables
+    score, calibrated, anomaly: (M,)
+    threshold: that `score` must exceed
+    contributions: (T, M) whose sum over the tables is `score`
+    """
+
+    names: tuple[str, ...]
+    score: Array
+    calibrated: Array
+    anomaly: NDArray[np.bool_]
+    threshold: float
+    contributions: Array
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same clip by clip: score, calibrated, threshold, anomaly, and contributions by the tables' names."""
+        parts = self.contributions.T.tolist()
+        values = zip(self.score.tolist(), self.calibrated.tolist(), self.anomaly.tolist(), parts, strict=True)
+        return [
+            {
+                "score": score,
+                "calibrated": calibrated,
+                "threshold": self.threshold,
+                "anomaly": anomaly,
+                "contributions": dict(zip(self.names, parts, strict=True)),
+            }
+            for score, calibrated, anomaly, parts in values
+        ]
+
+
+class Reference:
+    """The normals of one machine and section, as every member of an ensemble knows them; fitted once, asked often.
+
+    Parameters
+    ----------
+    manifest: of the ensemble, with T members
+    clips: the normal clips, with domain and attributes
+    embeddings: (clips, …) by bank
+
+    Raises
+    ------
+    InputError
+        If there are too few clips, or their embeddings or scores do not vary.
+    """
+
+    def __init__(self, manifest: Manifest, clips: pa.Table, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
+        self._members, self._scale = manifest.members, manifest.scale
+        self._weights = np.array([member.weight for member in self._members])
+        domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
+        self._banks = []
+        for member in self._members:
+            known = attributes if member.detector.uses_attributes else None
+            bank = Bank(member.detector, embeddings[member.bank_file], domain, known)
+            check_varied(bank.train_scores, member.name)
+            self._banks.append(bank)
+        self._train = self._calibrated([bank.train_scores for bank in self._banks])
+        self.train_scores = weighted_sum(self._clips(0), self._train, self._weights, self._scale)
+        check_varied(self.train_scores, "the system")
+        self.threshold = gamma_threshold(self.train_scores, 1 - manifest.false_alarms)
+
+    def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Scores:
+        """Scores of M other clips from their embeddings (M, …) by bank."""
+        pairs = zip(self._members, self._banks, strict=True)
+        members = self._calibrated([bank.scores(embeddings[member.bank_file]) for member, bank in pairs])
+        n, values = len(self.train_scores), np.concatenate([self._train, members], axis=1)
+        clips = self._clips(members.shape[1])
+        score = weighted_sum(clips, values, self._weights, self._scale)[n:]
+        shares = contributions(self._scale, self._weights, on_scale(self._scale, clips, values)[:, n:])
+        calibrated = location_scale(self.train_scores, score)
+        names = tuple(member.name for member in self._members)
+        return Scores(names, score, calibrated, score > self.threshold, self.threshold, shares)
+
+    def _calibrated(self, scores: Sequence[Array]) -> Array:
+        """Calibrated scores (T, M) from the scores (M,) of each member."""
+        triples = zip(self._members, self._banks, scores, strict=True)
+        return np.stack([METHODS[m.detector.calibration](bank.train_scores, raw) for m, bank, raw in triples])
+
+    def _clips(self, others: int) -> pa.Table:
+        """Rows of the normals and of so many other clips, all of one machine and section, for their ranks."""
+        split = ["train"] * self._train.shape[1] + ["test"] * others
+        return pa.table({"machine": ["m"] * len(split), "section": [0] * len(split), "split": split})
 
 
 class Ensemble:
@@ -35,6 +126,7 @@ class Ensemble:
     ----------
     folder: a packaged ensemble, or an MLflow model that holds one
     device: `cpu` or `cuda`
+    false_alarms: share of normal clips above a threshold; None takes the package's
 
     Raises
     ------
@@ -42,12 +134,17 @@ class Ensemble:
         If there is no intact package, or `device` is not there.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, device: str = "cpu", false_alarms: float | None = None) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("torch finds no GPU here; leave out --device cuda")
         self.folder = package_of(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
-        self.clips: pa.Table = pq.read_table(self.folder / CLIPS)
+        self.manifest = read_manifest(self.folder)
+        if false_alarms is not None:
+            self.manifest = self.manifest.model_copy(update={"false_alarms": false_alarms})
+        try:
+            self.clips: pa.Table = pq.read_table(self.folder / CLIPS)
+        except (OSError, ValueError):  # Arrow's errors are both
+            raise InputError(f"{self.folder / CLIPS}: damaged; {REMEDY}") from None
         self._device = torch.device(device)
         self._networks = _networks(self.manifest, self.folder, device)
         self._references: dict[tuple[str, int], Reference] = {}
@@ -88,50 +185,34 @@ class Ensemble:
             enrolled = ", ".join(f"{m} section {s}" for m, sections in self.machines.items() for s in sections)
             raise InputError(f"the model does not know machine {machine} section {section}; it knows {enrolled}")
         if (machine, section) not in self._references:
-            rows = np.flatnonzero(
-                (self.clips["machine"].to_numpy() == machine) & (self.clips["section"].to_numpy() == section)
-            )
-            names = {member.bank for member in self.manifest.members}
-            banks = {name: np.load(self.folder / bank_file(name), mmap_mode="r") for name in names}
-            self._references[machine, section] = Reference(
-                self.manifest.members,
-                self.manifest.scale,
-                self.clips["domain"].to_numpy()[rows],
-                attributes_as_text(self.clips)[rows],
-                {name: np.asarray(bank[rows]) for name, bank in banks.items()},
-                self.manifest.rule,
-                self.manifest.false_alarms,
-            )
+            is_its = (self.clips["machine"].to_numpy() == machine) & (self.clips["section"].to_numpy() == section)
+            banks = {member.bank_file: self._bank(member.bank_file, is_its) for member in self.manifest.members}
+            self._references[machine, section] = Reference(self.manifest, self.clips.filter(is_its), banks)
         return self._references[machine, section]
+
+    def _bank(self, name: str, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+        try:
+            return np.asarray(np.load(self.folder / name, mmap_mode="r")[rows])
+        except (OSError, ValueError, IndexError):
+            raise InputError(f"{self.folder / name}: damaged; {REMEDY}") from None
 
     def embed(self, recordings: Sequence[NDArray[np.float32]]) -> Embeddings:
         """Embeddings (recordings, …) by bank, of recordings (samples, channels) at 16 kHz."""
         audio = in_memory(recordings)
         by_bank: Embeddings = {}
         for channel, networks in self._networks.items():
-            channel_audio = cancelled_in_memory(audio) if channel == "cancel" else audio
+            heard = cancelled_in_memory(audio) if channel == "cancel" else audio
             for rows in batches_of_like_length(audio.lengths, BATCH):
-                for name, part in self._embed_batch(channel_audio, channel, rows, networks).items():
-                    embeddings = by_bank.setdefault(name, np.empty((len(audio), *part.shape[1:]), np.float32))
-                    embeddings[rows] = part
-        for name, embeddings in by_bank.items():
-            if not np.isfinite(embeddings).all():
-                raise InputError(
-                    f"branch {name.partition('.')[0]} gives an embedding that is not finite: the level is absurd"
-                )
+                features = features_of([heard.waveform(i, channel) for i in rows], self._device)
+                for network in networks.values():
+                    outputs = network.model.embeddings(*features, list(network.embeddings.values()))
+                    for name, output in zip(network.embeddings, outputs, strict=True):
+                        embeddings = by_bank.setdefault(name, np.empty((len(audio), *output.shape[1:]), np.float32))
+                        embeddings[rows] = output.cpu().numpy()
+        for member in self.manifest.members:
+            if not np.isfinite(by_bank[member.bank_file]).all():
+                raise InputError(f"{member.name} gives an embedding that is not finite: the level is absurd")
         return by_bank
-
-    @torch.inference_mode()
-    def _embed_batch(
-        self, audio: AudioCache, channel: Channel, rows: NDArray[np.int64], networks: Sequence[_Network]
-    ) -> Embeddings:
-        """One batch of recordings of like length, whose log-mels are computed once for all branches of a channel."""
-        features, padding = features_of([audio.waveform(i, channel) for i in rows], self._device)
-        embeddings: Embeddings = {}
-        for network in networks:
-            outputs = network.model.embeddings(features, padding, list(network.embeddings.values()))
-            embeddings |= {n: output.cpu().numpy() for n, output in zip(network.embeddings, outputs, strict=True)}
-        return embeddings
 
 
 @dataclass(frozen=True)
@@ -142,24 +223,22 @@ class _Network:
     embeddings: dict[str, EmbeddingSpec]
 
 
-def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, list[_Network]]:
+def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, dict[tuple[str, str], _Network]]:
     """The networks of all members, by the channel they hear."""
-    networks: dict[tuple[Channel, str, str], _Network] = {}
+    by_channel: dict[Channel, dict[tuple[str, str], _Network]] = {}
     for member in manifest.members:
-        name, spec = member.branch_id, manifest.branches[member.branch_id]
-        key = (spec.channel, *((spec.backbone.path, spec.backbone.precision) if spec.is_frozen else (name, "")))
+        spec = manifest.branches[member.branch_id]
+        key = (spec.backbone.path, spec.backbone.precision) if spec.is_frozen else (member.branch_id, "")
+        networks = by_channel.setdefault(spec.channel, {})
         if key not in networks:
-            networks[key] = _Network(_model(name, spec, folder).to(device).eval(), {})
-        networks[key].embeddings[member.bank] = spec.resolved(member.embedding)
-    by_channel: dict[Channel, list[_Network]] = {}
-    for (channel, *_), network in networks.items():
-        by_channel.setdefault(channel, []).append(network)
+            networks[key] = _Network(_model(member, spec, folder).to(device).eval(), {})
+        networks[key].embeddings[member.bank_file] = spec.resolved(member.embedding)
     return by_channel
 
 
-def _model(name: str, spec: BranchSpec, folder: Path) -> BranchModel:
+def _model(member: Member, spec: BranchSpec, folder: Path) -> BranchModel:
     if not spec.is_frozen:
-        model = load_branch(folder / branch_file(name))
+        model = load_branch(folder / member.branch_file)
         merge_lora(model.beats)  # an adapter beside each projection costs time at every recording
         return model
     path = spec.backbone.path

@@ -25,21 +25,13 @@ from branches.data.dataset import index_of
 from branches.model import relocate_branch
 from branches.spec import BUILT_IN, PROJECTION, BackboneSpec, BranchSpec
 from orchestrator.fuse.result import read_result, result_folders
-from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, is_intact, read_record
-from orchestrator.model.manifest import (
-    CLIPS,
-    Manifest,
-    Member,
-    backbone_file,
-    bank_file,
-    branch_file,
-    write_manifest,
-)
+from orchestrator.ledger.folders import BRANCHES, is_intact, read_finished, read_record
+from orchestrator.model.manifest import CLIPS, Manifest, Member, write_manifest
 from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.atomic import atomic_folder
-from scoring.decisions import FALSE_ALARMS, Rule
+from scoring.decisions import FALSE_ALARMS
 from scoring.errors import InputError
-from scoring.table import file_sha256, metadata_of, read_table
+from scoring.table import file_sha256, metadata_of
 
 # The model's entry, and the packages that it imports from, which come along as they are.
 ENTRY = Path(__file__).with_name("mlflow_model.py")
@@ -55,13 +47,11 @@ REQUIRED = (
 )
 
 
-def export_system(
-    run: Path, system: str | None, out: Path, rule: Rule = "gamma", false_alarms: float = FALSE_ALARMS
-) -> Path:
+def export_system(run: Path, system: str | None, out: Path, false_alarms: float = FALSE_ALARMS) -> Path:
     """Package a fused system of a run as an MLflow model in `out`; tables without weight are left out.
 
     system: may be None if the run has one
-    rule, false_alarms: of the thresholds, see `scoring.decisions`
+    false_alarms: share of normal clips above a threshold
 
     Raises
     ------
@@ -72,46 +62,43 @@ def export_system(
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     result = _result(run, system)
     weights = {name: w for name, w in result["delivered"]["table_weights"].items() if w > 0}
+    for branch_id in dict.fromkeys(name.partition("/")[0] for name in weights):
+        _check_intact(run / BRANCHES / branch_id)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / "ensemble"
-        _write_package(run, result, weights, folder, rule, false_alarms)
+        _write_package(run, result, weights, folder, false_alarms)
+        about = {key: result[key] for key in ("system", "description", "dataset")}
         with atomic_folder(out) as model:
-            _save_model(folder, model)
+            _save_model(folder, model, {**about, "tutti": version("tutti-asd")})
     left_out = len(result["delivered"]["table_weights"]) - len(weights)
     log.info("%d score tables packed, %d without weight left out", len(weights), left_out)
     return out
 
 
 def _result(run: Path, system: str | None) -> dict[str, Any]:
-    names = [folder.name for folder in result_folders(run)]
-    if not names:
+    folders = {folder.name: folder for folder in result_folders(run)}
+    if not folders:
         raise InputError(f"{run}: no fused system in it; `tutti run` makes one")
-    if system is None and len(names) == 1:
-        system = names[0]
-    if system not in names:
+    if system is None and len(folders) == 1:
+        (system,) = folders
+    if system not in folders:
         wanted = "more than one system" if system is None else f"no result of system {system!r}"
-        raise InputError(f"{run}: {wanted}; there are {', '.join(names)}")
-    return read_result(run / SYSTEMS / system)
+        raise InputError(f"{run}: {wanted}; there are {', '.join(folders)}")
+    return read_result(folders[system])
 
 
 def _write_package(
-    run: Path,
-    result: Mapping[str, Any],
-    weights: Mapping[str, float],
-    folder: Path,
-    rule: Rule,
-    false_alarms: float,
+    run: Path, result: Mapping[str, Any], weights: Mapping[str, float], folder: Path, false_alarms: float
 ) -> None:
     for part in ("backbones", "branches", "banks"):
         (folder / part).mkdir(parents=True)
     names = {branch["table"]: branch["branch"] for branch in result["branches"]}
     members: list[Member] = []
     branches: dict[str, BranchSpec] = {}
-    clips: pa.Table | None = None
     for name, weight in weights.items():
         branch_id, _, scoring = name.partition("/")
-        table = _read(run, branch_id, scoring)
+        source, table = run / BRANCHES / branch_id, read_finished(run, name)
         metadata = metadata_of(table)
         member = Member(
             branch_id=branch_id,
@@ -121,39 +108,29 @@ def _write_package(
             weight=weight,
         )
         members.append(member)
-        clips = _normals(table) if clips is None else clips
         if branch_id not in branches:
             spec = BranchSpec.model_validate_json(metadata["spec"])
-            branches[branch_id] = _pack_branch(run / BRANCHES / branch_id, branch_id, spec, folder)
-        if not (folder / bank_file(member.bank)).exists():
-            _pack_bank(run / BRANCHES / branch_id, member, table, folder)
-    pq.write_table(clips, folder / CLIPS)
+            branches[branch_id] = _pack_branch(source / WEIGHTS, spec, folder, member.branch_file)
+        _pack_bank(source, member, table, folder)
+    pq.write_table(_normals(table), folder / CLIPS)  # the same in all tables
     manifest = Manifest(
-        system=result["system"],
-        description=result["description"],
-        dataset=result["dataset"],
-        version=version("tutti-asd"),
         scale=result["delivered"]["scale"],
         members=tuple(members),
         branches=branches,
         formats=read_formats(run),
-        rule=rule,
         false_alarms=false_alarms,
-        files={},
     )
     write_manifest(folder, manifest)
 
 
-def _read(run: Path, branch_id: str, scoring: str) -> pa.Table:
-    """A member's score table; every file of its branch must be as the ledger says."""
-    folder = run / BRANCHES / branch_id
-    record = read_record(folder)
+def _check_intact(branch: Path) -> None:
+    """Every file of a branch must be as the ledger says."""
+    record = read_record(branch)
     if record is None:
-        raise InputError(f"{folder}: the branch is not there or its record is damaged; `tutti run` makes it again")
-    damaged = [file for file in record.files if not is_intact(folder, record, file)]
+        raise InputError(f"{branch}: the branch is not there or its record is damaged; `tutti run` makes it again")
+    damaged = [file for file in record.files if not is_intact(branch, record, file)]
     if damaged:
-        raise InputError(f"{folder / damaged[0]}: lost or damaged; `tutti run` makes it again")
-    return read_table(folder / TABLES / f"{scoring}.parquet")
+        raise InputError(f"{branch / damaged[0]}: lost or damaged; `tutti run` makes it again")
 
 
 def _normals(table: pa.Table) -> pa.Table:
@@ -165,33 +142,37 @@ def _normals(table: pa.Table) -> pa.Table:
 
 
 def _pack_bank(source: Path, member: Member, table: pa.Table, folder: Path) -> None:
+    """Pack a member's embeddings of the normals, once for all members that share them."""
+    target = folder / member.bank_file
+    if target.exists():
+        return
     train = table["split"].to_numpy() == "train"
     file = source / embeddings_file(member.embedding)
     embeddings = np.load(file, mmap_mode="r")
     if len(embeddings) != len(train):
         raise InputError(f"{file}: {len(embeddings)} embeddings of {len(train)} clips; train it again")
-    np.save(folder / bank_file(member.bank), embeddings[train])
+    np.save(target, embeddings[train])
 
 
-def _pack_branch(source: Path, branch_id: str, spec: BranchSpec, folder: Path) -> BranchSpec:
-    """Pack the weights of a branch; its spec, with its backbone's place in the package."""
+def _pack_branch(weights: Path, spec: BranchSpec, folder: Path, file: str) -> BranchSpec:
+    """Pack the weights of a branch as `file`; its spec, with its backbone's place in the package."""
     location = _pack_backbone(spec.backbone, folder)
     packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": location, "sha256": None})})
     if not spec.is_frozen:
         relative = location if location in BUILT_IN else f"../{location}"
-        relocate_branch(source / WEIGHTS, folder / branch_file(branch_id), packed, relative)
+        relocate_branch(weights, folder / file, packed, relative)
     return packed
 
 
 def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
-    """Store a backbone once; its place within the package."""
+    """Store a backbone once, under the name of its digest; its place within the package."""
     if spec.path in BUILT_IN:
         return spec.path
     try:
         file = local_file(spec.path, spec.sha256)
     except InputError as error:
         raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
-    location = backbone_file(file_sha256(file))
+    location = f"backbones/{file_sha256(file)[:16]}.pt"
     if not (folder / location).exists():
         if "base" in read_content(file):  # refers to a further file, which does not come along
             save_beats(load_beats(file), folder / location)
@@ -200,7 +181,7 @@ def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
     return location
 
 
-def _save_model(folder: Path, out: Path) -> None:
+def _save_model(folder: Path, out: Path, about: Mapping[str, str]) -> None:
     """Wrap a package as an MLflow model whose code is a file, not a pickle, and comes along."""
     import orchestrator.tracking.tracker  # noqa: F401, I001 - sets what MLflow reads when it is imported
     import mlflow
@@ -214,6 +195,7 @@ def _save_model(folder: Path, out: Path) -> None:
             code_paths=[str(_ROOT / package) for package in _PACKAGES],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
             signature=_signature(),
+            metadata=about,
         )
 
 
@@ -223,14 +205,10 @@ def _signature() -> Any:
     from mlflow.types.schema import AnyType
 
     # What is required is checked by the model: MLflow's own answer would repeat the recordings. A section may be null.
-    inputs = [
-        *(ColSpec(kind, name, required=False) for kind, name in (("string", "machine"), ("binary", "audio"))),
-        ColSpec(AnyType(), "section", required=False),
-    ]
-    outputs = [
-        *(ColSpec("double", name) for name in ("score", "calibrated", "threshold")),
-        ColSpec("boolean", "anomaly"),
-        ColSpec("string", "contributions"),
-        ColSpec("string", "warning"),
-    ]
-    return ModelSignature(Schema(inputs), Schema(outputs))
+    inputs = {"machine": "string", "audio": "binary", "section": AnyType()}
+    outputs = {"score": "double", "calibrated": "double", "threshold": "double", "anomaly": "boolean",
+               "contributions": "string", "warning": "string"}  # fmt: skip
+    return ModelSignature(
+        Schema([ColSpec(kind, name, required=False) for name, kind in inputs.items()]),
+        Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
+    )

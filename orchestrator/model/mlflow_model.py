@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
+from pydantic import BaseModel, ValidationError
 
 from branches.audio import decode
 from orchestrator.model.ensemble import Ensemble
@@ -22,20 +22,19 @@ from scoring.errors import InputError
 
 
 class Refused(MlflowException):  # type: ignore[misc]  # MLflow publishes no types
-    """A request that cannot be scored; MLflow's server would put all of its recordings before the message."""
+    """A request that cannot be scored; its message stays, before which MLflow's server would put all recordings."""
 
-    def __init__(self, message: str) -> None:
-        self._message = message
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "message" or not hasattr(self, "message"):
+            super().__setattr__(name, value)
 
-    @property
-    def message(self) -> str:
-        """The reason alone."""
-        return self._message
 
-    @message.setter
-    def message(self, text: str) -> None:
-        """Ignores what the server would make of it."""
+class Row(BaseModel):
+    """A recording to be scored; `audio` is its file as bytes or as base64."""
+
+    machine: str | None = None
+    audio: bytes | None = None
+    section: int = 0
 
 
 class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no types
@@ -60,62 +59,37 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
         Refused
             Naming the row that cannot be scored, and why; a server answers it with 400.
         """
-        rows = model_input.reindex(columns=["machine", "audio", "section"]).itertuples(index=False)
-        return pd.DataFrame([self._row(i, *row) for i, row in enumerate(rows)])
+        return pd.DataFrame([self._scored(i, row) for i, row in enumerate(model_input.to_dict("records"))])
 
-    def _row(self, number: int, machine: Any, audio: Any, section: Any) -> dict[str, object]:
+    def _scored(self, number: int, values: dict[str, Any]) -> dict[str, Any]:
         try:
-            machine = self._machine(machine)
-            samples = decode(_content(audio), "audio")
-            scores = self._ensemble.score(machine, [samples], _whole(section))
+            given = {k: v for k, v in values.items() if v is not None and v == v}  # NaN where other rows have one
+            row = Row.model_validate(given)
+            machine = row.machine or self._ensemble.only_machine
+            if machine is None:
+                raise InputError(f"no machine; the model has {', '.join(self._ensemble.machines)}")
+            if row.audio is None:
+                raise InputError("no audio; give the file of a recording, as base64")
+            samples = decode(_content(row.audio), "audio")
+            (scored,) = self._ensemble.score(machine, [samples], row.section).rows()
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            raise Refused(f"row {number}: {first['loc'][0]}: {first['msg']}", INVALID_PARAMETER_VALUE) from None
         except InputError as error:
-            raise Refused(f"row {number}: {error}") from None
-        names = [member.name for member in self._ensemble.manifest.members]
+            raise Refused(f"row {number}: {error}", INVALID_PARAMETER_VALUE) from None
         differences = self._ensemble.differences(machine, samples)
-        return {
-            "score": scores.score[0],
-            "calibrated": scores.calibrated[0],
-            "threshold": scores.threshold,
-            "anomaly": bool(scores.anomaly[0]),
-            "contributions": json.dumps(dict(zip(names, scores.contributions[:, 0].tolist(), strict=True))),
-            "warning": f"unlike the clips of {machine}: {differences}" if differences else "",
-        }
-
-    def _machine(self, name: Any) -> str:
-        name = self._ensemble.only_machine if _is_absent(name) else name
-        if not isinstance(name, str):
-            raise InputError(f"no machine; the model has {', '.join(self._ensemble.machines)}")
-        return name
+        warning = f"unlike the clips of {machine}: {differences}" if differences else ""
+        return {**scored, "contributions": json.dumps(scored["contributions"]), "warning": warning}
 
 
-def _is_absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _content(audio: Any) -> bytes:
+def _content(audio: bytes) -> bytes:
     """The bytes of a recording's file; the request forms other than `dataframe_…` bring base64 as it is."""
-    if isinstance(audio, str):
-        audio = audio.encode()
-    if not isinstance(audio, bytes):
-        raise InputError("no audio; give the file of a recording, as base64")
     if wrapped := re.fullmatch(rb"\{'b64': '(.*)'\}", audio):  # TensorFlow Serving's form, as text
         audio = wrapped[1]
     try:
         return base64.b64decode(audio, validate=True)  # a file holds bytes that base64 lacks
     except binascii.Error:
         return audio
-
-
-def _whole(section: Any) -> int:
-    """A section's number; 0 if absent."""
-    if _is_absent(section):
-        return 0
-    try:
-        if int(section) == float(section):
-            return int(section)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise InputError(f"section {section!r:.40}: not a whole number")
 
 
 set_model(EnsembleModel())

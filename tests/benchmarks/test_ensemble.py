@@ -22,7 +22,6 @@ from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_
 from branches.model import BranchModel, features_of, load_branch
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import export_system
-from orchestrator.model.manifest import branch_file
 from tests.commands import tutti
 
 pytestmark = pytest.mark.benchmark
@@ -78,7 +77,7 @@ def loaded(ensemble: Ensemble, name: str) -> Branch:
         backbone = spec.backbone.model_copy(update={"path": place})
         network = BranchModel(spec.model_copy(update={"backbone": backbone}))
     else:
-        network = load_branch(ensemble.folder / branch_file(name))
+        network = load_branch(ensemble.folder / f"branches/{name}.pt")
 
     @torch.inference_mode()
     def embed(clips: list[NDArray[np.float32]]) -> None:
@@ -130,7 +129,7 @@ def measure(model: Path, rounds: int, many: int) -> None:
         f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in branches]),
     }
     size = sum(path.stat().st_size for path in ensemble.folder.rglob("*") if path.is_file())
-    print(f"\n{ensemble.manifest.system}: {len(branches)} branches, {size / 1e6:.1f} MB")
+    print(f"\n{len(ensemble.manifest.members)} score tables, {len(branches)} branches, {size / 1e6:.1f} MB")
     for name, (together, alone) in calls.items():
         ours, theirs = fastest(together, alone, rounds=rounds)
         print(f"{name}: {ours * 1e3:.0f} ms together, {theirs * 1e3:.0f} ms one by one: {theirs / ours:.2f}×")

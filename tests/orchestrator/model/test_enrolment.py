@@ -43,7 +43,6 @@ def enrolled(model, normals, tmp_path_factory):
 def test_a_handful_of_clips_is_enough_to_score(enrolled, normals):
     ensemble = Ensemble(enrolled)
     assert ensemble.machines == {"pump": [0], "rotor": [0], "valve": [0]}
-    assert manifest_of(enrolled)["enrolled"] == {"valve section 0": 6}
     found = ensemble.score("valve", [valve(i, "anomaly") for i in range(6, 9)] + [valve(9)])
     assert np.isfinite([found.score, found.calibrated]).all()
     assert found.contributions.sum(axis=0) == pytest.approx(found.score)
@@ -56,7 +55,7 @@ def test_machines_that_were_known_score_as_before_bit_for_bit(run, ensemble, enr
     for machine in ("rotor", "pump"):
         clips = [read_clip(path) for path in run.clips(machine)]
         before, after = ensemble.score(machine, clips), Ensemble(enrolled).score(machine, clips)
-        for name in ("score", "calibrated", "members", "contributions"):
+        for name in ("score", "calibrated", "contributions"):
             assert np.array_equal(getattr(before, name), getattr(after, name)), name
         assert before.threshold == after.threshold
 
@@ -74,7 +73,6 @@ def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, e
 def test_a_section_of_a_known_machine_and_a_model_that_was_enrolled_before(enrolled, normals, tmp_path, caplog):
     enrol(enrolled, "rotor", sorted(normals.iterdir()), tmp_path / "third", section=3)
     assert Ensemble(tmp_path / "third").machines == {"pump": [0], "rotor": [0, 3], "valve": [0]}
-    assert manifest_of(tmp_path / "third")["enrolled"] == {"valve section 0": 6, "rotor section 3": 6}
     assert "6 recordings tell little of how scores vary" in caplog.text
     first, third = (manifest_of(folder)["formats"]["rotor"]["seconds"] for folder in (enrolled, tmp_path / "third"))
     added = manifest_of(enrolled)["formats"]["valve"]["seconds"]  # of the same recordings

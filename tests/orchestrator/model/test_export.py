@@ -41,9 +41,10 @@ def test_a_shared_backbone_is_stored_once(model):
     assert set(places.values()) == {f"backbones/{stored.name}"}
     trained = {path.stem for path in (package / "branches").iterdir()}
     assert trained == {names["trained/full"], names["trained/lora"]}
-    banks = {member.bank for member in read_manifest(package).members}
-    assert {path.stem for path in (package / "banks").iterdir()} == banks
-    assert banks > {names["trained/full"], f"{names['trained/full']}.patches-layers1_-1-poolingmean"}
+    banks = {member.bank_file for member in read_manifest(package).members}
+    assert {f"banks/{path.name}" for path in (package / "banks").iterdir()} == banks
+    full = names["trained/full"]
+    assert banks > {f"banks/{full}.npy", f"banks/{full}.patches-layers1_-1-poolingmean.npy"}
 
 
 def test_a_lora_branch_is_its_adapters(model):
@@ -126,17 +127,18 @@ def test_it_works_alone(run, copied, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["backbones/*.pt", "branches/*.pt", "banks/*.npy", CLIPS])
-def test_a_damaged_or_missing_file_is_named(copied, part):
+def test_a_damaged_or_missing_file_is_named(run, copied, part):
+    """Before anything is read if its size is wrong, else when it is read."""
     victim = sorted(package_of(copied).glob(part))[0]
     content = victim.read_bytes()
-    middle = len(content) // 2
-    victim.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    refused = tutti_here("score", copied, victim, "--machine", "rotor")
+    for damage in (lambda: victim.write_bytes(content[:-1]), victim.unlink):
+        damage()
+        with pytest.raises(InputError, match=f"{victim}: missing, or not of {len(content)} bytes"):
+            read_manifest(package_of(copied))
+    victim.write_bytes(bytes(len(content)))
+    refused = tutti_here("score", copied, run.clips("rotor")[0])
     assert refused.exit_code == 2
-    assert f"{victim}: damaged, its checksum is not that of the manifest; export the system again" in refused.output
-    victim.unlink()
-    with pytest.raises(InputError, match=f"{victim}: missing or unreadable"):
-        read_manifest(package_of(copied))
+    assert victim.name in refused.stderr.splitlines()[-1]
 
 
 def test_no_manifest_and_a_broken_one(copied, tmp_path):
@@ -145,18 +147,6 @@ def test_no_manifest_and_a_broken_one(copied, tmp_path):
     (package_of(copied) / MANIFEST).write_text("{}")
     with pytest.raises(InputError, match="damaged, or of another version of tutti"):
         read_manifest(package_of(copied))
-
-
-def test_another_version_of_tutti_is_told(run, copied, caplog):
-    manifest = package_of(copied) / MANIFEST
-    manifest.write_text(json.dumps({**manifest_of(copied), "version": "9.9.9"}))
-    scored = tutti_here("score", copied, run.clips("rotor")[0])
-    assert scored.exit_code == 0, scored.output
-    assert "made by tutti 9.9.9, and this is tutti" in caplog.text
-    manifest.write_text(json.dumps({**manifest_of(copied), "unheard_of": 1}))
-    caplog.clear()
-    assert tutti_here("score", copied, run.clips("rotor")[0]).exit_code == 2
-    assert "made by tutti 9.9.9, and this is tutti" in caplog.text
 
 
 def test_a_run_that_was_moved_gives_the_same_package(run, model, tmp_path):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from fusion.joined import apply_weights
 from fusion.scales import CALIBRATED, MINIMUM, RANK
-from orchestrator.model.manifest import Member
-from orchestrator.model.reference import Reference
-from scoring.banks import attributes_as_text, score_table
+from orchestrator.model.ensemble import Reference
+from orchestrator.model.manifest import Manifest, Member
+from scoring.banks import score_table
 from scoring.calibration import METHODS
 from scoring.decisions import thresholds
 from scoring.errors import InputError
@@ -26,18 +26,20 @@ DETECTORS = [
     {"name": "kmeans", "clusters": 3},
     {"name": "gmm", "components": 2},
 ]
+BANKS = ["banks/a.npy", "banks/b.npy"]
 MEMBER = st.tuples(
-    st.sampled_from(DETECTORS), st.sampled_from(sorted(METHODS)), st.sampled_from(["a", "b"]), st.floats(0.1, 3)
+    st.sampled_from(DETECTORS), st.sampled_from(sorted(METHODS)), st.sampled_from("ab"), st.floats(0.1, 3)
 )
 SCALES = [CALIBRATED, RANK, MINIMUM, "soft_minimum 0.5", "generalised_mean -1", "generalised_mean 2"]
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def members_of(drawn):
-    return [
+def manifest_of(drawn, scale):
+    members = [
         Member(branch_id=branch, name=f"{i}", detector={**detector, "calibration": calibration}, weight=weight)
         for i, (detector, calibration, branch, weight) in enumerate(drawn)
     ]
+    return Manifest(scale=scale, members=members, branches={})
 
 
 def clips_of(source, target, test):
@@ -59,13 +61,12 @@ def clips_of(source, target, test):
 
 def made(drawn, scale, source, target, test, seed):
     """Members, clips, their embeddings by branch, and the reference of the training clips."""
-    members, clips = members_of(drawn), clips_of(source, target, test)
+    manifest, clips = manifest_of(drawn, scale), clips_of(source, target, test)
     rng = np.random.default_rng(seed)
-    embeddings = {name: rng.normal(size=(clips.num_rows, 8, 2)).astype(np.float32) for name in "ab"}
+    embeddings = {name: rng.normal(size=(clips.num_rows, 8, 2)).astype(np.float32) for name in BANKS}
     train = source + target
     known = {name: X[:train] for name, X in embeddings.items()}
-    domain, attributes = clips["domain"].to_numpy()[:train], attributes_as_text(clips)[:train]
-    return members, clips, embeddings, Reference(members, scale, domain, attributes, known)
+    return manifest.members, clips, embeddings, Reference(manifest, clips[:train], known)
 
 
 @few
@@ -79,7 +80,7 @@ def made(drawn, scale, source, target, test, seed):
 )
 def test_it_is_the_fused_table_of_score_tables(drawn, scale, source, target, test, seed):
     members, clips, embeddings, reference = made(drawn, scale, source, target, test, seed)
-    tables = {m.name: score_table(clips, embeddings[m.branch_id], m.detector, {}) for m in members}
+    tables = {m.name: score_table(clips, embeddings[m.bank_file], m.detector, {}) for m in members}
     fused = apply_weights(tables, {m.name: m.weight for m in members}, scale=scale)
     is_test = fused["split"].to_numpy() == "test"
     found = reference.score({name: X[source + target :] for name, X in embeddings.items()})
@@ -103,12 +104,14 @@ def test_a_score_does_not_depend_on_the_clips_beside_it(drawn, scale, test):
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))
 def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector):
     """Such clips are of one domain and have no attributes."""
-    members = members_of([(detector, "location_scale", "a", 1.0)])
+    manifest = manifest_of([(detector, "location_scale", "a", 1.0)], CALIBRATED)
+    clips = clips_of(7, 0, 0)
+    clips = clips.set_column(6, "attributes", pa.nulls(7, clips.schema.field("attributes").type).fill_null([]))
     X = np.random.default_rng(1).normal(size=(7, 8, 2)).astype(np.float32)
 
     def of_the_first(n):
-        return Reference(members, CALIBRATED, np.full(n, "source", object), np.full(n, "[]", object), {"a": X[:n]})
+        return Reference(manifest, clips[:n], {BANKS[0]: X[:n]})
 
-    assert np.isfinite(of_the_first(3).score({"a": X[3:]}).score).all()
+    assert np.isfinite(of_the_first(3).score({BANKS[0]: X[3:]}).score).all()
     with pytest.raises(InputError, match="2 training clips; scoring needs at least 3"):
         of_the_first(2)

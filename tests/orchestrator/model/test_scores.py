@@ -5,13 +5,16 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 
 from branches.audio import read_clip
+from orchestrator.ledger.folders import read_finished
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.recordings import score_clips, section_of
+from scoring.decisions import gamma_threshold
 from scoring.errors import InputError
 from tests.commands import tutti_here
 from tests.orchestrator.model.cases import manifest_of
@@ -37,7 +40,10 @@ def test_contributions_are_weighted_calibrated_scores_and_add_up(run, ensemble):
     assert len(weights) == 10
     assert weights.sum() == pytest.approx(1)
     assert found.contributions.sum(axis=0) == pytest.approx(found.score)
-    assert found.contributions == pytest.approx(weights[:, None] * found.members)
+    for member, weight, contribution in zip(ensemble.manifest.members, weights, found.contributions, strict=True):
+        table = read_finished(run.out, f"{member.branch_id}/{member.name.rpartition(' ')[2]}")
+        rows = table.filter((pc.field("machine") == "rotor") & (pc.field("split") == "test"))
+        assert contribution == pytest.approx(weight * rows["calibrated"].to_numpy(), abs=1e-5)
 
 
 def test_a_batch_scores_as_its_clips_one_by_one(run, ensemble):
@@ -110,8 +116,7 @@ def test_sections_are_taken_from_names(run, model, tmp_path):
         (["{clip}", "--machine", "press"], "does not know machine press section 0"),
         (["{clip}", "--machine", "rotor", "--out", "scores.txt"], "scores.txt: give a file that ends in .csv or"),
         (["{clip}", "--machine", "rotor", "--out", "nowhere/scores.csv"], "there is no folder nowhere"),
-        (["{clip}", "--machine", "rotor", "--plot", "plot.svg"], "--hop and --plot belong to --window"),
-        (["{clip}", "--window", "1"], "give one CLIP and --machine"),
+        (["{clip}", "--machine", "rotor", "--hop", "1"], "--hop belongs to --window"),
         (["{folder}", "--machine", "rotor"], "no .wav or .flac in it"),
     ],
 )
@@ -135,22 +140,20 @@ def test_a_gpu_that_is_not_there_is_named(run, model):
     assert "torch finds no GPU here" in refused.output
 
 
-def test_the_rule_of_thresholds_is_the_users(run, model, tmp_path, caplog):
+def test_the_rate_of_false_alarms_is_the_users(run, model, tmp_path):
     """Chosen when the model is made, or when it scores."""
-    clip, train = run.clips("rotor")[0], next((run.data / "rotor" / "train").iterdir())
-    made = tutti_here("export", run.out, "--out", tmp_path / "m", "--rule", "empirical", "--false-alarms", "0.25")
+    clip, few = run.clips("rotor")[0], ["--false-alarms", 0.01]
+    made = tutti_here("export", run.out, "--out", tmp_path / "m", *few)
     assert made.exit_code == 0, made.stderr
-    (row,) = json.loads(tutti_here("score", tmp_path / "m", clip, "--json").stdout)["scores"]
-    chosen = ["--rule", "empirical", "--false-alarms", 0.25]
-    (same,) = json.loads(tutti_here("score", model, clip, *chosen, "--json").stdout)["scores"]
-    (default,) = json.loads(tutti_here("score", model, clip, "--json").stdout)["scores"]
-    scores = Ensemble(model).reference("rotor").train_scores
-    assert row["threshold"] == same["threshold"] == pytest.approx(np.quantile(scores, 0.75))
-    assert default["threshold"] != row["threshold"]
-    few = tutti_here("score", model, clip, "--rule", "false_alarm", "--false-alarms", 0.001)
-    assert few.exit_code == 2
-    assert "999 can" in few.stderr
-    assert tutti_here("score", model, train).exit_code == 0
+    asked = [(tmp_path / "m", clip), (model, clip, *few), (model, clip)]
+    rows = [json.loads(tutti_here("score", *arguments, "--json").stdout)["scores"] for arguments in asked]
+    chosen, same, default = (row["threshold"] for (row,) in rows)
+    assert chosen == same == gamma_threshold(Ensemble(model).reference("rotor").train_scores, 0.99)
+    assert default < chosen
+
+
+def test_a_clip_that_the_model_knows_is_told(run, model, caplog):
+    assert tutti_here("score", model, next((run.data / "rotor" / "train").iterdir())).exit_code == 0
     assert "called like a normal clip" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from branches.audio import read_clip
 from branches.data.synthetic import SyntheticClip, render
-from orchestrator.model.streaming import score_over_time
+from orchestrator.model.recordings import score_clips
 from scoring.errors import InputError
 from tests.commands import tutti_here
 
@@ -32,7 +33,7 @@ def night(tmp_path_factory):
 
 
 def test_windows_score_as_the_same_excerpts_do_as_clips(ensemble, night):
-    found = score_over_time(ensemble, "rotor", night, window=1.0, hop=0.3)
+    found = score_clips(ensemble, [night], "rotor", window=1.0, hop=0.3)
     samples = read_clip(night)
     starts = np.arange(11) * 0.3
     assert found["start"].to_numpy() == pytest.approx(starts)
@@ -54,9 +55,9 @@ def test_windows_are_as_many_as_fit(ensemble, tmp_path, samples, rate, window, s
     length, step = round(window * rate), round(hop * rate)
     if samples < length:
         with pytest.raises(InputError, match=r"any\.wav: shorter than one window"):
-            score_over_time(ensemble, "pump", path, window, hop)
+            score_clips(ensemble, [path], "pump", window=window, hop=hop)
         return
-    start = score_over_time(ensemble, "pump", path, window, hop)["start"].to_numpy()
+    start = score_clips(ensemble, [path], "pump", window=window, hop=hop)["start"].to_numpy()
     assert start == pytest.approx(np.arange((samples - length) // step + 1) * step / rate)
 
 
@@ -65,7 +66,7 @@ def test_another_rate_is_resampled_by_the_window(ensemble, tmp_path):
     rate = 44_100
     rng, t = np.random.default_rng(0), np.arange(4 * rate) / rate
     path = write(tmp_path / "fast.wav", 0.1 * np.sin(2 * np.pi * 440 * t) + 0.02 * rng.normal(size=len(t)), rate)
-    found = score_over_time(ensemble, "rotor", path, window=1.0, hop=0.5)["calibrated"].to_numpy()
+    found = score_clips(ensemble, [path], "rotor", window=1.0)["calibrated"].to_numpy()
     whole = read_clip(path)
     excerpts = [whole[i : i + 16_000] for i in range(0, 48_001, 8000)]
     expected = ensemble.score("rotor", excerpts).calibrated
@@ -78,21 +79,21 @@ def test_memory_does_not_grow_with_the_recording(ensemble, tmp_path):
     for seconds in (16, 160):
         path = write(tmp_path / f"{seconds}.wav", rng.normal(scale=0.1, size=seconds * 16_000))
         tracemalloc.start()
-        score_over_time(ensemble, "rotor", path, window=1.0, hop=1.0)
+        score_clips(ensemble, [path], "rotor", window=1.0, hop=1.0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 1e6  # 9.2 MB more, if it were held
 
 
-def test_the_command_writes_a_table_and_a_picture(model, night, tmp_path):
+def test_the_command_scores_several_recordings(model, night, tmp_path):
+    """Also those in a folder, each from its own beginning."""
+    shutil.copy(night, tmp_path / "again.wav")
     options = ["--machine", "rotor", "--window", "1", "--json", "--out", tmp_path / "night.csv"]
-    for suffix in ("svg", "png", "pdf"):
-        scored = tutti_here("score", model, night, *options, "--plot", tmp_path / f"night.{suffix}")
-        assert scored.exit_code == 0, scored.output
-        assert (tmp_path / f"night.{suffix}").stat().st_size > 3000
-    assert "rotor: night.wav" in (tmp_path / "night.svg").read_text()
+    scored = tutti_here("score", model, night, tmp_path, *options)
+    assert scored.exit_code == 0, scored.output
     rows = json.loads(scored.stdout)["scores"]
-    assert [row["start"] for row in rows] == [0.5 * i for i in range(7)]
+    places = [(row["clip"], row["start"]) for row in rows]
+    assert places == [(clip, 0.5 * i) for clip in ("night.wav", "again.wav") for i in range(7)]
     with (tmp_path / "night.csv").open() as file:
         assert [float(row["score"]) for row in csv.DictReader(file)] == [row["score"] for row in rows]
 
@@ -104,7 +105,6 @@ def test_the_command_writes_a_table_and_a_picture(model, night, tmp_path):
         (["--window", "0.1"], "a window has at least 0.175 s"),
         (["--window", "1", "--hop", "2"], "a hop at least 0.01 s and at most a window"),
         (["--window", "1", "--hop", "0.00001"], "a hop at least 0.01 s and at most a window"),
-        (["--window", "1", "--plot", "night.txt"], "night.txt: give a file that ends in .png, .svg or .pdf"),
         (["--window", "1", "--section", "4"], "does not know machine rotor section 4"),
     ],
 )
@@ -117,9 +117,9 @@ def test_mistakes_are_named(model, night, options, message):
 def test_what_is_no_recording_or_not_finite_is_named(ensemble, tmp_path):
     (tmp_path / "text.wav").write_text("not audio")
     with pytest.raises(InputError, match=r"text\.wav: not a readable recording"):
-        score_over_time(ensemble, "rotor", tmp_path / "text.wav", 1.0, 0.5)
+        score_clips(ensemble, [tmp_path / "text.wav"], "rotor", window=1.0)
     samples = np.full(48_000, 0.1, np.float32)
     samples[40_000] = np.nan
     soundfile.write(tmp_path / "odd.wav", samples, 16_000, subtype="FLOAT")
     with pytest.raises(InputError, match=r"odd\.wav at 2\.0 s: a sample is not a finite number"):
-        score_over_time(ensemble, "rotor", tmp_path / "odd.wav", 1.0, 1.0)
+        score_clips(ensemble, [tmp_path / "odd.wav"], "rotor", window=1.0, hop=1.0)
