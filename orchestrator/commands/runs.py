@@ -26,7 +26,7 @@ from orchestrator.commands.options import (
     systems_argument,
     tracking_option,
 )
-from orchestrator.run_options import RunOptions
+from orchestrator.training.job import RunOptions
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 
@@ -81,7 +81,7 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
             write_dataset(unfinished, DEMO)
     from orchestrator.system import load_systems
 
-    _run(load_systems(["demo"], None, overrides), RunOptions(data, out, **options), as_json)
+    _run(load_systems(["demo"], None, overrides), RunOptions(data=data, out=out, **options), as_json)
 
 
 def _run(systems: Sequence[SystemSpec], options: RunOptions, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What all branches of a run share."""
+"""What a run was asked for, and what all of its branches share."""
 
 from __future__ import annotations
 
@@ -15,45 +15,61 @@ from cluster.capacity import GIB
 StageReport = Callable[[str, int, int, float], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What all branches of a run share; paths are absolute, since Tune changes the working directory.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `tutti run` was asked for beside the systems.
 
     out: the run's folder, with the ledger
-    fingerprint, training: of all clips, and of the training clips
-    noise: rows of the supplemental noise clips
-    threads: CPU threads of a branch; sums over threads differ in their last bits, so it is part of the job
-    gpus: of a branch, may be a fraction; 0 computes on the CPU
-    memory: of a branch, GiB; None is its share of a node
-    versions: the driver's; a worker with others would make other numbers under the same id
-    frozen: what the run's branches need of frozen backbones, since it is computed for all of them at once
-    compiled: compile the encoders that are trained
     storage: URI over which nodes without a common file system share what they make; None where they have one
+    cpus_per_branch: threads; sums over threads differ in their last bits, so it is part of what is asked for
+    gpus_per_branch: may be a fraction; None takes one where the cluster has GPUs, 0 computes on the CPU
+    memory_per_branch: GiB; None gives a branch an equal share of a node's
+    compiled: compile the encoders that are trained
+    fuse_incomplete: fuse the branches that are finished where others failed
     """
 
     data: Path
     out: Path
+    address: str = "local"
+    tracking_uri: str | None = None
+    storage: str | None = None
+    cpus_per_branch: int = 1
+    gpus_per_branch: float | None = None
+    memory_per_branch: float | None = None
+    checkpoint_seconds: float = 600.0
+    compiled: bool = False
+    fuse_incomplete: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(RunOptions):
+    """What all branches of a run share; paths are absolute, since Tune changes the working directory.
+
+    fingerprint, training: of all clips, and of the training clips
+    noise: rows of the supplemental noise clips
+    versions: the driver's; a worker with others would make other numbers under the same id
+    frozen: what the run's branches need of frozen backbones, since it is computed for all of them at once
+    """
+
     fingerprint: str
     training: str
     noise: pa.Table
-    threads: int
-    gpus: float
-    memory: float | None
-    checkpoint_seconds: float
     versions: list[int | str]
     frozen: tuple[FrozenInput, ...]
-    compiled: bool = False
-    storage: str | None = None
 
     @property
     def device(self) -> str:
         """`cpu` or `cuda`."""
-        return "cuda" if self.gpus else "cpu"
+        return "cuda" if self.gpus_per_branch else "cpu"
 
     @property
     def resources(self) -> dict[str, float]:
         """What is asked of Ray for a branch, memory in bytes."""
-        asked = {"CPU": float(self.threads), "GPU": float(self.gpus), "memory": GIB * (self.memory or 0.0)}
+        asked = {
+            "CPU": float(self.cpus_per_branch),
+            "GPU": float(self.gpus_per_branch or 0),
+            "memory": GIB * (self.memory_per_branch or 0.0),
+        }
         return {name: value for name, value in asked.items() if value}
 
     @property

@@ -23,9 +23,8 @@ from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, re
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_branches, check_lengths, notes_on
-from orchestrator.run_options import RunOptions
 from orchestrator.training.generated import in_order, on_sets, pull_sets
-from orchestrator.training.job import Job, StageReport
+from orchestrator.training.job import Job, RunOptions, StageReport
 from orchestrator.training.process import ProcessKilled, packed, trial
 from orchestrator.training.worker import branch_record, train_and_score
 
@@ -78,12 +77,19 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     log.info("%d of %d branch%s finished", finished, len(plan.branches), "es" * (len(plan.branches) != 1))
     if not missing:
         return None
-    job = _job(plan, dataset, options, storage)
+    job = Job(
+        **{**vars(options), "data": options.data.resolve(), "storage": storage and storage.uri},
+        fingerprint=dataset.fingerprint,
+        training=dataset.training_fingerprint(),
+        noise=dataset.noise,
+        versions=versions(),
+        frozen=tuple(wanted for branch in plan.branches for wanted in branch.spec.frozen_inputs(branch.embeddings)),
+    )
     _prepare(job, dataset.index, missing)
     if storage is not None:
         storage.push(job.cache.relative_to(job.out).as_posix())
     cluster.connect()
-    job = replace(job, gpus=gpus_of_a_branch(options.gpus_per_branch))
+    job = replace(job, gpus_per_branch=gpus_of_a_branch(options.gpus_per_branch))
     require(job.resources)
     failures = launch(missing, job, dataset.index)
     if storage is not None:
@@ -93,24 +99,6 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     for line in on_sets(missing, job):
         log.info(line)
     return _failure(unfinished(missing, options.out), failures, options.out, dataset.fingerprint)
-
-
-def _job(plan: Plan, dataset: Dataset, options: RunOptions, storage: Storage | None) -> Job:
-    return Job(
-        data=options.data.resolve(),
-        out=options.out,
-        fingerprint=dataset.fingerprint,
-        training=dataset.training_fingerprint(),
-        noise=dataset.noise,
-        threads=options.cpus_per_branch,
-        gpus=0.0,  # until the cluster has been asked
-        memory=options.memory_per_branch,
-        checkpoint_seconds=options.checkpoint_seconds,
-        versions=versions(),
-        frozen=tuple(i for branch in plan.branches for i in branch.spec.frozen_inputs(branch.embeddings)),
-        compiled=options.compiled,
-        storage=storage.uri if storage else None,
-    )
 
 
 def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:

@@ -176,7 +176,7 @@ def _train(
     frozen = [_frozen(wanted, job, index) for wanted in spec.frozen_inputs(())]
     generated = generated_clips(spec, job, index, audio, report)
     clips = training_clips(audio, index, spec, frozen[0] if frozen else None, generated, _supplemental(spec, job))
-    model = train(spec, clips, checkpoint, note, job.checkpoint_seconds, job.device, job.threads, job.compiled)
+    model = train(spec, clips, checkpoint, note, job.checkpoint_seconds, job.device, job.cpus_per_branch, job.compiled)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / WEIGHTS) as temporary:
         save_branch(model, temporary)
@@ -189,8 +189,12 @@ def _train(
 
 def _cost(job: Job, started: float) -> dict[str, float]:
     """What the branch's time cost, as metrics; of a GPU's memory the most that this process has reserved."""
-    cost = {"seconds": time.monotonic() - started, "cpus": float(job.threads), "gpus": float(job.gpus)}
-    if job.gpus:
+    cost = {
+        "seconds": time.monotonic() - started,
+        "cpus": float(job.cpus_per_branch),
+        "gpus": float(job.gpus_per_branch or 0),
+    }
+    if job.gpus_per_branch:
         import torch
 
         cost["gpu_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
@@ -204,7 +208,7 @@ def _audio(spec: BranchSpec, job: Job, index: pa.Table) -> AudioCache:
     from branches.audio.cache import open_cache
     from branches.audio.channels import with_cancellation
 
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.cpus_per_branch)
     audio = open_cache(job.data, index, job.decoded)
     return with_cancellation(audio, job.derived) if spec.channel == "cancel" else audio
 

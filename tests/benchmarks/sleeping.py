@@ -44,7 +44,16 @@ def launched(folder: Path, count: int, work: Sleeper, gpus: float = 0.0) -> tupl
     from orchestrator.training.launch import launch  # which a branch's process, that loads this module, has no need of
 
     folder.mkdir()
-    job = Job(folder, folder, "", "", make_table().select([]), 1, gpus, None, 60.0, [], ())
+    job = Job(
+        data=folder,
+        out=folder,
+        gpus_per_branch=gpus,
+        fingerprint="",
+        training="",
+        noise=make_table().select([]),
+        versions=[],
+        frozen=(),
+    )
     began = time.time()
     failures = launch(sleeping(count), job, make_table().select([]), work)
     total = time.time() - began

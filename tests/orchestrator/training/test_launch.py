@@ -44,7 +44,16 @@ class Work:
 
 
 def job_in(folder):
-    return Job(folder, folder, "", "", make_table().select([]), 1, 0.0, None, 60.0, [], ())
+    return Job(
+        data=folder,
+        out=folder,
+        gpus_per_branch=0.0,
+        fingerprint="",
+        training="",
+        noise=make_table().select([]),
+        versions=[],
+        frozen=(),
+    )
 
 
 @pytest.mark.faults

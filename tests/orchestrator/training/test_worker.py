@@ -45,10 +45,7 @@ class Bench:
             fingerprint=dataset.fingerprint,
             training=dataset.training_fingerprint(),
             noise=dataset.noise,
-            threads=1,
-            gpus=0.0,
-            memory=None,
-            checkpoint_seconds=600.0,
+            gpus_per_branch=0.0,
             versions=versions(),
             frozen=tuple(branch.spec.frozen_inputs(branch.embeddings)),
         )
