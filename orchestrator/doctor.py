@@ -96,6 +96,12 @@ def unloadable() -> Iterator[Check]:
     yield from faults or [fault for module in IMPORTED_ONCE for fault in _faults(module)][:1]
 
 
+def check_installation() -> None:
+    """Raise `InputError`, before minutes go into data, if a module does not load that every branch needs."""
+    for fault in unloadable():
+        raise InputError(f"{fault.text}; {fault.remedy}")
+
+
 def _faults(module: str) -> Iterator[Check]:
     """What keeps a module from loading, if anything, and the command that installs another version of it."""
     try:

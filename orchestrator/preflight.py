@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
 from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, PatchesSpec
-from orchestrator.doctor import unloadable
+from orchestrator.doctor import check_installation
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
@@ -50,8 +50,7 @@ def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
 
 def check_branches(branches: Sequence[Branch], index: pa.Table, noise: pa.Table) -> None:
     """Raise `InputError` if branches cannot be trained with these packages, checkpoints, machines and noise clips."""
-    for fault in unloadable():
-        raise InputError(f"{fault.text}; {fault.remedy}")
+    check_installation()
     check_models(branches)
     machines = set(index["machine"].to_pylist())
     for branch in branches:

@@ -26,7 +26,6 @@ from orchestrator.commands.options import (
     systems_argument,
     tracking_option,
 )
-from orchestrator.training.job import RunOptions
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 
@@ -56,7 +55,7 @@ def run(
     """
     from orchestrator.system import load_systems
 
-    _run(load_systems(systems, backbone, overrides), RunOptions(**options), as_json)
+    _run(load_systems(systems, backbone, overrides), as_json, **options)
 
 
 @click.command()
@@ -75,33 +74,37 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
     data = out / "data"
     if not data.exists():
         from branches.data.synthetic import DEMO, write_dataset
+        from orchestrator.doctor import check_installation
 
+        check_installation()
         log.info("generating a data set in %s", data)
         with atomic_folder(data) as unfinished:
             write_dataset(unfinished, DEMO)
     from orchestrator.system import load_systems
 
-    _run(load_systems(["demo"], None, overrides), RunOptions(data=data, out=out, **options), as_json)
+    _run(load_systems(["demo"], None, overrides), as_json, data=data, out=out, **options)
 
 
-def _run(systems: Sequence[SystemSpec], options: RunOptions, as_json: bool) -> None:
-    log.info("reading %s", options.data)
+def _run(systems: Sequence[SystemSpec], as_json: bool, **options: Any) -> None:
+    """Run systems, with the fields of `RunOptions`, and print what is delivered."""
+    log.info("reading %s", options["data"])
     from orchestrator.fuse.result import rows_of_methods
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
+    from orchestrator.training.job import RunOptions
     from orchestrator.training.launch import BranchesFailed, RunInterrupted
 
     # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run(systems, options)
+        results = run(systems, RunOptions(**options))
     except StorageAway as error:
         raise InputError(str(error)) from error
     except BranchesFailed as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(130 if isinstance(error, RunInterrupted) else 1)
-    out = options.out
+    out = options["out"]
     if as_json:
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
         return
