@@ -15,13 +15,12 @@ from scoring.decisions import thresholds
 from scoring.table import groups
 
 MAX_SYSTEMS = 4
-AUTHORS_FORM = "authors.yaml"  # lies beside the package, and is no part of it
-KINDS = ("anomaly_score", "decision_result")
+KINDS = SCORE, DECISION = "anomaly_score", "decision_result"
 CSV_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<machine>.+)_section_(?P<section>\d\d)_test\.csv")
 _WORD = r"[^\W_]+(?:-[^\W_]+)*"
 # Surname and affiliation of the corresponding author; a system adds its number.
 TEAM_LABEL = re.compile(rf"{_WORD}_{_WORD}_task2")
-SYSTEM_LABEL = re.compile(rf"(?P<team>{TEAM_LABEL.pattern})_(?P<number>[1-{MAX_SYSTEMS}])")
+SYSTEM_LABEL = re.compile(rf"(?P<team>{TEAM_LABEL.pattern})_[1-{MAX_SYSTEMS}]")
 PLACEHOLDER = "TO BE FILLED IN"
 PLACEHOLDER_LABEL = "Surname_Affiliation_task2"
 
@@ -58,7 +57,7 @@ def write_submission(table: pa.Table, folder: Path) -> None:
         if not len(rows):
             continue
         decision = (score[rows] > limits[machine, section]).astype(int)
-        for kind, values in zip(KINDS, (score[rows], decision), strict=True):
+        for kind, values in ((SCORE, score[rows]), (DECISION, decision)):
             path = folder / csv_name(kind, machine, section)
             with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows(zip(clip[rows], values.tolist(), strict=True))
