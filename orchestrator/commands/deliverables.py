@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import ground_truth_option, json_option, print_table
+from orchestrator.commands.options import ground_truth_option, json_option
 from scoring.errors import InputError
 
 
@@ -67,15 +67,13 @@ def make(
     """
     click.echo(f"packing {folder}", err=True)
     from orchestrator.submission.check import check_package
-    from orchestrator.submission.files import AUTHORS_FORM, PLACEHOLDER
-    from orchestrator.submission.package import make_package
+    from orchestrator.submission.files import PLACEHOLDER
+    from orchestrator.submission.package import AUTHORS_FORM, make_package
 
     package = make_package(folder, systems, out, label, meta)
     findings = check_package(package)
     if as_json:
-        click.echo(
-            json.dumps({"package": str(package.resolve()), "errors": findings.errors, "warnings": findings.warnings})
-        )
+        click.echo(json.dumps({"package": str(package.resolve()), **asdict(findings)}))
         return
     click.echo(package)
     for line in [*findings.errors, *findings.warnings]:
@@ -87,28 +85,19 @@ def make(
 @submission.command("check")
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Data set whose test clips must be in the package.")
-@ground_truth_option
 @json_option
-def check_submission(package: Path, data: Path | None, ground_truth: Path | None, as_json: bool) -> None:
+def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
     """Print everything that is wrong with a package, a folder or a zip file. Exits with 2 if anything is.
-
-    With --ground-truth, also the official metrics of each system, in per cent.
 
     \b
     Example: tutti submission check runs/a/package/Jiang_THU_task2.zip --data /data/dcase2026
     """
     from orchestrator.submission.check import check_package
 
-    findings = check_package(package, data, ground_truth)
+    findings = check_package(package, data)
     if as_json:
-        metrics = {"metrics": asdict(findings)["metrics"]} if ground_truth else {}
-        click.echo(json.dumps({"errors": findings.errors, "warnings": findings.warnings, **metrics}))
+        click.echo(json.dumps(asdict(findings)))
     else:
-        for system, measured in findings.metrics.items():
-            rows = [(name, *astuple(m)) for name, m in measured.machines.items()]
-            print_table(
-                (system, "AUC source", "AUC target", "pAUC", "hmean"), [*rows, ("Omega", "", "", "", measured.omega)]
-            )
         for line in [*(f"error: {e}" for e in findings.errors), *(f"warning: {w}" for w in findings.warnings)]:
             click.echo(line)
     counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"

@@ -2,76 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from branches.data.dataset import index_of
-from orchestrator.submission.archive import read_package
 from orchestrator.submission.files import (
-    AUTHORS_FORM,
     CSV_NAME,
+    DECISION,
     KINDS,
     MAX_SYSTEMS,
+    SCORE,
     SYSTEM_LABEL,
     challenge_machines,
     csv_name,
 )
-from orchestrator.submission.findings import Findings, some
-from orchestrator.submission.score_files import Pairs, check_clips, check_decisions, check_scores, read_pairs
-from orchestrator.submission.stated import Results, check_against_scores, read_meta
+from orchestrator.submission.schema import Meta, faults, read_mapping, unfilled
 from scoring.errors import InputError
-from scoring.ground_truth import read_ground_truth
-from scoring.metrics import CELLS, official_metrics
-from scoring.table import conform
+from scoring.metrics import CELLS, MachineMetrics, official_metrics
 
-Group = tuple[str, int]
+ROUNDING = 0.06  # per cent; one digit after the point is enough
+
+Files = dict[PurePosixPath, bytes]
+Group = tuple[str, int]  # machine and section
+Table = dict[str, float]  # clip → score or decision
+Tables = dict[str, dict[Group, Table]]  # kind → machine and section → table
 
 
 @dataclass
-class System:
-    """One system's files in a package.
+class Findings:
+    """What a check has found, every fault as one line that begins with its file or folder.
 
-    label: its folder's name
+    Errors keep a package from being submitted; warnings are for a person to look at.
     """
 
-    folder: str
-    label: str
-    tables: dict[str, dict[Group, Pairs]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    metas: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def error(self, location: object, text: str) -> None:
+        """Something that must be mended."""
+        self.errors.append(" ".join(f"{location}: {text}".split()))
+
+    def warning(self, location: object, text: str) -> None:
+        """Something odd but allowed."""
+        self.warnings.append(" ".join(f"{location}: {text}".split()))
 
 
-def check_package(path: Path, data: Path | None = None, ground_truth: Path | None = None) -> Findings:
+def check_package(path: Path, data: Path | None = None) -> Findings:
     """Everything that is wrong with a package, a folder or a zip file.
 
-    Parameters
-    ----------
-    data: data set whose test clips the package must have, with hidden labels or known ones; without it the systems
-        are held against each other only
-    ground_truth: folder of labels that came later; they give metrics, and no finding
+    data: data set whose test clips the package must have, with hidden labels or known ones; without it the tables are
+        held against each other only
 
     Raises
     ------
     InputError
-        If there is no package at `path`, no data set at `data`, no ground truth, or not for the package's clips.
+        If there is no package at `path`, or no data set at `data`.
     """
     findings = Findings()
-    truth = None if ground_truth is None else read_ground_truth(ground_truth)
     index = None if data is None else _test_clips(data)
-    files = {name: content for name, content in read_package(path, findings).items() if name != AUTHORS_FORM}
-    systems = _systems(path, files, findings)
-    _check_labels(systems, findings)
-    for system in systems:
-        _check_system(system, files, index, str(data), findings)
-        if truth is not None and any(system.tables[KINDS[0]].values()):
-            findings.metrics[system.label] = official_metrics(truth.revealed(_score_table(system)))
-    if index is None:
-        _check_alike(systems, findings)
-    _check_different(systems, findings)
-    if not any(name.lower().endswith(".pdf") for name in files):
+    files = _read(path)
+    systems = _systems(files, findings)
+    _check_systems(path, systems, findings)
+    expected = _clips(systems.values()) if index is None else _clips_of(index)
+    machines = None if index is None else challenge_machines(index)
+    required = {group for group in expected if machines is None or group[0] in machines}
+    for folder, tables in systems.items():
+        _check_clips(folder, tables, expected, required, data or "other tables", findings)
+        _check_decisions(folder, tables, findings)
+        _check_meta(folder, files, {} if index is None else _measured(tables[SCORE], index), findings)
+    if not any(file.suffix.lower() == ".pdf" for file in files):
         findings.warning(path.name, "no technical report (PDF) in it")
     return findings
 
@@ -84,180 +93,201 @@ def _test_clips(data: Path) -> pa.Table:
     return index_of(paths)
 
 
-def _systems(package: Path, files: Mapping[str, bytes], findings: Findings) -> list[System]:
-    """Folders with tables or a meta file; a meta file may lie beside the folder that it is named after."""
-    systems: dict[str, System] = {}
-    for name in files:
-        if name.endswith(".csv"):
-            folder = PurePosixPath(name).parent
-            # A system's own folder may be given as the package.
-            label = folder.name or (package.resolve().name if package.is_dir() else "")
-            _add_table(systems.setdefault(str(folder), System(str(folder), label)), name, files[name], findings)
-    for name in files:
-        if name.endswith((".yaml", ".yml")):
-            _add_meta(systems, name, findings)
-        elif not name.lower().endswith((".csv", ".pdf")):
-            findings.warning(name, "not a file of a package")
-    if not systems:
-        findings.error(package.name, f"no system in it: no folder with {csv_name(KINDS[0], '<machine>', 0)}")
-    return list(systems.values())
+def _read(package: Path) -> Files:
+    """Files by their path in the package, the content of tables and meta files alone; nothing is unpacked."""
+    try:
+        if package.is_dir():
+            folder = package.resolve()
+            root = folder.parent if SYSTEM_LABEL.fullmatch(folder.name) else folder  # it may be that of one system
+            found = (path for path in folder.rglob("*") if path.is_file())
+            return _contents({path.relative_to(root).as_posix(): path.read_bytes for path in found})
+        with zipfile.ZipFile(package) as archive:
+            return _contents({e.filename: partial(archive.read, e) for e in archive.infolist() if not e.is_dir()})
+    except FileNotFoundError:
+        raise InputError(f"{package}: no such package; give a folder or a zip file") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
+        raise InputError(f"{package}: cannot be read as a folder or zip file ({error}); make it again") from None
 
 
-def _add_table(system: System, name: str, content: bytes, findings: Findings) -> None:
-    match = CSV_NAME.fullmatch(PurePosixPath(name).name)
-    if match is None:
-        forms = " or ".join(csv_name(kind, "<machine>", 0) for kind in KINDS)
-        findings.error(name, f"not a table's name; must be {forms}")
-        return
-    kind, group = match["kind"], (match["machine"], int(match["section"]))
-    system.tables[kind][group] = read_pairs(name, content, kind, findings)
+def _contents(readers: Mapping[str, Callable[[], bytes]]) -> Files:
+    files = {}
+    for name, read in sorted(readers.items()):
+        path = PurePosixPath(name)
+        if not any(part.startswith((".", "__MACOSX")) for part in path.parts):  # the operating system's
+            files[path] = read() if path.suffix in (".csv", ".yaml") else b""
+    return files
 
 
-def _add_meta(systems: Mapping[str, System], name: str, findings: Findings) -> None:
-    path = PurePosixPath(name)
-    owner = systems.get(str(path.parent))
-    named = [s for s in systems.values() if path.name.removesuffix(path.suffix).removesuffix(".meta") == s.label]
-    if owner or named:
-        (owner or named[0]).metas.append(name)
-    else:
-        findings.error(name, "belongs to no system: there are no tables in its folder")
+def _systems(files: Files, findings: Findings) -> dict[PurePosixPath, Tables]:
+    """Tables of each folder that has tables or a meta file."""
+    systems: dict[PurePosixPath, Tables] = defaultdict(lambda: {kind: {} for kind in KINDS})
+    for path, content in files.items():
+        if match := CSV_NAME.fullmatch(path.name):
+            table = _table(path, content, match["kind"] == DECISION, findings)
+            systems[path.parent][match["kind"]][match["machine"], int(match["section"])] = table
+        elif path.suffix == ".csv":
+            forms = " or ".join(csv_name(kind, "<machine>", 0) for kind in KINDS)
+            findings.error(path, f"not a table's name; must be {forms}")
+        elif path.name == f"{path.parent.name}.meta.yaml":
+            systems[path.parent]  # an entry, also for a system without tables
+        elif path.suffix.lower() != ".pdf":
+            findings.warning(path, "not a file of a package")
+    return systems
 
 
-def _check_labels(systems: list[System], findings: Findings) -> None:
-    if len(systems) > MAX_SYSTEMS:
-        names = ", ".join(s.label for s in systems)
-        findings.error(systems[-1].folder, f"{len(systems)} systems, at most {MAX_SYSTEMS} are allowed: {names}")
-    teams: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    for system in systems:
-        label = SYSTEM_LABEL.fullmatch(system.label)
-        if label is None:
-            location = system.folder if system.label else next(iter(_paths(system)), system.folder)
-            findings.error(
-                location, f"the folder {system.label!r} is no label such as Jiang_THU_task2_1, numbered 1 to 4"
-            )
-            continue
-        if system.label in labels:
-            findings.error(system.folder, f"the same label as {labels[system.label]}; number the systems")
-        labels[system.label] = system.folder
-        teams.setdefault(label["team"], system.label)
-    if len(teams) > 1:
-        findings.error(list(teams.values())[1], f"another team's label than {next(iter(teams.values()))}")
-    numbers = sorted(int(label[-1]) for label in labels)
-    if numbers and numbers != list(range(1, len(numbers) + 1)):
-        findings.warning(next(iter(teams.values())), f"systems are numbered {', '.join(map(str, numbers))}")
-
-
-def _paths(system: System) -> list[str]:
-    return [pairs.path for tables in system.tables.values() for pairs in tables.values()]
-
-
-def _check_system(
-    system: System, files: Mapping[str, bytes], index: pa.Table | None, source: str, findings: Findings
-) -> None:
-    scores, decisions = (system.tables[kind] for kind in KINDS)
-    for group in sorted({*scores, *decisions}):
-        for kind in KINDS:
-            if group not in system.tables[kind]:
-                findings.error(
-                    _path(system, csv_name(kind, *group)), "missing; each machine and section has both tables"
-                )
-        if group in scores and group in decisions:
-            _check_pair(scores[group], decisions[group], findings)
-        if group in scores:
-            check_scores(scores[group], findings)
-    if index is not None:
-        _check_data(system, index, source, findings)
-    _check_meta(system, files, index, findings)
-
-
-def _path(system: System, name: str) -> str:
-    return str(PurePosixPath(system.folder) / name)
-
-
-def _check_pair(scores: Pairs, decisions: Pairs, findings: Findings) -> None:
-    for here, there in ((scores, decisions), (decisions, scores)):
-        lost = [clip for clip in there.values if clip not in here.values]
-        if lost:
-            findings.error(here.path, f"no usable row for {some(lost)}, which {PurePosixPath(there.path).name} has")
-    check_decisions(scores, decisions, findings)
-
-
-def _check_data(system: System, index: pa.Table, source: str, findings: Findings) -> None:
-    """Tables for each machine and section that must be there, with its clips."""
-    required = set(challenge_machines(index))
-    clips: dict[Group, list[str]] = {}
-    for machine, section, clip in zip(*(index[c].to_pylist() for c in ("machine", "section", "clip")), strict=True):
-        clips.setdefault((machine, section), []).append(clip)
-    for kind, tables in system.tables.items():
-        for group, expected in clips.items():
-            if group in tables:
-                check_clips(tables[group], expected, f"{source}/{group[0]}", findings)
-            elif group[0] in required and not any(group in other for other in system.tables.values()):
-                findings.error(_path(system, csv_name(kind, *group)), f"missing; {source} has test clips for it")
-        for group in tables.keys() - clips.keys():
-            expected_groups = ", ".join(f"{machine} section {section:02d}" for machine, section in clips)
-            findings.error(tables[group].path, f"no such machine and section in {source}; it has {expected_groups}")
-
-
-def _check_meta(system: System, files: Mapping[str, bytes], index: pa.Table | None, findings: Findings) -> None:
-    if not system.metas:
-        findings.error(_path(system, f"{system.label}.meta.yaml"), "missing; each system has a meta file")
-        return
-    if len(system.metas) > 1:
-        findings.error(system.metas[1], f"a second meta file of the system beside {system.metas[0]}")
-    path = system.metas[0]
-    if PurePosixPath(path).name != f"{system.label}.meta.yaml":
-        findings.warning(path, f"should be called {system.label}.meta.yaml")
-    stated = read_meta(path, files[path], findings)
-    if stated.label not in (None, system.label):
-        findings.error(path, f"submission.label is {stated.label!r}, the folder is {system.label!r}")
-    if index is not None:
-        check_against_scores(path, stated, _computed(system, index), findings)
-
-
-def _computed(system: System, index: pa.Table) -> Results:
-    """Official metrics, in per cent, of the machines whose labels are known and whose scores are complete."""
-    rows = index.filter(pc.is_valid(index["condition"]))
-    keys = zip(*(rows[c].to_pylist() for c in ("machine", "section", "clip")), strict=True)
-    tables = system.tables[KINDS[0]]
-    scores = [tables[m, s].values.get(clip) if (m, s) in tables else None for m, s, clip in keys]
-    rows = rows.append_column("score", pa.array(scores, pa.float64()))
-    partial = pc.unique(rows.filter(pc.is_null(rows["score"]))["machine"])
-    rows = rows.filter(pc.invert(pc.is_in(rows["machine"], partial)))
-    if not rows.num_rows:
+def _table(path: PurePosixPath, content: bytes, decisions: bool, findings: Findings) -> Table:
+    """The value of each clip; rows that are not in order are findings, those of one cause in one line."""
+    try:
+        lines = content.decode().rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        findings.error(path, f"not UTF-8 text ({error.reason} at byte {error.start})")
         return {}
-    cells = {m: {c: getattr(v, c) for c in CELLS} for m, v in official_metrics(rows).machines.items()}
-    return {m: {c: v for c, v in values.items() if v is not None} for m, values in cells.items()}
+    table: Table = {}
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, line in enumerate(lines, 1):
+        clip, _, text = line.replace('"', "").partition(",")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not clip.endswith(".wav") or "/" in clip:
+            rows["must begin with the bare name of a clip, such as section_00_0000.wav; no header"].append(row)
+        elif clip in table:
+            rows["the clip stands in an earlier row too"].append(row)
+        elif not math.isfinite(value):
+            rows["must be `clip,value` with a finite number"].append(row)
+        elif decisions and value not in (0, 1):
+            rows["the decision is neither 0 nor 1"].append(row)
+        else:
+            table[clip] = value
+    for cause, found in rows.items():
+        findings.error(path, f"row {_some(found)}: {cause}: {lines[found[0] - 1][:80]!r}")
+    if not table:
+        findings.error(path, "no usable rows; there must be one `clip,value` for each test clip")
+    return table
 
 
-def _score_table(system: System) -> pa.Table:
+def _some(names: Sequence[object]) -> str:
+    """The first names of many: `a, b, c and 5 more`."""
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _check_systems(package: Path, systems: Mapping[PurePosixPath, Tables], findings: Findings) -> None:
+    """At most four systems, of one team, and different ones."""
+    if not systems:
+        findings.error(package.name, f"no system in it: no folder with {csv_name(SCORE, '<machine>', 0)}")
+    if len(systems) > MAX_SYSTEMS:
+        names = ", ".join(folder.name for folder in systems)
+        findings.error(package.name, f"{len(systems)} systems, at most {MAX_SYSTEMS} are allowed: {names}")
+    for folder in systems:
+        if not SYSTEM_LABEL.fullmatch(folder.name):
+            text = f"the folder {folder.name!r} is no label such as Jiang_THU_task2_1, numbered 1 to {MAX_SYSTEMS}"
+            findings.error(folder, text)
+    for one, other in combinations(systems, 2):
+        if one.name == other.name:
+            findings.error(other, f"the same label as {one}; number the systems")
+        elif one.name[:-1] != other.name[:-1]:
+            findings.error(other, f"another team's label than {one.name}")
+        if systems[one][SCORE] == systems[other][SCORE]:
+            findings.warning(other, f"the same scores as {one.name}")
+
+
+def _clips_of(index: pa.Table) -> dict[Group, set[str]]:
+    rows = index.group_by(["machine", "section"]).aggregate([("clip", "list")]).to_pylist()
+    return {(row["machine"], row["section"]): set(row["clip_list"]) for row in rows}
+
+
+def _clips(systems: Iterable[Tables]) -> dict[Group, set[str]]:
+    """All clips that any table has."""
+    clips: dict[Group, set[str]] = defaultdict(set)
+    for group, table in (item for system in systems for tables in system.values() for item in tables.items()):
+        clips[group] |= table.keys()
+    return clips
+
+
+def _check_clips(
+    folder: PurePosixPath,
+    tables: Tables,
+    expected: Mapping[Group, set[str]],
+    required: set[Group],
+    source: object,
+    findings: Findings,
+) -> None:
+    """Both tables of each required machine and section, and of those that have one; with the clips of `source`."""
+    for kind, group in product(KINDS, sorted(required | tables[SCORE].keys() | tables[DECISION].keys())):
+        path, table = folder / csv_name(kind, *group), tables[kind].get(group)
+        if group not in expected:
+            there = ", ".join(f"{machine} section {section:02d}" for machine, section in expected)
+            findings.error(path, f"no such machine and section in {source}; it has {there}")
+        elif table is None:
+            findings.error(path, f"missing; there are clips for it in {source}")
+        else:
+            if lost := sorted(expected[group] - table.keys()):
+                findings.error(path, f"no usable row for {_some(lost)} of {source}")
+            if unknown := sorted(table.keys() - expected[group]):
+                findings.error(path, f"no such test clip in {source}: {_some(unknown)}")
+
+
+def _check_decisions(folder: PurePosixPath, tables: Tables, findings: Findings) -> None:
+    """Some threshold on the scores must give exactly the decisions."""
+    for group, decisions in tables[DECISION].items():
+        path, scores = folder / csv_name(DECISION, *group), tables[SCORE].get(group, {})
+        normal = [clip for clip, decision in decisions.items() if clip in scores and not decision]
+        anomalous = [clip for clip, decision in decisions.items() if clip in scores and decision]
+        if not normal or not anomalous:
+            findings.warning(path, "all clips are decided alike")
+            continue
+        top, bottom = max(normal, key=scores.__getitem__), min(anomalous, key=scores.__getitem__)
+        if scores[top] >= scores[bottom]:
+            both = f"{top} is 0 with score {scores[top]!r}, {bottom} is 1 with score {scores[bottom]!r}"
+            findings.error(path, f"no threshold on the scores gives these decisions: {both}")
+
+
+def _measured(scores: Mapping[Group, Table], index: pa.Table) -> dict[str, MachineMetrics]:
+    """Official metrics of the machines whose labels are known and whose scores are complete."""
     rows = [
-        {"machine": machine, "section": section, "clip": clip, "score": score}
-        for (machine, section), pairs in system.tables[KINDS[0]].items()
-        for clip, score in pairs.values.items()
+        {**row, "score": scores.get((row["machine"], row["section"]), {}).get(row["clip"])}
+        for row in index.to_pylist()
+        if row["condition"] is not None
     ]
-    return conform(pa.Table.from_pylist(rows), system.label)
+    incomplete = {row["machine"] for row in rows if row["score"] is None}
+    rows = [row for row in rows if row["machine"] not in incomplete]
+    schema = index.schema.append(pa.field("score", pa.float64()))
+    return official_metrics(pa.Table.from_pylist(rows, schema)).machines if rows else {}
 
 
-def _check_alike(systems: list[System], findings: Findings) -> None:
-    """Without a data set at hand: all systems score the same clips."""
-    first: dict[Group, tuple[str, set[str]]] = {}
-    for system in systems:
-        for group, pairs in system.tables[KINDS[0]].items():
-            label, clips = first.setdefault(group, (system.label, set(pairs.values)))
-            if lost := clips ^ pairs.values.keys():
-                findings.error(pairs.path, f"other clips than in {label}: {some(sorted(lost))}")
-    for system in systems:
-        for group in first.keys() - system.tables[KINDS[0]].keys() - system.tables[KINDS[1]].keys():
-            findings.error(_path(system, csv_name(KINDS[0], *group)), f"missing; {first[group][0]} has it")
+def _check_meta(
+    folder: PurePosixPath, files: Files, measured: Mapping[str, MachineMetrics], findings: Findings
+) -> None:
+    """A meta file that is filled in, in the challenge's form, with the label and the results of its folder."""
+    path = folder / f"{folder.name}.meta.yaml"
+    if path not in files:
+        findings.error(path, "missing; each system has a meta file")
+        return
+    try:
+        raw = read_mapping(files[path])
+    except ValueError as error:
+        findings.error(path, f"no meta file: {error}")
+        return
+    for key, text in (faults(Meta, raw) | dict(unfilled(raw))).items():
+        findings.error(path, f"{key}: {text}")
+    label = _at(raw, "submission", "label")
+    if label not in (None, folder.name):
+        findings.error(path, f"submission.label is {label!r}, and the folder is {folder.name!r}")
+    for machine, cell in product(measured, CELLS):
+        value, keys = getattr(measured[machine], cell), ("results", "development_dataset", machine, cell)
+        stated = _at(raw, *keys)
+        if value is None or _is_close(stated, value):
+            continue
+        add = findings.warning if stated is None else findings.error  # results are voluntary
+        add(path, f"{'.'.join(keys)}: not what the scores give: {stated} instead of {value:.2f} per cent")
 
 
-def _check_different(systems: list[System], findings: Findings) -> None:
-    seen: dict[object, str] = {}
-    for system in systems:
-        scores = {group: pairs.values for group, pairs in system.tables[KINDS[0]].items()}
-        content = tuple((group, tuple(sorted(scores[group].items()))) for group in sorted(scores))
-        if content in seen:
-            findings.warning(system.folder, f"the same scores as {seen[content]}")
-        seen.setdefault(content, system.label)
+def _at(raw: Any, *keys: str) -> Any:
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw
+
+
+def _is_close(stated: object, value: float) -> bool:
+    return isinstance(stated, (int, float)) and value - ROUNDING <= stated <= value + ROUNDING

@@ -15,13 +15,12 @@ from scoring.decisions import thresholds
 from scoring.table import groups
 
 MAX_SYSTEMS = 4
-AUTHORS_FORM = "authors.yaml"  # lies beside the package, and is no part of it
-KINDS = ("anomaly_score", "decision_result")
+KINDS = SCORE, DECISION = "anomaly_score", "decision_result"
 CSV_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<machine>.+)_section_(?P<section>\d\d)_test\.csv")
 _WORD = r"[^\W_]+(?:-[^\W_]+)*"
 # Surname and affiliation of the corresponding author; a system adds its number.
 TEAM_LABEL = re.compile(rf"{_WORD}_{_WORD}_task2")
-SYSTEM_LABEL = re.compile(rf"(?P<team>{TEAM_LABEL.pattern})_(?P<number>[1-{MAX_SYSTEMS}])")
+SYSTEM_LABEL = re.compile(rf"(?P<team>{TEAM_LABEL.pattern})_[1-{MAX_SYSTEMS}]")
 PLACEHOLDER = "TO BE FILLED IN"
 PLACEHOLDER_LABEL = "Surname_Affiliation_task2"
 
@@ -41,29 +40,28 @@ def challenge_machines(table: pa.Table) -> list[str]:
     return sorted(pc.unique((rows if rows.num_rows else table)["machine"]).to_pylist())
 
 
-def write_submission(table: pa.Table, folder: Path) -> list[Path]:
+def write_submission(table: pa.Table, folder: Path) -> None:
     """Write scores and decisions of every test clip of a fused table, one pair of files per machine and section.
 
     `anomaly_score_<machine>_section_<NN>_test.csv` and `decision_result_….csv` have the columns clip and value,
     no header. A clip is decided an anomaly (1) if its score is above the threshold from the training clips.
+    Files of machines that the table lacks are removed, last: until then an earlier submission is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     limits = thresholds(table)
     test = table["split"].to_numpy() == "test"
     clip, score = table["clip"].to_numpy(), table["score"].to_numpy()
-    written = []
+    written = set()
     for machine, section, group in groups(table):
         rows = np.flatnonzero(group & test)
         if not len(rows):
             continue
         decision = (score[rows] > limits[machine, section]).astype(int)
-        for kind, values in zip(KINDS, (score[rows], decision), strict=True):
+        for kind, values in ((SCORE, score[rows]), (DECISION, decision)):
             path = folder / csv_name(kind, machine, section)
-            _write_pairs(path, zip(clip[rows], values.tolist(), strict=True))
-            written.append(path)
-    return written
-
-
-def _write_pairs(path: Path, pairs: object) -> None:
-    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(pairs)  # type: ignore[arg-type]
+            with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows(zip(clip[rows], values.tolist(), strict=True))
+            written.add(path)
+    for path in set(folder.glob("*.csv")) - written:
+        if CSV_NAME.fullmatch(path.name):
+            path.unlink()

@@ -1,6 +1,8 @@
 import csv
 
 import numpy as np
+import pyarrow.compute as pc
+import pytest
 
 from orchestrator.submission import write_submission
 from scoring.decisions import thresholds
@@ -38,3 +40,22 @@ def test_the_test_set_does_not_move_a_decision(tmp_path):
     write_submission(table.take(np.concatenate([train, test[::5]])), tmp_path / "few")
     for path in (tmp_path / "few").iterdir():
         assert set(map(tuple, read(path))) <= set(map(tuple, read(tmp_path / "all" / path.name)))
+
+
+def test_the_folder_holds_the_machines_of_the_table(tmp_path):
+    """An earlier submission goes when the new one is there, not before."""
+    table = make_table()
+    write_submission(table, tmp_path)
+    (tmp_path / "notes.txt").touch()
+    before = {path.name for path in tmp_path.iterdir()}
+    fan = table.filter(pc.equal(table["machine"], "fan"))
+    others = fan.set_column(0, "machine", [["gearbox"] * fan.num_rows])
+    blocked = tmp_path / "decision_result_gearbox_section_00_test.csv"
+    blocked.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_submission(others, tmp_path)
+    assert before < {path.name for path in tmp_path.iterdir()}
+    blocked.rmdir()
+    write_submission(others, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["anomaly_score_gearbox_section_00_test.csv", blocked.name, "notes.txt"]
