@@ -1,6 +1,6 @@
 """The ledger: what is finished, in folders whose record is written last.
 
-out/branches/<branch_id>/   embeddings*.npy, branch.pt, tables/[<embedding>.]<detector>.parquet, summary.json
+out/branches/<branch_id>/   embeddings*.npy, branch.pt, tables/[<embedding>.]<detector>.parquet
 out/failures/<branch_id>/   reason.txt: why the branch failed, until it is tried again
 out/systems/<name>/         fused.parquet, held_out.parquet, result.json
 
@@ -162,15 +162,6 @@ def record_failure(out: Path, branch_id: str, record: Record, reason: str) -> Pa
     files = {REASON: file_sha256(folder / REASON)}
     write_record(folder, record.model_copy(update={"status": "FAILED", "tags": tags, "files": files}))
     return folder / REASON
-
-
-def records(out: Path) -> Iterator[tuple[Path, Record]]:
-    """Every folder of the ledger that has a record."""
-    for kind in (BRANCHES, FAILURES, SYSTEMS):
-        for path in sorted((out / kind).glob(f"*/{RECORD}")):
-            record = read_record(path.parent)
-            if record is not None:
-                yield path.parent, record
 
 
 def folder_id(out: Path) -> str:

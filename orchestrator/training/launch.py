@@ -25,7 +25,7 @@ from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_branches, check_lengths, notes_on
 from orchestrator.training.generated import in_order, on_sets, pull_sets
 from orchestrator.training.job import Job, RunOptions, StageReport
-from orchestrator.training.process import ProcessKilled, packed, trial
+from orchestrator.training.process import KILLED, packed, trial
 from orchestrator.training.worker import branch_record, train_and_score
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
 
 def _was_killed(failure: str) -> bool:
     """Whether a process was killed from outside, by the kernel or by Ray, and not the node lost with it."""
-    return ProcessKilled.__name__ in failure or "ray.exceptions.OutOfMemoryError" in failure
+    return KILLED in failure or "ray.exceptions.OutOfMemoryError" in failure
 
 
 def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int) -> dict[str, str]:

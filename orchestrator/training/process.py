@@ -32,15 +32,12 @@ IMPORTED_ONCE = (
 )
 # The forkserver's socket lies in the temporary folder, with 27 bytes of its own of the 107 that a path may have.
 _LONGEST_FOLDER = 80
+KILLED = "its process was killed, most likely for lack of memory"  # as the kernel does
 _context = multiprocessing.get_context("forkserver")
 
 
 class ProcessDied(RuntimeError):
-    """A branch's process ended without a word."""
-
-
-class ProcessKilled(ProcessDied):
-    """It was killed from outside, as the kernel does for lack of memory."""
+    """A branch's process ended without a word; killed from outside if it says `KILLED`."""
 
 
 class WorkFailed(RuntimeError):
@@ -112,19 +109,18 @@ def in_own_process(subject: bytes, shared: bytes, report: Callable[..., Any]) ->
                 return values[0]
     except EOFError:
         process.join()
-        raise _death(process.exitcode) from None
+        raise _death(process.exitcode or 0) from None
     finally:
         receiver.close()
         process.kill()
         process.join()
 
 
-def _death(exit_code: int | None) -> ProcessDied:
+def _death(exit_code: int) -> ProcessDied:
     if exit_code == -signal.SIGKILL:
-        return ProcessKilled("its process was killed, most likely for lack of memory (see --memory-per-branch)")
-    if exit_code is not None and exit_code < 0:
-        return ProcessDied(f"its process died of {signal.Signals(-exit_code).name}")
-    return ProcessDied(f"its process ended with exit code {exit_code}")
+        return ProcessDied(f"{KILLED} (see --memory-per-branch)")
+    reason = f"died of {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+    return ProcessDied(f"its process {reason}")
 
 
 def _child(sender: Connection, subject: bytes, shared: bytes) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 # Torch is loaded inside the functions that need it: the driver imports this module, too.
 
 WEIGHTS = "branch.pt"
-SUMMARY = "summary.json"
 LOOK_SECONDS = 20.0  # whether there is another checkpoint to store
 
 
@@ -63,15 +62,13 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
         checkpoint.unlink(missing_ok=True)  # the weights are committed
         _embed(branch.spec, job, index, missing, folder)
         omega, record, failures = _score(branch, job, index, folder, record)
-        files = {SUMMARY, *map(embeddings_file, branch.embeddings)}
-        record = record.model_copy(
-            update={
-                "metrics": {**record.metrics, **(_cost(job, started) if before is None else {})},
-                "files": record.files | {file: file_sha256(folder / file) for file in sorted(files)},
-                "embeddings": branch.embeddings_id,
-            }
-        )
-        write_record(folder, record)
+        embedded = {embeddings_file(e): file_sha256(folder / embeddings_file(e)) for e in branch.embeddings}
+        update = {
+            "metrics": {**record.metrics, **(_cost(job, started) if before is None else {})},
+            "files": record.files | embedded,
+            "embeddings": branch.embeddings_id,
+        }
+        write_record(folder, record.model_copy(update=update))
     for error in failures:
         raise error
     return omega
@@ -253,9 +250,8 @@ def _embed(spec: BranchSpec, job: Job, index: pa.Table, embeddings: Sequence[Emb
 def _score(
     branch: Branch, job: Job, index: pa.Table, folder: Path, record: Record
 ) -> tuple[float | None, Record, list[InputError]]:
-    """Write score tables and a summary; Omega of the first table, the record with them, and why tables failed."""
+    """Write score tables; Omega of the first one, the record with them, and why tables failed."""
     (folder / TABLES).mkdir(exist_ok=True)
-    summary: dict[str, object] = {"branch": branch.name, "spec": branch.spec.model_dump()}
     omegas: list[float | None] = []
     tables, files, metrics = dict(record.tables), dict(record.files), dict(record.metrics)
     failures: list[InputError] = []
@@ -270,11 +266,8 @@ def _score(
         files[file], tables[name] = write_table(table, folder / file), branch.tables[name]
         official = official_metrics(table) if has_labels(table) else None  # hidden in an evaluation set
         omegas.append(official.omega if official else None)
-        summary[name] = official.as_dict() if official else None
         metrics = {key: value for key, value in metrics.items() if not key.startswith(f"{name}.")}
         metrics |= flat_metrics(official, f"{name}.")
-    with atomic(folder / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
     scored = record.model_copy(update={"tables": tables, "files": files, "metrics": metrics})
     return omegas[0] if omegas else None, scored, failures
 

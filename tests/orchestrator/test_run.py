@@ -47,7 +47,7 @@ class Run:
     def tables(self) -> list[Path]:
         """Of all branches but the baseline."""
         tables = sorted((self.out / "branches").rglob("tables/*.parquet"))
-        return [t for t in tables if "baseline/" not in (t.parents[1] / "summary.json").read_text()]
+        return [t for t in tables if "baseline/" not in (t.parents[1] / "record.json").read_text()]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch
 
 from orchestrator.ledger.storage import StorageAway
 from orchestrator.training.process import (
+    KILLED,
     ProcessDied,
-    ProcessKilled,
     WorkFailed,
     in_own_process,
     may_pass,
@@ -91,7 +91,7 @@ def test_errors_come_back_as_text_and_what_is_no_input_error_with_its_traceback(
 def test_a_death_is_told(how, told):
     with pytest.raises(ProcessDied, match=told) as died:
         in_own_process(packed(how), packed((dying,)), print)
-    assert isinstance(died.value, ProcessKilled) == (how == signal.SIGKILL)
+    assert (KILLED in str(died.value)) == (how == signal.SIGKILL)
 
 
 def waiting(place, report):

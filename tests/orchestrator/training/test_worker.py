@@ -240,6 +240,4 @@ def test_a_process_that_ends_anywhere_leaves_no_half_branch(tmp_path, monkeypatc
     assert set(record.files) == {"branch.pt"}
     assert not record.tables
     assert not bench.bring()
-    assert {path.name for path in bench.folder.glob("*")} == {
-        *("branch.pt", "embeddings.npy", "summary.json", "tables", RECORD)
-    }
+    assert {path.name for path in bench.folder.glob("*")} == {*("branch.pt", "embeddings.npy", "tables", RECORD)}
