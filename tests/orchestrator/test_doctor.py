@@ -12,6 +12,7 @@ import torch
 
 from branches.data.synthetic import SyntheticSize, write_dataset
 from orchestrator.doctor import unloadable
+from orchestrator.tracking.tracker import open_tracker
 from tests.commands import SMALL_SYSTEM, TUTTI, tutti_here
 
 NOWHERE = ("--address", "127.0.0.1:1")  # spares the start of a Ray, and is a problem of its own
@@ -78,6 +79,17 @@ def test_a_store_that_is_none(tmp_path):
     found = checks(tutti_here("doctor", *NOWHERE, "--out", tmp_path, "--json"))
     assert found["mlflow"]["state"] == "problem"
     assert "no MLflow store at sqlite:///" in found["mlflow"]["text"]
+
+
+def test_a_moved_runs_store_stays_as_it_is(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    open_tracker(None, out, "experiment")
+    moved = out.rename(tmp_path / "moved")
+    before = (moved / "mlflow.db").read_bytes()
+    found = checks(tutti_here("doctor", *NOWHERE, "--out", moved, "--json"))
+    assert found["mlflow"]["state"] == "ok"
+    assert (moved / "mlflow.db").read_bytes() == before
 
 
 def test_more_clips_than_room(tmp_path):
