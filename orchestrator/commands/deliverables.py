@@ -85,6 +85,8 @@ def make(
 def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
     """Print everything that is wrong with a package, a folder or a zip file. Exits with 2 if anything is.
 
+    Before it is sent; also for packages of other tools.
+
     \b
     Example: tutti submission check runs/a/package/Jiang_THU_task2.zip --data /data/dcase2026
     """
