@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import ground_truth_option, json_option
+from orchestrator.commands.options import existing_path, ground_truth_option, json_option, path_type
 from scoring.errors import InputError
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@click.argument("folder", type=path_type, metavar="RUN_DIR")
 @click.option(
     "--audio",
     type=click.IntRange(min=0),
@@ -22,9 +22,7 @@ from scoring.errors import InputError
     help="Add the N worst false alarms and misses to hear.",
     metavar="N",
 )
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Data set of the recordings, if it was moved since the run."
-)
+@click.option("--data", type=path_type, help="Data set of the recordings, if it was moved since the run.")
 @ground_truth_option
 def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | None) -> None:
     """Write a run's HTML report from its results.
@@ -47,13 +45,11 @@ def submission() -> None:
 
 
 @submission.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@click.argument("folder", type=path_type, metavar="RUN_DIR")
 @click.argument("systems", nargs=-1, metavar="[SYSTEM...]")
-@click.option("--out", type=click.Path(path_type=Path), help="Default: RUN_DIR/package.")
+@click.option("--out", type=path_type, help="Default: RUN_DIR/package.")
 @click.option("--label", help="Surname_Affiliation_task2 of the corresponding author; default: from the authors' file.")
-@click.option(
-    "--meta", type=click.Path(path_type=Path), help="Authors' file; default: OUT/authors.yaml, created as a form."
-)
+@click.option("--meta", type=path_type, help="Authors' file; default: OUT/authors.yaml, created as a form.")
 @json_option
 def make(
     folder: Path, systems: tuple[str, ...], out: Path | None, label: str | None, meta: Path | None, as_json: bool
@@ -83,11 +79,13 @@ def make(
 
 
 @submission.command("check")
-@click.argument("package", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Data set whose test clips must be in the package.")
+@click.argument("package", type=path_type)
+@click.option("--data", type=path_type, help="Data set whose test clips must be in the package.")
 @json_option
 def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
     """Print everything that is wrong with a package, a folder or a zip file. Exits with 2 if anything is.
+
+    Before it is sent; also for packages of other tools.
 
     \b
     Example: tutti submission check runs/a/package/Jiang_THU_task2.zip --data /data/dcase2026
@@ -107,9 +105,7 @@ def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, exists=True), metavar="RUN_DIR", help="Run folder."
-)
+@click.option("--out", required=True, type=existing_path, metavar="RUN_DIR", help="Run folder.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on this machine.")
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import json_option, print_table
+from orchestrator.commands.options import existing_path, json_option, path_type, print_table
 from scoring.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_path = click.Path(path_type=Path)
-_existing = click.Path(path_type=Path, exists=True)  # said before torch is loaded
 _seconds = click.FloatRange(min=0, min_open=True)
 _false_alarms_option = click.option(
     "--false-alarms",
@@ -25,9 +23,9 @@ _false_alarms_option = click.option(
 
 
 @click.command()
-@click.argument("folder", type=_path, metavar="RUN_DIR")
+@click.argument("folder", type=path_type, metavar="RUN_DIR")
 @click.argument("system", required=False)
-@click.option("--out", required=True, type=_path, help="Folder of the model; must not exist.")
+@click.option("--out", required=True, type=path_type, help="Folder of the model; must not exist.")
 @_false_alarms_option
 def export(folder: Path, system: str | None, out: Path, false_alarms: float | None) -> None:
     """Package a fused system of a finished run as an MLflow model: weights, banks, calibration, thresholds, code.
@@ -46,11 +44,11 @@ def export(folder: Path, system: str | None, out: Path, false_alarms: float | No
 
 
 @click.command()
-@click.argument("model", type=_existing)
-@click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
+@click.argument("model", type=existing_path)
+@click.argument("clips", nargs=-1, required=True, type=existing_path, metavar="CLIP...")
 @click.option("--machine", help="Default: the model's only machine, or from the path, MACHINE/test/CLIP.")
 @click.option("--section", type=click.IntRange(min=0), help="Default: from the clip's name (section_02_…), else 0.")
-@click.option("--out", type=_path, help="Also write the scores to a file; .csv or .parquet.")
+@click.option("--out", type=path_type, help="Also write the scores to a file; .csv or .parquet.")
 @click.option("--window", type=_seconds, help="Score long recordings in windows of so many seconds.")
 @click.option("--hop", type=_seconds, help="Seconds between windows; default: half.")
 @_false_alarms_option
@@ -115,11 +113,11 @@ def _print(table: pa.Table) -> None:
 
 
 @click.command()
-@click.argument("model", type=_existing)
-@click.argument("clips", nargs=-1, required=True, type=_existing, metavar="CLIP...")
+@click.argument("model", type=existing_path)
+@click.argument("clips", nargs=-1, required=True, type=existing_path, metavar="CLIP...")
 @click.option("--machine", required=True, help="Name of the new machine.")
 @click.option("--section", type=click.IntRange(min=0), default=0, show_default=True, help="Of the machine.")
-@click.option("--out", required=True, type=_path, help="Folder of the new model; must not exist.")
+@click.option("--out", required=True, type=path_type, help="Folder of the new model; must not exist.")
 def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path) -> None:
     """Add a machine to a packaged ensemble from normal recordings of it; nothing is trained.
 

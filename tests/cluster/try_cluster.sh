@@ -74,7 +74,7 @@ submit=(tutti submit "$folder/small.yaml" --address "http://127.0.0.1:$dashboard
 "${submit[@]}"
 echo "== again: nothing is left to do"
 "${submit[@]}" 2>&1 | tee "$folder/again.log" >&2
-grep -q "4 of 4 branches finished" "$folder/again.log"
+grep -q "5 of 5 branches finished" "$folder/again.log"
 
 echo "== what MLflow has on PostgreSQL"
 python - "http://127.0.0.1:$mlflow" <<'CHECK'
@@ -85,7 +85,7 @@ client = MlflowClient(sys.argv[1])
 runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
 found = sorted((run.data.tags.get("role"), run.info.status) for run in runs)
 print(found)
-assert found == [("branch", "FINISHED")] * 4 + [("fusion", "FINISHED"), ("run", "FINISHED")]
+assert found == [("branch", "FINISHED")] * 5 + [("fusion", "FINISHED"), ("run", "FINISHED")]
 CHECK
 ! grep -rqF "$RAY_AUTH_TOKEN" "$folder/out" "$folder/ray" "$folder"/*.log || { echo "the token is in a log"; exit 1; }
 echo "== all well"
