@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -89,13 +88,8 @@ def fuse_into(
     runner: Runner,
     data: Path | None = None,
 ) -> tuple[dict[str, Any], Fusion]:
-    """Fuse tables and write `fused.parquet` and `result.json` into `folder`.
-
-    Searches that are finished lie in a folder of their own until the result is there, so that an interrupted fusion
-    with the same `fusion_id` continues.
-    """
-    searches = folder / f"searches-{fusion_id}"
-    fusion = fuse(tables, tree, metadata, runner=runner, folder=searches)
+    """Fuse tables and write `fused.parquet` and `result.json` into `folder`."""
+    fusion = fuse(tables, tree, metadata, runner=runner)
     folder.mkdir(parents=True, exist_ok=True)
     checksum = write_table(fusion.table, folder / FUSED)
     (folder / HELD_OUT).unlink(missing_ok=True)  # of an earlier fusion
@@ -109,7 +103,6 @@ def fuse_into(
     }
     result = {**about, **describe(fusion), "fusion_id": fusion_id, "sha256": checksum, "made": made}
     write_json(folder / RESULT, result)
-    shutil.rmtree(searches, ignore_errors=True)
     return json.loads(json.dumps(result)), fusion
 
 
@@ -203,7 +196,6 @@ def describe(fusion: Fusion) -> dict[str, Any]:
         "methods": {name: _choice(choice) for name, choice in v.methods.items()} if v else {},
         "machines": {"in_sample": _machines(v.in_sample if v else None), "lomo": _machines(v.lomo if v else None)},
         "complementarity": _complementarity(v) if v else None,
-        "pruned": asdict(v.pruned) if v else None,
     }
     return {**result, "omega": _comparable(result), "headline": headline(result), "delivers": _delivers(result)}
 
@@ -273,9 +265,7 @@ def _complementarity(v: Validation) -> dict[str, Any]:
     return {
         "configurations": v.names,
         "correlation": v.correlation.tolist(),
-        "winners": {machine: {"configuration": name, "hmean": hmean} for machine, (name, hmean) in v.winners.items()},
         "marginal": v.marginal,
-        "marginal_uniform": v.marginal_uniform,
     }
 
 
