@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.complementarity import Pruned, correlations, marginals, prune, winners
+from fusion.complementarity import correlations, marginals
 from fusion.hierarchy import Tree, Weights, averaging, configurations_of
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS, scale_of
@@ -57,9 +57,7 @@ class Validation:
     methods: every method that was tried
     names: the configurations, as `sub-system/configuration`
     correlation: of their scores
-    winners: machine → its best configuration and that one's harmonic mean
-    marginal, marginal_uniform: LOMO Omega lost without each configuration, in the delivered and in the uniform system
-    pruned: the fewest tables that do nearly as well
+    marginal: LOMO Omega lost without each configuration
     """
 
     in_sample: Metrics
@@ -71,10 +69,7 @@ class Validation:
     methods: dict[str, Choice]
     names: tuple[str, ...]
     correlation: NDArray[np.float64]
-    winners: dict[str, tuple[str, float]]
     marginal: dict[str, float | None]
-    marginal_uniform: dict[str, float | None]
-    pruned: Pruned
 
 
 class Evidence:
@@ -94,23 +89,21 @@ class Evidence:
         problem: Problem,
         results: Mapping[Task, Found],
     ) -> None:
-        self._tables, self._problem, self._found = tables, problem, results
+        self._problem, self._found = problem, results
         self._names = tables(CALIBRATED).names
         self._averages = averaging(tree, self._names)
         self._pools = lru_cache(maxsize=2)(lambda scale: configurations_of(tables(scale), tree))
         by_machines = {task.left_out: result for task, result in results.items() if task.fold is None}
         self.estimates = Estimates(self._pools, by_machines)
 
-    def validation(self, tolerance: float) -> Validation:
-        """Everything about the delivered system; pruning may cost `tolerance` per cent of Omega."""
+    def validation(self) -> Validation:
+        """Everything about the delivered system."""
         estimates, pool = self.estimates, self._problem.configurations
         delivered, lomo = estimates.choose(), estimates.lomo(estimates.choose)
-        scale = scale_of(*delivered)
         # Where no machine can be left out, weights are judged on the machines that they were chosen on.
         chosen = {
             m: estimates.weights(*self._without(m)) if lomo else estimates.weights(delivered) for m in pool.machines
         }
-        uniform = dict.fromkeys(pool.machines, estimates.weights(UNIFORM))
         held_out = self._held_out(estimates.choose) if lomo else None
         interval, gains = (None, {}) if held_out is None else self._bootstrap(held_out)
         return Validation(
@@ -123,15 +116,7 @@ class Evidence:
             methods={method: self._choice(method) for method in METHODS},
             names=pool.names,
             correlation=correlations(pool),
-            winners=winners(pool),
-            marginal=dict(zip(pool.names, marginals(self._pools(scale), chosen), strict=True)),
-            marginal_uniform=dict(zip(pool.names, marginals(pool, uniform), strict=True)),
-            pruned=prune(
-                self._tables(scale),
-                estimates.weights(delivered) @ self._averages,
-                {machine: weights @ self._averages for machine, weights in chosen.items()} if lomo else {},
-                tolerance,
-            ),
+            marginal=dict(zip(pool.names, marginals(self._pools(scale_of(*delivered)), chosen), strict=True)),
         )
 
     def by_table(self, weights: Weights) -> dict[str, float]:

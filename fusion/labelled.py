@@ -101,5 +101,5 @@ class LabelledScores:
         ]
 
     def omega(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Omega in per cent of weighted sums; weights (..., C) give (...)."""
-        return harmonic_mean(self.objective.cells(weights), axis=(-2, -1))
+        """Omega in per cent of weighted sums; weights (..., C) give (...). It is 0 where no clips can be compared."""
+        return np.nan_to_num(harmonic_mean(self.objective.cells(weights), axis=(-2, -1)), nan=0.0)

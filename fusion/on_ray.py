@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import ray
-
 from fusion.tasks import Found, Problem, Task, search_weights
 
 
 def run_on_ray(problem: Problem, tasks: Sequence[Task]) -> Iterator[tuple[Task, Found]]:
     """The runner for `fusion.fuse` on the connected Ray cluster."""
-    shared = ray.put(problem)
-    running = {_search.remote(shared, task): task for task in tasks}
+    import ray  # which reads its environment when it is imported: only after a session has set it up
+
+    search, shared = ray.remote(num_cpus=1)(search_weights), ray.put(problem)
+    running = {search.remote(shared, task): task for task in tasks}
     while running:
         finished, _ = ray.wait(list(running))
         for reference in finished:
             yield running.pop(reference), ray.get(reference)
-
-
-@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
-def _search(problem: Problem, task: Task) -> Found:
-    return search_weights(problem, task)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ from fusion.labelled import LabelledScores, labelled_rows
 from fusion.methods import scale_of
 from fusion.scales import CALIBRATED, on_scale
 from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
-from fusion.validation import UNIFORM, WORTH
+from fusion.validation import UNIFORM
 from scoring.metrics import has_labels
 from scoring.table import conform, is_transductive, with_scores
 
@@ -27,7 +26,7 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
 # Raised by hand when the same tables come to give other weights, or a result gets other fields; every system is fused
 # once more.
-FUSION_VERSION = 3
+FUSION_VERSION = 4
 
 WHY = {
     "best_single": "on held-out machines no simple method beats it, and no search does beyond noise",
@@ -76,8 +75,6 @@ def fuse(
     metadata: Mapping[str, str] | None = None,
     seed: int = 0,
     runner: Runner = run_here,
-    folder: Path | None = None,
-    tolerance: float = WORTH,
 ) -> Fusion:
     """Fuse the tables of a system.
 
@@ -88,8 +85,6 @@ def fuse(
     metadata: written into the fused table's schema
     seed: of the searches; the result does not depend on the runner
     runner: where the searches run
-    folder: keeps finished searches, so that an interrupted fusion of the same tables continues
-    tolerance: Omega in per cent that the pruned system may lose
 
     Raises
     ------
@@ -101,10 +96,10 @@ def fuse(
     if labelled is None:
         validation, (method, strength), weights = None, UNIFORM, uniform_weights(parts_of(system))
     else:
-        evidence = _search(labelled, system, seed, runner, folder)
+        evidence = _search(labelled, system, seed, runner)
         method, strength = evidence.estimates.choose()
         weights = evidence.estimates.weights((method, strength))
-        validation = evidence.validation(tolerance)
+        validation = evidence.validation()
     scale, by_table = scale_of(method, strength), weights @ averaging(system, joined.names)
     return Fusion(
         method=method,
@@ -142,12 +137,10 @@ def _held_out(joined: Joined, validation: Validation | None, metadata: Mapping[s
     return conform(with_scores(clips, validation.held_out, None, {**metadata, "weights": "chosen without the machine"}))
 
 
-def _search(
-    tables: Callable[[str], LabelledScores], tree: Tree, seed: int, runner: Runner, folder: Path | None
-) -> Evidence:
+def _search(tables: Callable[[str], LabelledScores], tree: Tree, seed: int, runner: Runner) -> Evidence:
     scores = tables(CALIBRATED)
     problem = Problem(configurations_of(scores, tree), parts_of(tree), clip_folds(scores, seed), seed)
-    return Evidence(tables, tree, problem, search_all(problem, runner, folder))
+    return Evidence(tables, tree, problem, search_all(problem, runner))
 
 
 def _why(method: str, validation: Validation | None) -> str:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -22,7 +20,6 @@ from fusion.hierarchy import Parts, Weights
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
 from fusion.validation import Machines, sets_left_out
-from scoring.atomic import atomic
 
 FOLDS = 4
 PROGRESS_SECONDS = 2.0
@@ -102,44 +99,14 @@ def run_here(problem: Problem, tasks: Iterable[Task]) -> Iterator[tuple[Task, Fo
         yield task, search_weights(problem, task)
 
 
-def search_all(problem: Problem, runner: Runner, folder: Path | None = None) -> dict[Task, Found]:
-    """Every task's result. What is finished is kept in `folder`, if given, and not searched again."""
+def search_all(problem: Problem, runner: Runner) -> dict[Task, Found]:
+    """Every task's result."""
     tasks = tasks_of(problem)
-    results = {task: kept for task in tasks if folder and (kept := _load(_file(folder, task)))}
-    missing = [task for task in tasks if task not in results]
-    if results:
-        log.info("%d of %d searches were done before", len(results), len(tasks))
+    results: dict[Task, Found] = {}
     logged = time.monotonic()
-    for task, result in runner(problem, missing):
+    for task, result in runner(problem, tasks):
         results[task] = result
-        if folder:
-            _save(_file(folder, task), result)
         if time.monotonic() - logged > PROGRESS_SECONDS:
             logged = time.monotonic()
             log.info("%d of %d searches done", len(results), len(tasks))
     return {task: results[task] for task in tasks}
-
-
-def _file(folder: Path, task: Task) -> Path:
-    return folder / f"{crc32(task.name.encode()):08x}.npz"
-
-
-def _save(path: Path, weights_by_method: Found) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {
-        f"{method}|{strength}": w for method, weights in weights_by_method.items() for strength, w in weights.items()
-    }
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **flat)
-
-
-def _load(path: Path) -> Found | None:
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            weights_by_method: Found = {}
-            for key in arrays.files:
-                method, _, strength = key.partition("|")
-                weights_by_method.setdefault(method, {})[strength] = arrays[key]
-            return weights_by_method
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-        return None

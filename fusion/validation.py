@@ -36,6 +36,8 @@ STANDARD_ERRORS = 1.645
 TIE = 0.5
 # Omega in per cent that further branches have to bring, since each costs its time at inference.
 WORTH = 0.1
+# Omega in per cent that stands for 0, which has no reciprocal.
+SMALLEST = 1e-6
 NOBODY: Machines = frozenset()
 
 
@@ -136,15 +138,16 @@ class Estimates:
         if len(self.machines) < 2:
             return None, None
         losses, simple = self._losses(candidate, NOBODY), self._losses(self._simple(), NOBODY)
-        # Omega is the reciprocal of the mean loss, so a small difference in loss is one in Omega times its square.
-        return _gain(losses, simple), float(_standard_error(simple - losses) / losses.mean() ** 2)
+        # Omega is the reciprocal of the mean loss, so a difference in loss is one in Omega times both losses.
+        return _gain(losses, simple), float(_standard_error(simple - losses) / (losses.mean() * simple.mean()))
 
     def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
         """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""
         cells = self.held_out(lambda _: candidate, without)
         assert cells is not None
         machines = [machine for machine in self.machines if machine not in without]
-        return np.array([1 / harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
+        omega = np.array([harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
+        return 1 / np.maximum(omega, SMALLEST)
 
 
 def _worth_it(

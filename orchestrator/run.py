@@ -20,6 +20,7 @@ from typing import Any
 from branches.data.dataset import Dataset
 from cluster.session import Cluster, check_address
 from fusion.hierarchy import tables_of
+from fusion.on_ray import run_on_ray
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
 from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver, read_finished
@@ -106,8 +107,6 @@ def _runner(cluster: Cluster) -> Runner:
 
     def run(*work: Any) -> Any:
         cluster.connect()
-        from fusion.on_ray import run_on_ray  # imports ray, and that only after the session has set it up
-
         return run_on_ray(*work)
 
     return run

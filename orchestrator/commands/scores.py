@@ -59,13 +59,14 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
 
 
 def _tables_in(path: Path) -> list[Path]:
-    """The tables of a run folder; any other path is a table itself."""
-    if not path.is_dir():
-        return [path]
-    from orchestrator.ledger.folders import FUSED, SYSTEMS
+    """The tables of a run folder's baseline and systems, or of a fusion; any other path is a table itself."""
+    from orchestrator.fuse.result import read_result, result_folders
+    from orchestrator.ledger.folders import BRANCHES, FUSED, TABLES
 
-    run = sorted((path / SYSTEMS).glob(f"*/{FUSED}"))
-    return run or [path]
+    folders = result_folders(path)
+    baselines = [baseline["table"] for folder in folders if (baseline := read_result(folder).get("baseline"))]
+    files = [path / BRANCHES / f"{name.replace('/', f'/{TABLES}/')}.parquet" for name in dict.fromkeys(baselines)]
+    return [*files, *(folder / FUSED for folder in folders)] or [path]
 
 
 def _metrics_of(path: Path, ground_truth: Path | None) -> dict[str, Any]:
@@ -116,8 +117,17 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 )
 @click.option("--address", help="Ray cluster, or `local` to start Ray; default: one core of this process.")
 @json_option
-def fuse(as_json: bool, **options: Any) -> None:
-    """Fuse score tables, also those of other tools. Running it again continues.
+def fuse(
+    system: str | None,
+    backbone: str | None,
+    out: Path,
+    weights: Path | None,
+    transductive: bool,
+    address: str | None,
+    as_json: bool,
+    **source: Any,
+) -> None:
+    """Fuse score tables, also those of other tools.
 
     Without SYSTEM the tree is read from index.csv: the columns table (file name without suffix), family
     (sub-system), config (configuration) and seed; without an index, each table in the folder is a configuration.
@@ -128,15 +138,39 @@ def fuse(as_json: bool, **options: Any) -> None:
     Example: tutti fuse --tables scores/dev --out fused
              tutti fuse --weights fused/result.json --tables scores/eval --out fused_eval
     """
-    log.info("reading score tables from %s", options["tables"] or options["tracking_uri"])
-    from orchestrator.fuse.request import Request, fuse_tables
     from orchestrator.fuse.result import rows_of_methods
+    from orchestrator.fuse.standalone import apply_result, fuse_tables
+    from orchestrator.system import load_system
 
-    result = fuse_tables(Request(**options))
+    spec = load_system(system, backbone) if system else None
+    tables = _folder(out, **source)
+    if weights:
+        result = apply_result(weights, tables, out, spec, transductive)
+    else:
+        result = fuse_tables(tables, out, spec, transductive, address)
+    if result["transductive"]:
+        log.warning(
+            "warning: scores are normalised by test clips (transductive), which the challenge's rules forbid; every "
+            "file that is written carries the mark"
+        )
     if as_json:
         click.echo(json.dumps(result))
-    elif "delivered" in result:
-        heading, rows = result["headline"], rows_of_methods(result)
-        click.echo(heading)
-        print_table(("Omega, %", "in-sample", "LOMO"), rows)
-    click.echo(f"{options['out'] / 'fused.parquet'}", err=as_json)
+    elif not weights:
+        click.echo(result["headline"])
+        print_table(("Omega, %", "in-sample", "LOMO"), rows_of_methods(result))
+    click.echo(f"{out / 'fused.parquet'}", err=as_json)
+
+
+def _folder(out: Path, tables: Path | None, tracking_uri: str | None, experiment: str | None, run: str | None) -> Path:
+    """The folder of the tables that are fused; a store's are copied into one below `out`."""
+    log.info("reading score tables from %s", tables or tracking_uri)
+    if tables and not (tracking_uri or experiment or run):
+        return tables
+    if tables or not tracking_uri or not experiment:
+        raise InputError(
+            "give either --tables DIR, or --tracking-uri URI with --experiment NAME, as the MLflow UI shows it, and "
+            "maybe --run ID"
+        )
+    from orchestrator.fuse.tables import copied_tables
+
+    return copied_tables(tracking_uri, experiment, run, out / "store_tables")

@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,13 +20,13 @@ import pyarrow as pa
 from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.scales import is_sum
-from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
-from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS, Record, checksums, write_record
+from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, fuse
+from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS
 from orchestrator.plan import Plan, digest, table_names
 from orchestrator.system import SystemSpec
 from scoring.atomic import atomic
 from scoring.errors import InputError
-from scoring.metrics import Metrics, has_labels, official_metrics
+from scoring.metrics import has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def fused_system(
     runner: Runner,
     baseline: tuple[str, pa.Table] | None = None,
 ) -> dict[str, Any]:
-    """Fuse a system into `folder`, with a record for MLflow; what is there already, from the same tables, is kept.
+    """Fuse a system into `folder`; what is there already, from the same tables, is kept.
 
     baseline: name and table of what the system is compared with
 
@@ -51,32 +51,27 @@ def fused_system(
     """
     tree = plan.trees[system.name]
     members = {name: tables[name] for name in tables_of(tree)}
-    tags = {
-        "role": "fusion",
-        "system": system.name,
-        "fusion_id": _fusion_id(tree, members, dataset.fingerprint, baseline),
-    }
-    finished = finished_result(folder, tags["fusion_id"])
+    measured = [*members.items(), *([baseline] if baseline else [])]
+    scores = [[name, hashlib.sha256(table["calibrated"].to_numpy()).hexdigest()] for name, table in measured]
+    fusion_id = digest([tree, scores, dataset.fingerprint, FUSION_VERSION])
+    finished = finished_result(folder, fusion_id)
     if finished is not None:
         return finished
     log.info("%s: fusing %d score tables", system.name, len(members))
-    metadata = {"system": system.name, "fusion_id": tags["fusion_id"], "spec": system.model_dump_json()}
+    names = {table: branch.name for branch in plan.branches for table in table_names(branch)}
+    described = [described_table(name, names[name], name.partition("/")[2], table) for name, table in measured]
+    missing = [b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}]
     about = {
         "system": system.name,
         "description": system.description,
         "dataset": dataset.fingerprint,
-        "branches": [_branch(name, table, plan) for name, table in members.items()],
-        "missing": [
-            b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}
-        ],
+        "branches": described[: len(members)],
+        "missing": missing,
         "spec": system.model_dump(),
-        "baseline": {"name": BASELINE, "table": baseline[0], **_metrics(baseline[1])} if baseline else None,
+        "baseline": {"name": BASELINE, **described[-1]} if baseline else None,
     }
-    (folder.parent.parent / REPORT).unlink(missing_ok=True)
-    result, fusion = fuse_into(folder, tags["fusion_id"], members, tree, metadata, about, runner, dataset.root)
-    record = Record(name=system.name, identity=tags, tags={"method": fusion.method}, files=checksums(folder))
-    write_record(folder, record)
-    return result
+    metadata = {"system": system.name, "fusion_id": fusion_id, "spec": system.model_dump_json()}
+    return fuse_into(folder, fusion_id, members, tree, metadata, about, runner, dataset.root)
 
 
 def fuse_into(
@@ -88,15 +83,19 @@ def fuse_into(
     about: Mapping[str, Any],
     runner: Runner,
     data: Path | None = None,
-) -> tuple[dict[str, Any], Fusion]:
-    """Fuse tables and write `fused.parquet` and `result.json` into `folder`.
+) -> dict[str, Any]:
+    """Fuse tables into `folder`: `fused.parquet`, `held_out.parquet` if there is one, and `result.json`.
 
-    Searches that are finished lie in a folder of their own until the result is there, so that an interrupted fusion
-    with the same `fusion_id` continues.
+    Parameters
+    ----------
+    metadata: of the tables that are written
+    about: what the result says of the system and its tables
+    data: root of the data set, for the report
+
+    Returns the result that stands in `result.json`.
     """
-    searches = folder / f"searches-{fusion_id}"
-    fusion = fuse(tables, tree, metadata, runner=runner, folder=searches)
     folder.mkdir(parents=True, exist_ok=True)
+    fusion = fuse(tables, tree, metadata, runner=runner)
     checksum = write_table(fusion.table, folder / FUSED)
     (folder / HELD_OUT).unlink(missing_ok=True)  # of an earlier fusion
     if fusion.held_out is not None:
@@ -108,32 +107,31 @@ def fuse_into(
         **({"data": str(data.resolve())} if data else {}),
     }
     result = {**about, **describe(fusion), "fusion_id": fusion_id, "sha256": checksum, "made": made}
-    write_json(folder / RESULT, result)
-    shutil.rmtree(searches, ignore_errors=True)
-    return json.loads(json.dumps(result)), fusion
+    return write_result(folder, result)
 
 
-def _fusion_id(tree: Tree, tables: Mapping[str, pa.Table], dataset: str, baseline: tuple[str, pa.Table] | None) -> str:
-    """Hash of all that the fusion depends on: scores, and the data set for names and labels of the clips."""
-    scores = {
-        name: hashlib.sha256(table["calibrated"].to_numpy().tobytes()).hexdigest() for name, table in tables.items()
-    }
-    return digest([tree, scores, dataset, baseline and baseline[0], FUSION_VERSION])
+def write_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `result.json` and remove the report of what it replaces; returns what a reader will find."""
+    text = json.dumps(result, indent=1, allow_nan=False)
+    ((folder.parent.parent if folder.parent.name == SYSTEMS else folder) / REPORT).unlink(missing_ok=True)
+    with atomic(folder / RESULT) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return json.loads(text)
 
 
 # What every reader of a result may rely on.
 _FIELDS = {"system", "branches", "machines", "methods", "delivered", "omega", "headline", "delivers", "made"}
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a fusion in its folder; see `fuse_into` and `describe` for its fields.
+def read_result(path: Path) -> dict[str, Any]:
+    """The result of a fusion, in its folder or in this JSON file; see `fuse_into` and `describe` for its fields.
 
     Raises
     ------
     InputError
         If there is none, or it is damaged or of an older tutti.
     """
-    path = folder / RESULT
+    path = path if path.suffix == ".json" and not path.is_dir() else path / RESULT
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         complete = result.keys() >= _FIELDS
@@ -153,38 +151,23 @@ def result_folders(out: Path) -> list[Path]:
 
 def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
     """The result that stands in `folder`, if it is this fusion's and its fused table is intact."""
-    try:
+    with suppress(OSError, KeyError, InputError):
         result = read_result(folder)
-        intact = result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED)
-    except (OSError, KeyError, InputError):
-        return None
-    return result if intact else None
-
-
-def _branch(name: str, table: pa.Table, plan: Plan) -> dict[str, Any]:
-    branch_id, _, detector = name.partition("/")
-    names = {branch.branch_id: branch.name for branch in plan.branches}
-    return described_table(name, names[branch_id], detector, table)
+        if result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED):
+            return result
+    return None
 
 
 def described_table(name: str, branch: str, detector: str, table: pa.Table) -> dict[str, Any]:
     """What a result says of one of the tables that are fused."""
-    return {"table": name, "branch": branch, "detector": detector, **_metrics(table)}
-
-
-def _metrics(table: pa.Table) -> dict[str, Any]:
-    return official_metrics(table).as_dict() if has_labels(table) else {"omega": None, "machines": {}}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file through a temporary name."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    metrics = official_metrics(table).as_dict() if has_labels(table) else {"omega": None, "machines": {}}
+    return {"table": name, "branch": branch, "detector": detector, **metrics}
 
 
 def describe(fusion: Fusion) -> dict[str, Any]:
     """A fusion as JSON; Omega in per cent, None where nothing is known. `docs/fusion.md` explains the fields."""
     v = fusion.validation
+    in_sample, lomo = (v.in_sample.as_dict(), v.lomo and v.lomo.as_dict()) if v else (None, None)
     result: dict[str, Any] = {
         "transductive": fusion.transductive,
         "delivered": {
@@ -194,18 +177,37 @@ def describe(fusion: Fusion) -> dict[str, Any]:
             "why": fusion.why,
             "weights": fusion.configuration_weights,
             "table_weights": fusion.weights,
-            "in_sample": _omega(v.in_sample if v else None),
-            "lomo": _omega(v.lomo if v else None),
-            "clips": v.clips if v else None,
-            "ci": v.interval if v else None,
+            "in_sample": in_sample and in_sample["omega"],
+            "lomo": lomo and lomo["omega"],
+            "clips": v and v.clips,
+            "ci": v and v.interval,
             "gains": {name: asdict(comparison) for name, comparison in v.gains.items()} if v else {},
         },
         "methods": {name: _choice(choice) for name, choice in v.methods.items()} if v else {},
-        "machines": {"in_sample": _machines(v.in_sample if v else None), "lomo": _machines(v.lomo if v else None)},
-        "complementarity": _complementarity(v) if v else None,
-        "pruned": asdict(v.pruned) if v else None,
+        "machines": {"in_sample": in_sample and in_sample["machines"], "lomo": lomo and lomo["machines"]},
+        "complementarity": v
+        and {
+            "configurations": v.names,
+            "correlation": v.correlation.tolist(),
+            "marginal": v.marginal,
+        },
     }
-    return {**result, "omega": _comparable(result), "headline": headline(result), "delivers": _delivers(result)}
+    # To compare a system by: on held-out machines; in-sample where weights could not be chosen by labels.
+    omega = (lomo or in_sample or {"omega": None})["omega"]
+    return {**result, "omega": omega, "headline": headline(result), "delivers": _delivers(result)}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "strength": choice.strength,
+        "in_sample": choice.in_sample.omega,
+        "machines": choice.in_sample.as_dict()["machines"],
+        "lomo": choice.lomo and choice.lomo.omega,
+        "clips": choice.clips,
+        "fixed": choice.fixed,
+        "gain": choice.gain,
+        "gain_error": choice.gain_error,
+    }
 
 
 def rows_of_methods(result: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
@@ -237,13 +239,6 @@ def _other_figure(result: dict[str, Any]) -> str:
     )
 
 
-def _comparable(result: Mapping[str, Any]) -> float | None:
-    """The Omega to compare a system by: on held-out machines; in-sample where weights could not be chosen by labels."""
-    delivered = result["delivered"]
-    omega: float | None = delivered["in_sample"] if delivered["lomo"] is None else delivered["lomo"]
-    return omega
-
-
 def _delivers(result: Mapping[str, Any]) -> str:
     """What a system delivers, for people: the configuration, or the method and how many configurations it weighs."""
     delivered = result["delivered"]
@@ -254,34 +249,3 @@ def _delivers(result: Mapping[str, Any]) -> str:
     method = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
     mean = f"{method} weights" if is_sum(delivered["scale"]) else method.replace("_", " ")
     return f"{mean} of {len(used)} of {len(configurations)} configurations"
-
-
-def _choice(choice: Choice) -> dict[str, Any]:
-    return {
-        "strength": choice.strength,
-        "in_sample": choice.in_sample.omega,
-        "machines": _machines(choice.in_sample),
-        "lomo": _omega(choice.lomo),
-        "clips": choice.clips,
-        "fixed": choice.fixed,
-        "gain": choice.gain,
-        "gain_error": choice.gain_error,
-    }
-
-
-def _complementarity(v: Validation) -> dict[str, Any]:
-    return {
-        "configurations": v.names,
-        "correlation": v.correlation.tolist(),
-        "winners": {machine: {"configuration": name, "hmean": hmean} for machine, (name, hmean) in v.winners.items()},
-        "marginal": v.marginal,
-        "marginal_uniform": v.marginal_uniform,
-    }
-
-
-def _omega(metrics: Metrics | None) -> float | None:
-    return metrics.omega if metrics else None
-
-
-def _machines(metrics: Metrics | None) -> dict[str, Any] | None:
-    return {name: asdict(values) for name, values in metrics.machines.items()} if metrics else None

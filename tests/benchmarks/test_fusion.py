@@ -29,7 +29,7 @@ from fusion.labelled import LabelledScores
 from fusion.search import fuse
 from fusion.simplex import to_weights
 from fusion.tasks import Problem, Task, search_weights
-from orchestrator.fuse.inputs import TableFiles, from_index
+from orchestrator.fuse.tables import TableFiles, from_index
 from scoring.calibration import calibrate
 from scoring.metrics import official_metrics
 from scoring.table import conform, with_scores

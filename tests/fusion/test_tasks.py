@@ -25,20 +25,6 @@ def tables():
     return make_pool(per_cell=12)
 
 
-@pytest.fixture
-def few_tasks(monkeypatch):
-    """Three tasks, and a list of those that were searched."""
-    searched = []
-    monkeypatch.setattr(fusion.tasks, "tasks_of", lambda problem: [Task(), Task(frozenset(["fan"])), Task(fold=1)])
-
-    def runner(problem, tasks):
-        for task in tasks:
-            searched.append(task)
-            yield task, search_weights(problem, task)
-
-    return runner, searched
-
-
 def test_a_machine_left_out_has_no_say(tables):
     task = Task(frozenset({"pump"}))
     problem, other = problem_of(tables), problem_of(turned(tables, "pump"))
@@ -69,35 +55,10 @@ def test_the_seed_and_the_task_decide(tables):
     assert len({task.name for task in tasks_of(problem)}) == len(tasks_of(problem)) == 7 + FOLDS
 
 
-def test_finished_searches_are_kept_and_damaged_ones_made_again(tables, few_tasks, tmp_path):
-    runner, searched = few_tasks
+def test_the_order_of_execution_changes_nothing(tables, monkeypatch):
+    monkeypatch.setattr(fusion.tasks, "tasks_of", lambda problem: [Task(), Task(frozenset(["fan"])), Task(fold=1)])
     problem = problem_of(tables)
-    first = search_all(problem, runner, tmp_path)
-    assert len(searched) == 3
-    damaged, emptied, _ = sorted(tmp_path.iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    emptied.write_bytes(b"")
-    again = search_all(problem, runner, tmp_path)
-    assert len(searched) == 5
-    assert all(same(first[task], again[task]) for task in first)
-    assert list(again) == list(first)
-
-
-def test_an_interruption_keeps_what_is_finished(tables, few_tasks, tmp_path):
-    runner, searched = few_tasks
-
-    def interrupted(problem, tasks):
-        yield from runner(problem, tasks[:2])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        search_all(problem_of(tables), interrupted, tmp_path)
-    search_all(problem_of(tables), runner, tmp_path)
-    assert len(searched) == 3
-
-
-def test_the_order_of_execution_changes_nothing(tables, few_tasks):
-    problem = problem_of(tables)
-    forward = search_all(problem, few_tasks[0])
+    forward = search_all(problem, run_here)
     backward = search_all(problem, lambda p, tasks: run_here(p, tasks[::-1]))
     assert all(same(forward[task], backward[task]) for task in forward)
+    assert list(backward) == list(forward)

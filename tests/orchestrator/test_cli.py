@@ -69,7 +69,7 @@ def test_less_and_more_of_a_log(tmp_path):
     assert "index.csv: not there" in plain.stderr
     assert quiet.stderr == ""
     assert quiet.stdout == plain.stdout == verbose.stdout
-    assert "orchestrator.fuse.inputs: " in verbose.stderr
+    assert "orchestrator.fuse.tables: " in verbose.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from fusion.search import fuse
-from orchestrator.fuse.request import Request, fuse_tables
 from orchestrator.fuse.result import describe, described_table
+from orchestrator.fuse.standalone import fuse_tables
 from orchestrator.report.collect import collect
 from orchestrator.report.page import write_report
 from orchestrator.report.sound import most_wrong
@@ -151,10 +151,10 @@ def test_who_writes_a_result_removes_the_report(tmp_path):
     for i in range(2):
         (tmp_path / "tables").mkdir(exist_ok=True)
         write_table(make_table(MACHINES, per_cell=8, seed=i), tmp_path / "tables" / f"t{i}.parquet")
-        fuse_tables(Request(out=out, tables=tmp_path / "tables"))
+        fuse_tables(tmp_path / "tables", out)
         assert not (out / "report.html").exists()
         write_report(out)
-        fuse_tables(Request(out=out, tables=tmp_path / "tables"))
+        fuse_tables(tmp_path / "tables", out)
         assert (out / "report.html").exists()
 
 

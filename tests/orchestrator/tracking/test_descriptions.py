@@ -48,7 +48,7 @@ def test_the_first_detector_gives_a_branch_its_omega(tmp_path):
 def test_an_evaluation_set_without_labels(tmp_path):
     folder = tmp_path / SYSTEMS / "one"
     about = {"system": "one", "branches": [], "missing": [], "description": "Any."}
-    result, _ = fuse_into(folder, "id", make_pool(("fan",), 6), {"sub": {"g0": ["g0"]}}, {}, about, run_here)
+    result = fuse_into(folder, "id", make_pool(("fan",), 6), {"sub": {"g0": ["g0"]}}, {}, about, run_here)
     delivered = {**result["delivered"], "in_sample": None, "lomo": None, "ci": None}
     hidden = {**result, "delivered": delivered, "methods": {}, "machines": {"in_sample": None, "lomo": None}}
     (folder / RESULT).write_text(json.dumps({**hidden, "omega": None}))

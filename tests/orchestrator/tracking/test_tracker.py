@@ -52,7 +52,7 @@ def fused(out, system, names, fusion_id):
     tables = {name: pool[name] for name in names}
     tree = {"sub": {name: [name] for name in names}}
     about = {"system": system, "description": f"Of {len(names)} | with a bar.", "branches": [], "missing": []}
-    return fuse_into(folder, fusion_id, tables, tree, {}, about, run_here)[0]
+    return fuse_into(folder, fusion_id, tables, tree, {}, about, run_here)
 
 
 class Store:

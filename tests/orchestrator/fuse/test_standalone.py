@@ -1,11 +1,11 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator.fuse.result import headline
 from scoring.calibration import calibrate
 from scoring.metrics import official_metrics
 from scoring.table import conform, is_transductive, read_table, write_table
@@ -136,21 +136,6 @@ def test_another_kind_of_mean_goes_to_an_evaluation_set(fused, tmp_path, scale):
     np.testing.assert_allclose(read_table(tmp_path / "fused" / "fused.parquet")["score"], kinds[scale])
 
 
-def test_a_sentence_says_why_the_delivered_figure_is_not_the_rows():
-    row = {"in_sample": 64.0, "lomo": 61.84, "fixed": 63.5}
-    delivered = {"method": "softmax", "strength": "0.1", "scale": "calibrated", "in_sample": 64.0, "lomo": 63.44}
-    delivered |= {"why": "it does", "weights": {"a": {"x": 0.2, "y": 0.8}, "b": {"z": 0.0}}}
-    result = {"transductive": False, "delivered": delivered, "methods": {"softmax": row}}
-    assert headline(result) == (
-        "softmax 0.1 weights of 2 of 3 configurations delivered (it does); LOMO 63.44 chooses method and strength "
-        "without each machine, the row's 61.84 the strength alone, and with this strength it is 63.50"
-    )
-    row["lomo"] = 63.44
-    assert "LOMO" not in headline(result)
-    delivered["weights"] = {"a": {"x": 0.0, "y": 1.0}, "b": {"z": 0.0}}
-    assert headline(result) == "a/y alone delivered (it does)"
-
-
 def test_changed_scores_beside_their_old_calibration_are_calibrated_anew(tmp_path, caplog):
     pool = make_pool(("fan", "pump"), 10)
     folder = write_pool(tmp_path / "scores", pool)
@@ -200,31 +185,44 @@ def test_tables_that_do_not_fit_are_told(tmp_path):
 
 def test_a_wrong_request_is_told(scores, fused, tmp_path):
     out = ["--out", tmp_path / "out"]
-    assert "either --tables DIR or --tracking-uri" in refused(*out)
+    weights = ["--weights", fused[0] / "result.json"]
+    for source in ([], ["--tables", scores, "--run", "x"], ["--tracking-uri", f"sqlite:///{tmp_path}/x.db"]):
+        assert "give either --tables DIR, or --tracking-uri URI with --experiment" in refused(*source, *out)
+    assert "give either --tables DIR" in refused(*weights, *out)
     assert "no such folder" in refused("--tables", tmp_path / "none", *out)
     assert "index.csv: not there" in refused("--tables", tmp_path, *out)
-    assert "belong to --tracking-uri" in refused("--tables", scores, "--run", "x", *out)
-    assert "needs --experiment" in refused("--tracking-uri", f"sqlite:///{tmp_path}/x.db", *out)
-    assert "either --tables DIR" in refused("--weights", fused[0] / "result.json", *out)
-    broken = tmp_path / "broken.json"
-    broken.write_text("{}")
-    assert "not a result of `tutti fuse`" in refused("--weights", broken, "--tables", scores, *out)
-    assert "cannot be read" in refused("--weights", tmp_path / "no.json", "--tables", scores, *out)
-    assert "fusion lies there" in refused("--weights", fused[0] / "result.json", "--tables", scores, "--out", fused[0])
-    nothing = tmp_path / "nothing.json"
-    nothing.write_text('{"delivered": {"table_weights": {"x": 0}, "scale": "calibrated"}}')
-    assert "not all 0" in refused("--weights", nothing, "--tables", scores, *out)
-    by_table_only = tmp_path / "by_table_only.json"
-    by_table_only.write_text('{"delivered": {"table_weights": {"x": 1}, "scale": "calibrated"}}')
-    of_demo = [*("demo", "--weights", by_table_only, "--tables", scores), *out]
-    assert "has no score table there" in refused(*of_demo)
-    nonsense = tmp_path / "nonsense.json"
-    nonsense.write_text('{"delivered": {"table_weights": {"x": 1}, "weights": {"a": 3}, "scale": "calibrated"}}')
-    assert "not a result of `tutti fuse`" in refused("--weights", nonsense, "--tables", scores, *out)
-    absent = refused("--weights", fused[0] / "result.json", "--tables", tmp_path, *out)
-    assert "gives a weight to g0, which is not there" in absent
+    assert "fusion lies there" in refused(*weights, "--tables", scores, "--out", fused[0])
+    assert "gives a weight to g0, which is not there" in refused(*weights, "--tables", tmp_path, *out)
     assert "unknown system" in refused("s99", "--tables", scores, *out)
     assert "has no score table there" in refused("demo", "--tables", scores, *out)
+    assert "has no score table there" in refused("demo", *weights, "--tables", scores, *out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table_weights": {"g0": 0}}, "not all 0"),
+        ({"table_weights": {"g0": -1}}, "at least 0"),
+        ({"weights": {"a": 3}}, "at least 0"),
+        ({"scale": "decibel"}, "the scale is as it was written"),
+        (None, "damaged, or of an older tutti"),
+    ],
+)
+def test_weights_that_were_changed_are_checked(scores, fused, tmp_path, change, message):
+    result = json.loads((fused[0] / "result.json").read_text())
+    result["delivered"].update(change or {})
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(result if change else {"delivered": result["delivered"]}))
+    assert message in refused("--weights", path, "--tables", scores, "--out", tmp_path / "out")
+    assert "not there" in refused("--weights", tmp_path / "no.json", "--tables", scores, "--out", tmp_path / "out")
+
+
+def test_a_fusion_is_no_table_of_the_folder_that_it_is_in(scores, tmp_path):
+    folder = tmp_path / "scores"
+    shutil.copytree(scores, folder, ignore=shutil.ignore_patterns("index.csv"))
+    first, again = (json.loads(tutti_here("fuse", "--tables", folder, "--out", folder, "--json").stdout) for _ in "ab")
+    assert first == again
+    assert set(again["delivered"]["table_weights"]) == {"g0", "g1", "p0", "o0"}
 
 
 def test_another_header_is_told(scores, tmp_path):

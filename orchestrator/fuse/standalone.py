@@ -1,0 +1,135 @@
+"""`tutti fuse`: fusion of the score tables in a folder, and the weights of a result on other tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from cluster.session import session
+from fusion.hierarchy import Tree, averaging, tables_of
+from fusion.on_ray import run_on_ray
+from fusion.scales import is_scale
+from fusion.search import FUSION_VERSION, apply_weights
+from fusion.tasks import run_here
+from orchestrator.fuse.result import described_table, finished_result, fuse_into, read_result, write_result
+from orchestrator.fuse.tables import TableFiles, read_folder
+from orchestrator.ledger.folders import FUSED
+from orchestrator.plan import digest
+from orchestrator.system import SystemSpec
+from scoring.detectors import SCORING_VERSION
+from scoring.elsewhere import table_path, table_sha256
+from scoring.errors import InputError
+from scoring.table import is_transductive, write_table
+
+log = logging.getLogger(__name__)
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Delivered(BaseModel):
+    """Of what a result delivers, what other tables need: `weights` are by sub-system and configuration."""
+
+    table_weights: dict[str, Weight]
+    weights: dict[str, dict[str, Weight]]
+    scale: str
+
+
+def fuse_tables(
+    folder: Path, out: Path, system: SystemSpec | None = None, transductive: bool = False, address: str | None = None
+) -> dict[str, Any]:
+    """Fuse the tables in `folder` into `out`; returns what stands in `result.json`, also if it did already.
+
+    Parameters
+    ----------
+    system: to take its tables only, and its tree; without it the folder's index has the tree
+    transductive: normalise by the test clips, see `scoring.calibration.transductive_normalisation`
+    address: of the Ray cluster that searches; by default one core of this process does
+
+    Raises
+    ------
+    InputError
+        If the tables cannot be fused.
+    """
+    tree, files = read_folder(folder, system)
+    used = {name: files[name] for name in tables_of(tree)}
+    checksums = {name: table_sha256(path) for name, path in used.items()}
+    fusion_id = digest([tree, checksums, transductive, SCORING_VERSION, FUSION_VERSION])
+    if (finished := finished_result(out, fusion_id)) is not None:
+        return finished
+    log.info("fusing %d score tables", len(used))
+    tables, name = TableFiles(used, transductive), system.name if system else "tables"
+    about = {
+        "system": name,
+        "branches": [described_table(table, table, "", tables[table]) for table in used],
+        "tree": tree,
+        "sources": {table: str(path) for table, path in used.items()},
+    }
+    metadata = {"system": name, "fusion_id": fusion_id}
+    with session(address) if address else nullcontext():
+        return fuse_into(out, fusion_id, tables, tree, metadata, about, run_on_ray if address else run_here)
+
+
+def apply_result(
+    path: Path, folder: Path, out: Path, system: SystemSpec | None = None, transductive: bool = False
+) -> dict[str, Any]:
+    """Fuse the tables in `folder` by the weights of another fusion's result: no label is read, nothing is estimated.
+
+    system: its tables are taken, whatever they are called; without it, those of the names that have weights
+
+    Raises
+    ------
+    InputError
+        If the result or the tables cannot be used, or the result lies in `out`.
+    """
+    if out.resolve() == path.parent.resolve():
+        raise InputError(f"{out}: the weights' own fusion lies there; give another --out")
+    delivered = _read_delivered(path)
+    if system is None:
+        weights, files = delivered.table_weights, {n: table_path(folder, n) for n in delivered.table_weights}
+    else:
+        tree, files = read_folder(folder, system)
+        weights = _by_table(path, delivered.weights, tree)
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    if absent := [name for name in used if not files[name].exists()]:
+        raise InputError(
+            f"{path} gives a weight to {absent[0]}, which is not there; {len(absent)} such tables are absent"
+        )
+    tables = TableFiles({name: files[name] for name in used}, transductive)
+    fused = apply_weights(tables, used, {"weights": str(path)}, delivered.scale)
+    out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "weights_from": str(path.resolve()),
+        "transductive": is_transductive(fused),
+        "scale": delivered.scale,
+        "table_weights": used,
+        "rows": fused.num_rows,
+        "sha256": write_table(fused, out / FUSED),
+    }
+    return write_result(out, result)
+
+
+def _by_table(path: Path, weights: Mapping[str, Mapping[str, float]], tree: Tree) -> dict[str, float]:
+    """Weights of a tree's tables from those of its configurations: on other data the same branches have other names."""
+    if {s: c.keys() for s, c in weights.items()} != {s: c.keys() for s, c in tree.items()}:
+        raise InputError(f"{path}: its weights are not of this system's configurations")
+    names = tables_of(tree)
+    by_configuration = np.array([weights[s][c] for s, configurations in tree.items() for c in configurations])
+    return dict(zip(names, (by_configuration @ averaging(tree, names)).tolist(), strict=True))
+
+
+def _read_delivered(path: Path) -> Delivered:
+    """A person may have changed the file."""
+    try:
+        delivered = Delivered.model_validate(read_result(path)["delivered"])
+        usable = is_scale(delivered.scale) and any(delivered.table_weights.values())
+    except ValidationError:
+        usable = False
+    if not usable:
+        raise InputError(f"{path}: weights are finite numbers of at least 0, not all 0; the scale is as it was written")
+    return delivered
