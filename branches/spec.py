@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from scoring.settings import Settings, by_name
 
@@ -382,17 +382,6 @@ class BranchSpec(Settings):
             frozen = BranchSpec(backbone=plain, channel=channel, strategy=FrozenSpec(), pooling=MeanSpec())
             return [(frozen, PatchesSpec(pooling=clusters.pooling))]
         return []
-
-    @model_validator(mode="after")
-    def _settings_go_together(self) -> BranchSpec:
-        noise = self.augmentation.noise
-        if self.is_frozen:
-            return self
-        if self.backbone.path == LOG_MEL:
-            raise ValueError("backbone log_mel has no weights to train; its strategy must be frozen")
-        if self.channel == "cancel" and noise is not None and noise.source == "far":
-            raise ValueError("far noise is what the channel cancel removes; leave out augmentation.noise")
-        return self
 
 
 # An embedding of all clips by a backbone that is not trained.

@@ -43,7 +43,7 @@ class Scoring:
     @property
     def name(self) -> str:
         """For files: the detector's, after that of an embedding which is not the default: `patches-band_mean.knn`."""
-        return ".".join(filter(None, [embedding_name(self.embedding), detector_id(self.detector)]))
+        return ".".join(filter(None, [embedding_name(self.embedding), _name(self.detector, self.detector.name)]))
 
     @property
     def identity(self) -> list[Any]:
@@ -97,17 +97,13 @@ class Plan:
     baseline: str = ""
 
 
-def detector_id(detector: DetectorSpec) -> str:
-    """A name for files, with the settings that are not the default: `mahalanobis`, `knn-k4`."""
-    return _name(detector, detector.name)
-
-
 def embedding_name(embedding: EmbeddingSpec) -> str:
-    """The same of an embedding, such as `patches-poolingmean`; empty for what the training head gives."""
+    """For files, such as `patches-poolingmean`; empty for what the training head gives."""
     return "" if embedding == PROJECTION else _name(embedding, embedding.source)
 
 
 def _name(settings: BaseModel, kind: str) -> str:
+    """A kind with the settings that are not the default: `mahalanobis`, `knn-k4`."""
     words = [kind]
     for key, value in sorted(identity(settings).items()):
         if isinstance(value, dict):
@@ -149,7 +145,12 @@ def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:
 
 def _add(branches: dict[str, Branch], branch: Branch) -> str:
     """Put a branch with one table among those found, and name its table."""
-    branches[branch.branch_id] = _merge(branches.get(branch.branch_id), branch)
+    planned = branches.setdefault(branch.branch_id, branch)
+    branches[branch.branch_id] = replace(
+        planned,
+        systems=tuple(dict.fromkeys([*planned.systems, *branch.systems])),
+        scorings=tuple(dict.fromkeys([*planned.scorings, *branch.scorings])),
+    )
     return table_names(branch)[0]
 
 
@@ -160,11 +161,13 @@ def table_names(branch: Branch) -> list[str]:
 
 def without(plan: Plan, tables: Set[str]) -> Plan:
     """The plan without these score tables; a system of which nothing is left has an empty tree."""
-    trees: dict[str, Tree] = {}
-    for name, tree in plan.trees.items():
-        kept = {s: {c: [t for t in ts if t not in tables] for c, ts in cs.items()} for s, cs in tree.items()}
-        filled = {s: {c: ts for c, ts in cs.items() if ts} for s, cs in kept.items()}
-        trees[name] = {s: cs for s, cs in filled.items() if cs}
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {name: inner for name, below in node.items() if (inner := kept(below))}
+        return [table for table in node if table not in tables]
+
+    trees: dict[str, Tree] = {name: kept(tree) for name, tree in plan.trees.items()}
     return replace(plan, trees=trees, baseline="" if plan.baseline in tables else plan.baseline)
 
 
@@ -182,16 +185,6 @@ def _branch(c: ConfigurationSpec, seed: int, systems: tuple[str, ...], name: str
     )
 
 
-def _merge(planned: Branch | None, new: Branch) -> Branch:
-    if planned is None:
-        return new
-    return replace(
-        planned,
-        systems=tuple(dict.fromkeys([*planned.systems, *new.systems])),
-        scorings=tuple(dict.fromkeys([*planned.scorings, *new.scorings])),
-    )
-
-
 def identity(settings: Any) -> Any:
     """Settings as they count, as a JSON value: a file with a digest by its content, not by where it lies.
 
@@ -200,11 +193,13 @@ def identity(settings: Any) -> Any:
     """
     if isinstance(settings, BaseModel):
         moved = {"path"} if getattr(settings, "sha256", None) else set()
-        fields = {name: (getattr(settings, name), field) for name, field in type(settings).model_fields.items()}
+        default = {
+            name: field.get_default(call_default_factory=True) for name, field in type(settings).model_fields.items()
+        }
         return {
             name: identity(value)
-            for name, (value, field) in fields.items()
-            if name == "name" or (name not in moved and value != field.get_default(call_default_factory=True))
+            for name, value in settings
+            if name == "name" or (name not in moved and value != default[name])
         }
     if isinstance(settings, (list, tuple)):
         return [identity(value) for value in settings]

@@ -17,74 +17,60 @@ subsystems:
 
 from __future__ import annotations
 
-import difflib
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from branches.spec import (
     BUILT_IN,
     LOG_MEL,
     PROJECTION,
     AttentiveStatisticsSpec,
-    BackboneSpec,
     BranchSpec,
     EmbeddingSpec,
     FileSpec,
 )
-from orchestrator.yaml_loader import load_yaml
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
 from scoring.settings import Settings
 
 SYSTEMS = Path(__file__).parent / "systems"
-# Blocks of settings for all configurations, and in place of them with a built-in backbone.
-_SHARED = ("branch", "tiny")
-_SEED = "seed: unknown key here; a configuration lists its `seeds`"
-# By key and pydantic's kind of error, where its message alone leaves people in the dark.
-_REMEDIES = {
-    ("seeds", "tuple_type"): "; list them, such as [0, 1, 2]",
-    ("detector", "model_attributes_type"): "; a further detector is a further configuration of the same branch",
+# In place of pydantic's messages that are for readers of Python, by their kind.
+_PLAINLY = {
+    "tuple_type": "Input should be a list, such as [0, 1, 2]",
+    "model_attributes_type": "Input should be one choice, by its name or with its settings; "
+    "a further one is a further configuration",
+    "dict_type": "Input should be a mapping",
+    "union_tag_not_found": "Input should have a `name` beside its settings",
 }
 # What file systems and MLflow take as a name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+_Model = TypeVar("_Model", bound=Settings)
+
+
+def _without_seed(branch: BranchSpec) -> BranchSpec:
+    if branch.seed:
+        raise ValueError("seed is not given here; a configuration lists its `seeds`")
+    return branch
+
+
+Recipe = Annotated[BranchSpec, AfterValidator(_without_seed)]
 
 
 class ConfigurationSpec(Settings):
     """One training recipe, what is taken from its network, and one detector, for some seeds."""
 
-    branch: BranchSpec = BranchSpec()
+    branch: Recipe = BranchSpec()
     embedding: EmbeddingSpec = PROJECTION
     detector: DetectorSpec = MahalanobisSpec()
-    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
     expected: float | None = Field(
         None, gt=0, lt=100, description="Omega in per cent that others published on the 2026 development set"
     )
-
-    @model_validator(mode="after")
-    def _detector_has_what_it_compares(self) -> ConfigurationSpec:
-        pooling = self.branch.pooling_of(self.embedding)
-        if self.branch.is_frozen and isinstance(pooling, AttentiveStatisticsSpec):
-            raise ValueError(
-                "frozen trains nothing, but the pooling attentive_statistics must be; use another one, or an embedding "
-                "of patches"
-            )
-        if self.detector.uses_bands and not pooling.keeps_bands:
-            raise ValueError(
-                f"{self.detector.name} compares frequency bands, and the pooling {pooling.name} keeps none; take one "
-                "that does, such as band_mean, or another detector"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _frozen_has_no_seeds(self) -> ConfigurationSpec:
-        if self.branch.is_frozen and len(self.seeds) > 1:
-            raise ValueError("frozen trains nothing, so all seeds would be the same branch; give one")
-        return self
 
     @field_validator("seeds")
     @classmethod
@@ -94,12 +80,67 @@ class ConfigurationSpec(Settings):
         return seeds
 
 
+def _settings_go_together(c: ConfigurationSpec) -> ConfigurationSpec:
+    branch, pooling, noise = c.branch, c.branch.pooling_of(c.embedding), c.branch.augmentation.noise
+    if branch.is_frozen and isinstance(pooling, AttentiveStatisticsSpec):
+        raise ValueError(
+            "frozen trains nothing, but the pooling attentive_statistics must be; use another one, or an embedding "
+            "of patches"
+        )
+    if branch.is_frozen and len(c.seeds) > 1:
+        raise ValueError("frozen trains nothing, so all seeds would be the same branch; give one")
+    if not branch.is_frozen and branch.backbone.path == LOG_MEL:
+        raise ValueError("backbone log_mel has no weights to train; its strategy must be frozen")
+    if not branch.is_frozen and branch.channel == "cancel" and noise is not None and noise.source == "far":
+        raise ValueError("far noise is what the channel cancel removes; leave out augmentation.noise")
+    if c.detector.uses_bands and not pooling.keeps_bands:
+        raise ValueError(
+            f"{c.detector.name} compares frequency bands, and the pooling {pooling.name} keeps none; take one "
+            "that does, such as band_mean, or another detector"
+        )
+    return c
+
+
+Configuration = Annotated[ConfigurationSpec, AfterValidator(_settings_go_together)]
+
+
 class SystemSpec(Settings):
     """A system: what is trained, how it is scored, and the tree along which it is fused."""
 
     name: Name
     description: str = ""
-    subsystems: dict[Name, Annotated[dict[Name, ConfigurationSpec], Field(min_length=1)]] = Field(min_length=1)
+    subsystems: dict[Name, Annotated[dict[Name, Configuration], Field(min_length=1)]] = Field(min_length=1)
+
+
+class _ConfigurationInFile(ConfigurationSpec):
+    tiny: Recipe = BranchSpec()
+
+
+class _SystemInFile(Settings):
+    """A file as it is written; which settings go together shows when configurations have those that all share."""
+
+    name: Name
+    description: str = ""
+    branch: Recipe = BranchSpec()
+    tiny: Recipe = BranchSpec()
+    subsystems: dict[Name, dict[Name, _ConfigurationInFile]]
+
+    def shared_out(self, backbone: str | None) -> dict[str, Any]:
+        """Settings of the `SystemSpec` with a backbone; where it is built in, those under `tiny` replace others."""
+        settings = self.model_dump(exclude_unset=True)
+        branch, tiny = settings.pop("branch", {}), settings.pop("tiny", {})
+        for configuration in _configurations(settings):
+            own, own_tiny = configuration.pop("branch", {}), configuration.pop("tiny", {})
+            blocks = (branch, tiny, own, own_tiny) if backbone in BUILT_IN else (branch, own)
+            configuration["branch"] = used = {key: value for block in blocks for key, value in block.items()}
+            file = used.get("backbone", {})
+            if backbone is not None and file.get("path") != LOG_MEL:
+                used["backbone"] = {**file, "path": backbone, "sha256": None}
+        return settings
+
+
+def _configurations(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return [c for configurations in settings["subsystems"].values() for c in configurations.values()]
 
 
 def built_in_systems() -> list[str]:
@@ -138,183 +179,101 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
         if not path.exists() or path.parent != SYSTEMS:
             allowed = ", ".join(built_in_systems())
             raise InputError(f"unknown system {name_or_path!r}; give a YAML file or one of {allowed}")
-    raw = _read_yaml(path)
-    mistakes = _share_settings(raw, backbone in BUILT_IN)
-    for override in overrides:
-        _override(raw, override)
-    try:
-        system = SystemSpec.model_validate(raw)
-    except ValidationError as error:
-        mistakes += describe(error, SystemSpec)
-    if mistakes := _once(mistakes, overrides):
-        many = f"{len(mistakes)} mistakes\n" if len(mistakes) > 1 else ""
-        raise InputError(f"{path}: {many}" + "\n".join(mistakes))
-    if backbone is None:
-        return system
     if backbone == LOG_MEL:
         raise InputError("log_mel is no network; name it in a frozen configuration of a system file, not as --backbone")
-    other = {"path": backbone, "sha256": None}
-
-    def replaced(file: FileSpec) -> FileSpec:
-        network = isinstance(file, BackboneSpec) and file.path != LOG_MEL
-        return file.model_copy(update=other) if network else file
-
-    return with_files(system, replaced)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise InputError(
-            f"{path}: a system file is a mapping with the keys name, description, subsystems, {', '.join(_SHARED)}"
-        )
-    return raw
+    in_file = _validated(_SystemInFile, _parsed(text, str(path)), str(path))
+    settings = in_file.shared_out(backbone)
+    system = _validated(SystemSpec, settings, str(path))
+    if overrides:
+        for override in overrides:
+            _override(settings, override)
+        system = _validated(SystemSpec, settings, f"{path} with --set", from_depth=3)
+    return system
 
 
-def _share_settings(raw: dict[str, Any], built_in: bool) -> list[str]:
-    """Copy the settings under `branch` into every configuration that does not say otherwise; what is wrong with them.
+class _Loader(yaml.SafeLoader):
+    """Reads text and nothing else, of which pydantic makes numbers and truth values where they are due.
 
-    With a built-in backbone those under `tiny` replace them, of the file and then of the configuration.
-
-    Settings that are wrong are copied nowhere, so that each mistake is told once.
+    So nothing is other than it looks like, as `no`, `010` and `1:30` are in YAML 1.1.
     """
-    shared: dict[str, Any] = {}
-    mistakes: list[str] = []
-    for block in _SHARED:
-        settings = raw.pop(block, None) or {}
-        wrong = [f"{block}.{mistake}" for mistake in _mistakes_in(settings)]
-        mistakes += wrong
-        if not wrong and (block != "tiny" or built_in):
-            shared.update(settings)
-    subsystems = raw.get("subsystems")
-    for configurations in subsystems.values() if isinstance(subsystems, dict) else []:
-        for name in configurations if isinstance(configurations, dict) else []:
-            configuration = configurations[name] = configurations[name] or {}
-            settings = configuration.get("branch", {}) if isinstance(configuration, dict) else None
-            if isinstance(settings, dict):
-                mistakes += [f"{name}.branch.{_SEED}"] if settings.pop("seed", None) is not None else []
-                tiny = configuration.pop("tiny", None) or {}
-                mistakes += (wrong := [f"{name}.tiny.{mistake}" for mistake in _mistakes_in(tiny)])
-                configuration["branch"] = {**shared, **settings, **(tiny if built_in and not wrong else {})}
-    return mistakes
+
+    yaml_constructors = {"tag:yaml.org,2002:null": yaml.SafeLoader.construct_yaml_null}  # noqa: RUF012
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.MarkedYAMLError(problem=f"{', '.join(twice)} appears twice", problem_mark=node.start_mark)
+        return node
 
 
-def _mistakes_in(settings: Any) -> list[str]:
-    """What is wrong with a block of shared settings; that some do not go together a configuration may mend."""
-    if isinstance(settings, dict) and "seed" in settings:
-        return [_SEED]
+def _parsed(text: str | bytes, where: str) -> Any:
     try:
-        BranchSpec.model_validate(settings)
-    except ValidationError as error:
-        if not isinstance(settings, dict) or any(mistake["loc"] for mistake in error.errors()):
-            return describe(error, BranchSpec)
-    return []
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(settings: dict[str, Any], override: str) -> None:
     """Put `branch.training.steps=30` into every configuration."""
     key, equals, value = override.partition("=")
-    if not equals or key.partition(".")[0] not in ConfigurationSpec.model_fields:
-        allowed = ", ".join(ConfigurationSpec.model_fields)
-        raise InputError(
-            f"--set {override}: give KEY=VALUE, such as branch.training.steps=30; keys begin with {allowed}"
-        )
+    if not equals:
+        raise InputError(f"--set {override!r}: give KEY=VALUE, such as branch.training.steps=30")
+    parsed = _parsed(value, f"--set {override!r}")
     *parents, last = key.split(".")
-    for configurations in raw.get("subsystems", {}).values():
-        for name in configurations:
-            settings = configurations[name] = {**(configurations[name] or {})}
-            for parent in parents:
-                within = settings.get(parent)
-                # A choice that is given by its name alone, or by default, gets settings beside it.
-                within = {"name": within} if isinstance(within, str) else {**(within or {})}
-                settings[parent] = settings = within
-            settings[last] = _value(override, value)
+    for block in _configurations(settings):
+        for parent in parents:
+            if not isinstance(block.get(parent), dict):
+                block[parent] = {}  # where none should stand, it is refused as such
+            block = block[parent]
+        block[last] = parsed
 
 
-def _once(mistakes: list[str], overrides: Sequence[str]) -> list[str]:
-    """The mistakes of overrides, which are in every configuration, once."""
-    keys = [override.partition("=")[0] for override in overrides]
-    named: dict[str, None] = {}
-    for mistake in mistakes:
-        setting = mistake.split(".", 3)[-1]  # without subsystems.<sub-system>.<configuration>
-        key = setting.partition(":")[0]
-        named[f"--set {setting}" if any(k.startswith(key) or key.startswith(k) for k in keys) else mistake] = None
-    return list(named)
-
-
-def _value(override: str, text: str) -> Any:
+def _validated(model: type[_Model], settings: Any, where: str, from_depth: int = 0) -> _Model:
+    """Settings as a model; mistakes that differ only in keys above a depth are told once, without these."""
     try:
-        return load_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: {' '.join(str(error).split())}") from None
+        return model.model_validate(settings)
+    except ValidationError as error:
+        found = _mistakes(error, settings, from_depth)
+    # Of a list or mapping in which something is wrong, that alone is told.
+    inner = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
+    lines = [": ".join(filter(None, [where, key, " or ".join(found[key])])) for key in inner]
+    raise InputError("\n".join(" ".join(line.split()) for line in lines))
 
 
-def with_files(system: SystemSpec, change: Callable[[FileSpec], FileSpec]) -> SystemSpec:
-    """The system with every file of weights changed: the configurations' backbones and tokenizers."""
-
-    def changed(c: ConfigurationSpec) -> ConfigurationSpec:
-        update: dict[str, Any] = {"backbone": change(c.branch.backbone)}
-        if (masked := c.branch.masked_prediction) is not None:
-            tokenizers = tuple(change(file) for file in masked.tokenizers)
-            update["masked_prediction"] = masked.model_copy(update={"tokenizers": tokenizers})
-        return c.model_copy(update={"branch": c.branch.model_copy(update=update)})
-
-    subsystems = {
-        subsystem: {name: changed(c) for name, c in configurations.items()}
-        for subsystem, configurations in system.subsystems.items()
-    }
-    return system.model_copy(update={"subsystems": subsystems})
-
-
-def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """What pydantic found, a line each: key, what is wrong, what is allowed."""
-    errors = error.errors(include_url=False)
-    # A list of which an element is wrong is called too short as well.
-    inner = {mistake["loc"][:depth] for mistake in errors for depth in range(len(mistake["loc"]))}
-    return [
-        _described(mistake, model)
-        for mistake in errors
-        if mistake["type"] != "too_short" or mistake["loc"] not in inner
-    ]
+def _mistakes(error: ValidationError, settings: Any, from_depth: int) -> dict[str, list[str]]:
+    """What pydantic found at each key, such as `subsystems.beats.arcface.seeds`."""
+    found: dict[str, list[str]] = {}
+    for mistake in error.errors():
+        keys, value = [], settings
+        for step in mistake["loc"]:
+            try:
+                value = value[step]
+            except (LookupError, TypeError):
+                if mistake["type"] != "missing" and step != "[key]":
+                    continue  # not a key of the user's: the chosen member of a union
+            keys.append(str(step))
+        message = _PLAINLY.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
+        if mistake["type"] not in ("missing", "extra_forbidden", "value_error"):
+            message += f" (it is {reprlib.repr(mistake['input'])})"
+        messages = found.setdefault(".".join(keys[from_depth:]), [])
+        if message not in messages:
+            messages.append(message)
+    return found
 
 
-def _described(mistake: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(map(str, mistake["loc"])) or "the file"
-    if mistake["type"] == "extra_forbidden":
-        allowed = _allowed_keys(model, mistake["loc"])
-        near = difflib.get_close_matches(str(mistake["loc"][-1]), allowed, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        return f"{key}: unknown key{meant}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    remedy = _REMEDIES.get((str(mistake["loc"][-1:] and mistake["loc"][-1]), mistake["type"]), "")
-    return f"{key}: {mistake['msg'].removeprefix('Value error, ')} (it is {mistake['input']!r}){remedy}"
-
-
-def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Keys that may stand where the unknown one at `location` stands, found along the JSON schema."""
-    schema = model.model_json_schema()
-    definitions = schema.get("$defs", {})
-    for step in location[:-1]:
-        schema = _resolve(_descend(schema, str(step)), definitions)
-    shared = set(_SHARED) if model is SystemSpec and len(location) in (1, 4) else set()
-    return sorted({*schema.get("properties", {}), *shared})
-
-
-def _descend(schema: dict[str, Any], step: str) -> dict[str, Any]:
-    if step in schema.get("properties", {}):
-        return schema["properties"][step]
-    mapping = schema.get("discriminator", {}).get("mapping", {})
-    if step in mapping:  # pydantic puts the chosen member of a union into the location
-        return {"$ref": mapping[step]}
-    named = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
-    return next((s for s in named if isinstance(s, dict)), {})
-
-
-def _resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in schema:
-        return definitions[schema["$ref"].rsplit("/", 1)[-1]]
-    return schema
+def with_files(settings: Any, change: Callable[[FileSpec], FileSpec]) -> Any:
+    """Settings, such as a whole system, with every file of weights in them changed."""
+    if isinstance(settings, FileSpec):
+        return change(settings)
+    if isinstance(settings, Settings):
+        return settings.model_copy(update={name: with_files(value, change) for name, value in settings})
+    if isinstance(settings, dict):
+        return {name: with_files(value, change) for name, value in settings.items()}
+    if isinstance(settings, tuple):
+        return tuple(with_files(value, change) for value in settings)
+    return settings

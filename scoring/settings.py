@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 Metric = Literal["cosine", "euclidean"]
 Density = Literal["none", "ratio", "difference"]
@@ -13,20 +15,39 @@ Shrinkage = Literal["ledoit_wolf", "oas"] | float
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are errors, values do not change."""
+    """Base of all settings: unknown keys are errors, values do not change, and nothing at all is the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _no_truth_value_for_a_number(cls, settings: Any) -> Any:
-        """Pydantic would take `true` for 1."""
-        for key, value in settings.items() if isinstance(settings, dict) else ():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            field = cls.model_fields.get(key)
-            if field and "bool" not in str(field.annotation) and any(isinstance(v, bool) for v in values):
-                raise ValueError(f"{key} must not be a truth value")
-        return settings
+    def _names_what_is_allowed(cls, settings: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Beside pydantic's other errors, so that all are told at once."""
+        try:
+            return handler({} if settings is None else settings)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [
+                    InitErrorDetails(
+                        type=PydanticCustomError(mistake["type"], cls._message(mistake)),
+                        loc=mistake["loc"],
+                        input=mistake["input"],
+                    )
+                    for mistake in error.errors()
+                ],
+            ) from None
+
+    @classmethod
+    def _message(cls, mistake: ErrorDetails) -> str:
+        allowed = sorted(cls.model_fields)
+        match mistake["type"], mistake["loc"]:
+            case "extra_forbidden", (key,):
+                near = difflib.get_close_matches(str(key), allowed, 1)
+                return f"unknown key{'; did you mean ' + near[0] + '?' if near else ''}; allowed: {', '.join(allowed)}"
+            case "model_type", ():
+                return f"Input should be a mapping with keys among {', '.join(allowed)}"
+        return mistake["msg"]
 
 
 def by_name(value: Any) -> Any:

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pytest
 
 from branches.data.dataset import Dataset
-from branches.spec import BackboneSpec, BranchSpec
+from branches.spec import PROJECTION, BackboneSpec, BranchSpec
 from orchestrator import plan as planning
-from orchestrator.plan import detector_id, identity, make_plan
+from orchestrator.plan import Scoring, identity, make_plan, table_names, without
 from orchestrator.preflight import check_models, resolve_file, with_resolved_files
 from orchestrator.system import SystemSpec, load_system
 from scoring.detectors import KnnSpec, MahalanobisSpec
@@ -25,7 +25,7 @@ def dataset(*, train=("t0", "t1"), test=("e0",), machine="fan", more=()):
 
 
 def ids(*systems, data=None):
-    return [branch.branch_id for branch in make_plan(systems, data or dataset()).branches]
+    return [branch.branch_id for branch in make_plan(systems, data or dataset()).branches if branch.systems]
 
 
 def test_a_branch_of_two_systems_is_planned_once():
@@ -42,6 +42,17 @@ def test_detectors_share_a_branch():
         "x": [f"{branch.branch_id}/mahalanobis"],
         "y": [f"{branch.branch_id}/knn-k2"],
     }
+
+
+def test_a_plan_on_a_data_set_has_the_baseline():
+    of_system, baseline = make_plan([system(x={})], dataset()).branches
+    assert (of_system.systems, baseline.systems) == (("mine",), ())
+    plan = make_plan([load_system("solo")], dataset())
+    assert plan.baseline in plan.trees["solo"]["statistics"]["log_mel"]  # the same branch, planned once
+    assert len(plan.branches) == 3
+    left = without(plan, {plan.baseline})
+    assert (left.baseline, list(left.trees["solo"])) == ("", ["frozen"])
+    assert without(plan, {table for branch in plan.branches for table in table_names(branch)}).trees == {"solo": {}}
 
 
 def test_all_that_determines_weights_is_in_the_id_of_a_branch(monkeypatch):
@@ -93,7 +104,7 @@ def test_an_identity_has_what_is_not_the_default_and_the_name_of_each_choice():
 
 def test_a_table_is_identified_by_embeddings_detector_version_and_clips(monkeypatch):
     def tables(data=None, **configuration):
-        (branch,) = make_plan([system(x=configuration)], data or dataset()).branches
+        branch, _ = make_plan([system(x=configuration)], data or dataset()).branches
         return branch.tables
 
     base = tables()
@@ -110,12 +121,12 @@ def test_a_table_is_identified_by_embeddings_detector_version_and_clips(monkeypa
 def test_an_embedding_is_part_of_the_table_and_not_of_the_branch():
     bands = {"embedding": {"pooling": "band_mean"}, "detector": "band_knn"}
     sharp = {"embedding": {"layers": [-1, 3], "pooling": {"name": "relative_deviation", "gamma": 4}}}
-    (branch,) = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset()).branches
+    branch, _ = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset()).branches
     name = "patches-layers-1_3-poolingrelative_deviation-pooling_gamma4.0"
     assert list(branch.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn"]
     assert len(set(branch.tables.values())) == 4
     assert len(branch.embeddings) == 3
-    (alone,) = make_plan([system(x={})], dataset()).branches
+    alone, _ = make_plan([system(x={})], dataset()).branches
     assert branch.branch_id == alone.branch_id
     assert branch.tables["mahalanobis"] == alone.tables["mahalanobis"]
 
@@ -135,11 +146,14 @@ def test_seeds_of_one_configuration_share_its_id():
     assert first.branch_id != second.branch_id
 
 
-def test_detector_names():
-    assert [detector_id(d) for d in (MahalanobisSpec(), KnnSpec(), KnnSpec(k=4))] == ["mahalanobis", "knn", "knn-k4"]
+def test_names_of_tables_say_what_is_not_the_default():
+    def name(detector):
+        return Scoring(PROJECTION, detector).name
+
+    assert [name(d) for d in (MahalanobisSpec(), KnnSpec(), KnnSpec(k=4))] == ["mahalanobis", "knn", "knn-k4"]
     fitted = KnnSpec(banks="pooled", density={"name": "difference", "weight": "fitted"})
-    assert detector_id(fitted) == "knn-bankspooled-densitydifference-density_weightfitted"
-    assert detector_id(KnnSpec(density="difference")) == "knn-densitydifference"
+    assert name(fitted) == "knn-bankspooled-densitydifference-density_weightfitted"
+    assert name(KnnSpec(density="difference")) == "knn-densitydifference"
 
 
 @pytest.fixture
