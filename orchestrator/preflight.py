@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
 from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, PatchesSpec
-from orchestrator.doctor import check_installation
+from orchestrator.installation import check_installation
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare

@@ -13,6 +13,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from orchestrator.cli import main
+from scoring.table import file_sha256
 
 TUTTI = str(Path(sys.executable).with_name("tutti"))
 
@@ -62,3 +63,8 @@ def answers(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), 1).close()
         return True
     return False
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by path within it: what its record holds."""
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*") if path.is_file()}

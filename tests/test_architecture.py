@@ -97,7 +97,7 @@ def test_one_file_of_fusion_knows_ray():
         ("scoring.banks, scoring.metrics, fusion.search", ["torch", "ray", "mlflow"]),
         ("orchestrator.cli, orchestrator.doctor", ["torch", "ray", "mlflow", "numpy"]),
         ("orchestrator.submission.check", ["torch", "ray", "mlflow"]),
-        ("orchestrator.cost, fusion.search", ["torch", "ray", "mlflow", "sklearn", "scipy.stats", "hyperopt"]),
+        ("orchestrator.overview, fusion.search", ["torch", "ray", "mlflow", "sklearn", "scipy.stats", "hyperopt"]),
         ("orchestrator.model.recordings", ["torch._dynamo", "scipy.signal", "mlflow", "ray"]),
         ("orchestrator.run, orchestrator.preflight", ["torch", "ray", "matplotlib", "scipy.stats", "hyperopt"]),
         ("branches.audio, branches.data.importing", ["torch", "scipy.stats"]),

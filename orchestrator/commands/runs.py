@@ -74,7 +74,7 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
     data = out / "data"
     if not data.exists():
         from branches.data.synthetic import DEMO, write_dataset
-        from orchestrator.doctor import check_installation
+        from orchestrator.installation import check_installation
 
         check_installation()
         log.info("generating a data set in %s", data)
@@ -176,7 +176,8 @@ def plan(
     \b
     Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
     """
-    from orchestrator.cost import ASSUMED_TFLOPS, duration, overview
+    from orchestrator.cost import ASSUMED_TFLOPS, duration
+    from orchestrator.overview import overview
     from orchestrator.system import load_systems
 
     result = overview(load_systems(systems, backbone, overrides), data, out)

@@ -22,7 +22,6 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.plan import digest
 from scoring.atomic import atomic
 from scoring.errors import InputError
 from scoring.table import file_sha256, read_table
@@ -64,11 +63,6 @@ class Record(BaseModel):
     embeddings: str = ""
     tables: dict[str, str] = {}
 
-    @property
-    def digest(self) -> str:
-        """16 hex digits that stand for the whole record."""
-        return digest(self.model_dump())
-
 
 def read_record(folder: Path) -> Record | None:
     """The folder's record; None if there is none or it is damaged."""
@@ -82,12 +76,6 @@ def write_record(folder: Path, record: Record) -> None:
     """Write the record, which commits the files that it names; a crash leaves the old one."""
     with atomic(folder / RECORD) as temporary:
         temporary.write_text(record.model_dump_json(indent=1), encoding="utf-8")
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder but its record, by path within it."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD)
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def is_intact(folder: Path, record: Record, file: str) -> bool:

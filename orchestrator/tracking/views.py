@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.tracking.descriptions import Shown
+if TYPE_CHECKING:
+    from orchestrator.tracking.descriptions import Shown
+
 
 TREE, BRANCHES, FUSIONS = "tutti-tree", "tutti-branches", "tutti-systems"
 _TAG = "mlflow.sharedViewState."

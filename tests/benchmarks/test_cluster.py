@@ -19,8 +19,8 @@ from ray.cluster_utils import Cluster
 from branches.data.dataset import Dataset
 from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import session
-from orchestrator.cost import overview
-from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, checksums, write_record
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, write_record
+from orchestrator.overview import overview
 from orchestrator.plan import make_plan
 from orchestrator.system import SystemSpec
 from orchestrator.tracking.outbox import Outbox
@@ -29,6 +29,7 @@ from orchestrator.training.launch import unfinished
 from orchestrator.training.worker import branch_record
 from scoring.table import write_table
 from tests.benchmarks.sleeping import Sleeper, launched
+from tests.commands import checksums
 from tests.tables import make_table
 
 pytestmark = pytest.mark.benchmark

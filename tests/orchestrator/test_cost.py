@@ -8,7 +8,8 @@ import pytest
 from branches.checkpoint_files import SMALL, SMALL_SHA256
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import BranchSpec
-from orchestrator.cost import duration, overview, petaflop
+from orchestrator.cost import duration, petaflop
+from orchestrator.overview import overview
 from orchestrator.preflight import with_resolved_files
 from orchestrator.system import SystemSpec
 

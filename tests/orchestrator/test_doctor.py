@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from branches.data.synthetic import SyntheticSize, write_dataset
-from orchestrator.doctor import unloadable
+from orchestrator.installation import unloadable
 from orchestrator.tracking.tracker import open_tracker
 from tests.commands import SMALL_SYSTEM, TUTTI, tutti_here
 

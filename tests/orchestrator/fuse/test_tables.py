@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from orchestrator.ledger.folders import BRANCHES, Record, checksums, write_record
+from orchestrator.ledger.folders import BRANCHES, Record, write_record
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.tracker import open_tracker
 from scoring.table import write_table
-from tests.commands import tutti_here
+from tests.commands import checksums, tutti_here
 from tests.fusion.pools import make_pool
 
 EXPERIMENT = "out on data"

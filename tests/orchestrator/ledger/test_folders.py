@@ -9,7 +9,6 @@ from orchestrator.ledger.folders import (
     FAILURES,
     Record,
     begin_anew,
-    checksums,
     is_finished,
     only_driver,
     read_record,
@@ -17,6 +16,7 @@ from orchestrator.ledger.folders import (
     write_record,
 )
 from scoring.errors import InputError
+from tests.commands import checksums
 
 BRANCH = "0123456789abcdef"
 

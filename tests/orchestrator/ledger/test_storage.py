@@ -11,13 +11,13 @@ from orchestrator.ledger.folders import (
     RECORD,
     Record,
     add_systems,
-    checksums,
     read_record,
     write_record,
 )
 from orchestrator.ledger.storage import Storage
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
+from tests.commands import checksums
 
 
 @pytest.fixture

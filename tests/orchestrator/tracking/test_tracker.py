@@ -11,14 +11,14 @@ from mlflow import MlflowClient
 
 from fusion.tasks import run_here
 from orchestrator.fuse.result import fuse_into
-from orchestrator.ledger.folders import BRANCHES, FAILURES, SYSTEMS, Record, checksums, record_failure, write_record
+from orchestrator.ledger.folders import BRANCHES, FAILURES, SYSTEMS, Record, record_failure, write_record
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.store import sqlite_uri
 from orchestrator.tracking.tracker import find_tracker, open_tracker
 from orchestrator.tracking.views import BRANCHES as BRANCHES_VIEW
 from orchestrator.tracking.views import link
 from scoring.errors import InputError
-from tests.commands import tutti_here
+from tests.commands import checksums, tutti_here
 from tests.fusion.pools import make_pool
 
 EXPERIMENT = "out on data"
