@@ -68,7 +68,12 @@ def outputs(data: Path, out: Path) -> dict[str, Any]:
         "submission check": ["submission", "check", package],
         "score": ["score", model, clip, "--machine", "pump"],
     }
-    return {name: _form(json.loads(tutti_here(*command, "--json").stdout)) for name, command in commands.items()}
+    forms = {}
+    for name, command in commands.items():
+        printed = tutti_here(*command, "--json")
+        assert printed.stdout, printed.stderr
+        forms[name] = _form(json.loads(printed.stdout))
+    return forms
 
 
 def _form(value: Any) -> Any:
