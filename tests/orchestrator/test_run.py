@@ -246,7 +246,7 @@ def test_a_killed_driver_is_taken_up_where_it_stopped(tmp_path):
     finished = killed.again("--json", *often)
     assert finished.returncode == 0, finished.stderr
     assert {r.info.status for role in ("run", "branch", "fusion") for r in killed.runs(role)} == {"FINISHED"}
-    (branch,) = killed.runs("branch")
+    (branch,) = killed.of_systems()
     losses = killed.client().get_metric_history(branch.info.run_id, "loss")
     assert [loss.step for loss in losses] == list(range(3, 151, 3))  # also of the time before the kill
     assert losses[-1].step == 150
