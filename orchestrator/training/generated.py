@@ -7,7 +7,6 @@ says how the samples were judged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from branches.spec import TRAINING_VERSION, BranchSpec, Channel, GeneratorSpec
+from branches.spec import TRAINING_VERSION, BranchSpec, GeneratorSpec
 from orchestrator.ledger.storage import LAST, Storage
 from orchestrator.plan import Branch, digest, identity
 from orchestrator.training.job import Job, StageReport
@@ -27,47 +26,37 @@ if TYPE_CHECKING:
     from branches.audio.cache import AudioCache
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A set of generated clips: a generator's settings, and the channel that it hears."""
+def set_folder(spec: BranchSpec, job: Job) -> Path | None:
+    """Where the set lies that a branch trains on; None if it wants none."""
+    generator = spec.augmentation.generated
+    if generator is None:
+        return None
+    return job.generated / digest([identity(generator), spec.channel, job.training, TRAINING_VERSION])
 
-    spec: GeneratorSpec
-    channel: Channel
 
-    @classmethod
-    def by(cls, spec: BranchSpec) -> Wanted | None:
-        """What a branch wants, if anything."""
-        generator = spec.augmentation.generated
-        return None if generator is None else cls(generator, spec.channel)
-
-    def folder(self, job: Job) -> Path:
-        """Where the set lies."""
-        return job.generated / digest([identity(self.spec), self.channel, job.training, TRAINING_VERSION])
+def set_folders(branches: Sequence[Branch], job: Job) -> list[Path]:
+    """Where the sets lie that branches want, each once."""
+    return list(dict.fromkeys(folder for branch in branches if (folder := set_folder(branch.spec, job)) is not None))
 
 
 def nothing_rare(branches: Sequence[Branch], index: pa.Table) -> bool:
     """Whether a branch wants generated clips, and no condition is rare enough to have any."""
-    wanted = [w for b in branches if (w := Wanted.by(b.spec)) is not None]
-    return not all(_anything_rare(w.spec, index) for w in wanted)
+    generators = {generator for branch in branches if (generator := branch.spec.augmentation.generated) is not None}
+    return not all(_anything_rare(generator, index) for generator in generators)
 
 
-def in_order(branches: Sequence[Branch]) -> list[Branch]:
+def in_order(branches: Sequence[Branch], job: Job) -> list[Branch]:
     """Branches as they should start: of those that share a set the first at once, the others when it may be there."""
-    sets = [Wanted.by(branch.spec) for branch in branches]
-    waiting = {i for i, wanted in enumerate(sets) if wanted is not None and wanted in sets[:i]}
-    makers = {i for i, wanted in enumerate(sets) if wanted is not None} - waiting
-    order = sorted(range(len(branches)), key=lambda i: (i not in makers, i in waiting))
-    return [branches[i] for i in order]
+    first: dict[Path, str] = {}
+    for branch in branches:
+        if (folder := set_folder(branch.spec, job)) is not None:
+            first.setdefault(folder, branch.branch_id)
+    makers = set(first.values())
 
+    def turn(branch: Branch) -> int:
+        return 0 if branch.branch_id in makers else 1 if set_folder(branch.spec, job) is None else 2
 
-def pull_sets(branches: Sequence[Branch], job: Job, storage: Storage) -> None:
-    """Fetch the sets that branches want and other nodes have made."""
-    for folder in _folders(branches, job):
-        storage.pull(folder.relative_to(job.out).as_posix())
-
-
-def _folders(branches: Sequence[Branch], job: Job) -> list[Path]:
-    return list(dict.fromkeys(wanted.folder(job) for b in branches if (wanted := Wanted.by(b.spec)) is not None))
+    return sorted(branches, key=turn)
 
 
 def on_sets(branches: Sequence[Branch], job: Job) -> list[str]:
@@ -75,10 +64,10 @@ def on_sets(branches: Sequence[Branch], job: Job) -> list[str]:
     import pyarrow.parquet as pq
 
     lines = []
-    for folder in [folder for folder in _folders(branches, job) if folder.exists()]:
+    for folder in [folder for folder in set_folders(branches, job) if (folder / LAST).exists()]:
         verdicts = pq.read_table(folder / "rows.parquet", columns=["verdict"])["verdict"].to_pylist()
         passed = verdicts.count("accepted")
-        lines.append(f"generated clips: {passed} of {len(verdicts)} samples passed the check [{folder / 'check.json'}]")
+        lines.append(f"generated clips: {passed} of {len(verdicts)} samples passed the check [{folder / LAST}]")
     return lines
 
 
@@ -94,21 +83,32 @@ def generated_clips(
     InputError
         If the set is damaged, or hardly any sample was accepted.
     """
-    wanted = Wanted.by(spec)
-    if wanted is None or not _anything_rare(wanted.spec, index):
+    folder, generator = set_folder(spec, job), spec.augmentation.generated
+    if folder is None or generator is None or not _anything_rare(generator, index):
         return None
-    from branches.generator import read_set
+    from branches.generator import generate, read_set, train_generator, write_set
 
-    folder = wanted.folder(job)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        storage = Storage(job.storage, job.out) if job.storage else None
+        storage, name = Storage(job.storage, job.out) if job.storage else None, folder.relative_to(job.out).as_posix()
         if storage is not None:
-            storage.pull(folder.relative_to(job.out).as_posix())
+            storage.pull(name)
         if not (folder / LAST).exists():
-            _make(wanted, job, index, audio, report)
+            checkpoint = job.checkpoints / f"generator-{folder.name}.pt"
+            trained = train_generator(
+                generator,
+                audio,
+                index,
+                spec.channel,
+                checkpoint,
+                lambda step, loss: report("generator", step, generator.steps, loss),
+                job.checkpoint_seconds,
+                job.device,
+            )
+            write_set(generate(trained), folder)
+            checkpoint.unlink(missing_ok=True)
             if storage is not None:
-                storage.push(folder.relative_to(job.out).as_posix())
+                storage.push(name)
     generated = read_set(folder)
     accepted = generated.accepted()
     if spec.machines is not None:
@@ -121,23 +121,3 @@ def _anything_rare(spec: GeneratorSpec, index: pa.Table) -> bool:
 
     train = index.filter(pc.equal(index["split"], "train"))
     return bool(rare_conditions(conditions_of(train), spec.fill))
-
-
-def _make(wanted: Wanted, job: Job, index: pa.Table, audio: AudioCache, report: StageReport) -> None:
-    """Train a generator, sample its set and write it."""
-    from branches.generator import generate, train_generator, write_set
-
-    folder = wanted.folder(job)
-    checkpoint = job.checkpoints / f"generator-{folder.name}.pt"
-    generator = train_generator(
-        wanted.spec,
-        audio,
-        index,
-        wanted.channel,
-        checkpoint,
-        lambda step, loss: report("generator", step, wanted.spec.steps, loss),
-        job.checkpoint_seconds,
-        job.device,
-    )
-    write_set(generate(generator), folder)
-    checkpoint.unlink(missing_ok=True)

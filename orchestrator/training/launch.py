@@ -23,7 +23,7 @@ from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, re
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_branches, check_lengths, notes_on
-from orchestrator.training.generated import in_order, on_sets, pull_sets
+from orchestrator.training.generated import in_order, on_sets, set_folders
 from orchestrator.training.job import Job, RunOptions, StageReport
 from orchestrator.training.process import KILLED, packed, trial
 from orchestrator.training.worker import branch_record, train_and_score
@@ -95,7 +95,8 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     if storage is not None:
         for branch in missing:
             storage.pull_branch(branch.branch_id)
-        pull_sets(missing, job, storage)
+        for folder in set_folders(missing, job):
+            storage.pull(folder.relative_to(job.out).as_posix())
     for line in on_sets(missing, job):
         log.info(line)
     return _failure(unfinished(missing, options.out), failures, options.out, dataset.fingerprint)
@@ -138,7 +139,7 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
         If it was stopped from outside.
     """
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
-    ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True))
+    ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True), job)
     failures: dict[str, str] = {}
     for scale in SCALES:
         if failures:
