@@ -16,13 +16,7 @@ import yaml
 
 from orchestrator.fuse.result import read_result, result_folders
 from orchestrator.ledger.folders import FUSED, RESULT
-from orchestrator.submission.files import (
-    MAX_SYSTEMS,
-    PLACEHOLDER_LABEL,
-    TEAM_LABEL,
-    challenge_machines,
-    write_submission,
-)
+from orchestrator.submission.files import MAX_SYSTEMS, TEAM_LABEL, challenge_machines, write_submission
 from orchestrator.submission.meta import rounded, system_meta
 from orchestrator.submission.schema import AuthorsFile, read_yaml
 from orchestrator.system import validated
@@ -68,7 +62,7 @@ def make_package(
     authors = validated(AuthorsFile, read_yaml(form.read_bytes(), form), str(form))
     label = label or authors.label
     if not TEAM_LABEL.fullmatch(label):
-        raise InputError(f"{label!r} is no label such as {PLACEHOLDER_LABEL}; letters, digits and hyphens in each part")
+        raise InputError(f"{label!r} is no label such as Jiang_THU_task2; letters, digits and hyphens in each part")
     task = out / label / "task2"
     for number, (name, result) in enumerate(results.items(), 1):
         folder = task / f"{label}_{number}"
