@@ -27,7 +27,7 @@ from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status
 from orchestrator.ledger.storage import Storage, every, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
-from orchestrator.submission import write_submission
+from orchestrator.submission.files import write_submission
 from orchestrator.system import SystemSpec
 from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
 from orchestrator.tracking.tracker import experiment_name, open_tracker

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from branches.spec import (
     BUILT_IN,
@@ -49,7 +49,7 @@ _PLAINLY = {
 }
 # What file systems and MLflow take as a name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-_Model = TypeVar("_Model", bound=Settings)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _without_seed(branch: BranchSpec) -> BranchSpec:
@@ -185,13 +185,13 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
         text = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    in_file = _validated(_SystemInFile, _parsed(text, str(path)), str(path))
+    in_file = validated(_SystemInFile, _parsed(text, str(path)), str(path))
     settings = in_file.shared_out(backbone)
-    system = _validated(SystemSpec, settings, str(path))
+    system = validated(SystemSpec, settings, str(path))
     if overrides:
         for override in overrides:
             _override(settings, override)
-        system = _validated(SystemSpec, settings, f"{path} with --set", from_depth=3)
+        system = validated(SystemSpec, settings, f"{path} with --set", from_depth=3)
     return system
 
 
@@ -233,7 +233,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
         block[last] = parsed
 
 
-def _validated(model: type[_Model], settings: Any, where: str, from_depth: int = 0) -> _Model:
+def validated(model: type[_Model], settings: Any, where: str, from_depth: int = 0) -> _Model:
     """Settings as a model; mistakes that differ only in keys above a depth are told once, without these."""
     try:
         return model.model_validate(settings)

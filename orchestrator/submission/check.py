@@ -6,16 +6,17 @@ import math
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations, product
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from branches.data.dataset import index_of
+from branches.data.layout import clip_paths
 from orchestrator.submission.files import (
     CSV_NAME,
     DECISION,
@@ -26,13 +27,14 @@ from orchestrator.submission.files import (
     challenge_machines,
     csv_name,
 )
-from orchestrator.submission.schema import Meta, faults, read_mapping, unfilled
+from orchestrator.submission.schema import Meta, read_yaml, unfilled
+from orchestrator.system import validated
 from scoring.errors import InputError
 from scoring.metrics import CELLS, MachineMetrics, official_metrics
 
 ROUNDING = 0.06  # per cent; one digit after the point is enough
 
-Files = dict[PurePosixPath, bytes]
+Files = dict[Path, bytes]
 Group = tuple[str, int]  # machine and section
 Table = dict[str, float]  # clip → score or decision
 Tables = dict[str, dict[Group, Table]]  # kind → machine and section → table
@@ -49,11 +51,9 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def error(self, location: object, text: str) -> None:
-        """Something that must be mended."""
         self.errors.append(" ".join(f"{location}: {text}".split()))
 
     def warning(self, location: object, text: str) -> None:
-        """Something odd but allowed."""
         self.warnings.append(" ".join(f"{location}: {text}".split()))
 
 
@@ -63,19 +63,16 @@ def check_package(path: Path, data: Path | None = None) -> Findings:
     data: data set whose test clips the package must have, with hidden labels or known ones; without it the tables are
         held against each other only
 
-    Raises
-    ------
-    InputError
-        If there is no package at `path`, or no data set at `data`.
+    Raises InputError if there is no package at `path`, or no data set at `data`.
     """
     findings = Findings()
     index = None if data is None else _test_clips(data)
     files = _read(path)
     systems = _systems(files, findings)
     _check_systems(path, systems, findings)
-    expected = _clips(systems.values()) if index is None else _clips_of(index)
-    machines = None if index is None else challenge_machines(index)
-    required = {group for group in expected if machines is None or group[0] in machines}
+    expected = _clips(systems.values(), index)
+    machines = {machine for machine, _ in expected} if index is None else challenge_machines(index)
+    required = {group for group in expected if group[0] in machines}
     for folder, tables in systems.items():
         _check_clips(folder, tables, expected, required, data or "other tables", findings)
         _check_decisions(folder, tables, findings)
@@ -87,40 +84,34 @@ def check_package(path: Path, data: Path | None = None) -> Findings:
 
 def _test_clips(data: Path) -> pa.Table:
     """The clip index of a data set's test clips; an evaluation set may come without training clips."""
-    paths = [path.relative_to(data).as_posix() for path in sorted(data.glob("*/*test/*.wav"))]
-    if not paths:
-        raise InputError(f"{data}: not a data set: no <machine>/test/*.wav in it")
-    return index_of(paths)
+    index = index_of(clip_paths(data))
+    return index.filter(pc.equal(index["split"], "test"))
 
 
 def _read(package: Path) -> Files:
     """Files by their path in the package, the content of tables and meta files alone; nothing is unpacked."""
+    if not package.exists():
+        raise InputError(f"{package}: no such package; give a folder or a zip file")
+    folder = package.resolve()
+    root = folder.parent if SYSTEM_LABEL.fullmatch(folder.name) else folder  # it may be that of one system
+    read = (".csv", ".yaml")
     try:
-        if package.is_dir():
-            folder = package.resolve()
-            root = folder.parent if SYSTEM_LABEL.fullmatch(folder.name) else folder  # it may be that of one system
-            found = (path for path in folder.rglob("*") if path.is_file())
-            return _contents({path.relative_to(root).as_posix(): path.read_bytes for path in found})
-        with zipfile.ZipFile(package) as archive:
-            return _contents({e.filename: partial(archive.read, e) for e in archive.infolist() if not e.is_dir()})
-    except FileNotFoundError:
-        raise InputError(f"{package}: no such package; give a folder or a zip file") from None
+        if folder.is_dir():
+            found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+            files = {path.relative_to(root): path.read_bytes() if path.suffix in read else b"" for path in found}
+        else:
+            with zipfile.ZipFile(package) as archive:
+                names = (name for name in sorted(archive.namelist()) if not name.endswith("/"))
+                files = {Path(name): archive.read(name) if name.endswith(read) else b"" for name in names}
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
         raise InputError(f"{package}: cannot be read as a folder or zip file ({error}); make it again") from None
+    hidden = (".", "__MACOSX")  # the operating system's
+    return {path: files[path] for path in files if not any(part.startswith(hidden) for part in path.parts)}
 
 
-def _contents(readers: Mapping[str, Callable[[], bytes]]) -> Files:
-    files = {}
-    for name, read in sorted(readers.items()):
-        path = PurePosixPath(name)
-        if not any(part.startswith((".", "__MACOSX")) for part in path.parts):  # the operating system's
-            files[path] = read() if path.suffix in (".csv", ".yaml") else b""
-    return files
-
-
-def _systems(files: Files, findings: Findings) -> dict[PurePosixPath, Tables]:
+def _systems(files: Files, findings: Findings) -> dict[Path, Tables]:
     """Tables of each folder that has tables or a meta file."""
-    systems: dict[PurePosixPath, Tables] = defaultdict(lambda: {kind: {} for kind in KINDS})
+    systems: dict[Path, Tables] = defaultdict(lambda: {kind: {} for kind in KINDS})
     for path, content in files.items():
         if match := CSV_NAME.fullmatch(path.name):
             table = _table(path, content, match["kind"] == DECISION, findings)
@@ -135,13 +126,9 @@ def _systems(files: Files, findings: Findings) -> dict[PurePosixPath, Tables]:
     return systems
 
 
-def _table(path: PurePosixPath, content: bytes, decisions: bool, findings: Findings) -> Table:
+def _table(path: Path, content: bytes, decisions: bool, findings: Findings) -> Table:
     """The value of each clip; rows that are not in order are findings, those of one cause in one line."""
-    try:
-        lines = content.decode().rstrip().splitlines()
-    except UnicodeDecodeError as error:
-        findings.error(path, f"not UTF-8 text ({error.reason} at byte {error.start})")
-        return {}
+    lines = content.decode(errors="replace").rstrip().splitlines()
     table: Table = {}
     rows: dict[str, list[int]] = defaultdict(list)
     for row, line in enumerate(lines, 1):
@@ -151,7 +138,7 @@ def _table(path: PurePosixPath, content: bytes, decisions: bool, findings: Findi
         except ValueError:
             value = math.nan
         if not clip.endswith(".wav") or "/" in clip:
-            rows["must begin with the bare name of a clip, such as section_00_0000.wav; no header"].append(row)
+            rows["must begin with a clip's bare name in UTF-8, such as section_00_0000.wav; no header"].append(row)
         elif clip in table:
             rows["the clip stands in an earlier row too"].append(row)
         elif not math.isfinite(value):
@@ -172,7 +159,7 @@ def _some(names: Sequence[object]) -> str:
     return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _check_systems(package: Path, systems: Mapping[PurePosixPath, Tables], findings: Findings) -> None:
+def _check_systems(package: Path, systems: Mapping[Path, Tables], findings: Findings) -> None:
     """At most four systems, of one team, and different ones."""
     if not systems:
         findings.error(package.name, f"no system in it: no folder with {csv_name(SCORE, '<machine>', 0)}")
@@ -181,8 +168,7 @@ def _check_systems(package: Path, systems: Mapping[PurePosixPath, Tables], findi
         findings.error(package.name, f"{len(systems)} systems, at most {MAX_SYSTEMS} are allowed: {names}")
     for folder in systems:
         if not SYSTEM_LABEL.fullmatch(folder.name):
-            text = f"the folder {folder.name!r} is no label such as Jiang_THU_task2_1, numbered 1 to {MAX_SYSTEMS}"
-            findings.error(folder, text)
+            findings.error(folder, f"the folder is no label such as Jiang_THU_task2_1, numbered 1 to {MAX_SYSTEMS}")
     for one, other in combinations(systems, 2):
         if one.name == other.name:
             findings.error(other, f"the same label as {one}; number the systems")
@@ -192,13 +178,11 @@ def _check_systems(package: Path, systems: Mapping[PurePosixPath, Tables], findi
             findings.warning(other, f"the same scores as {one.name}")
 
 
-def _clips_of(index: pa.Table) -> dict[Group, set[str]]:
-    rows = index.group_by(["machine", "section"]).aggregate([("clip", "list")]).to_pylist()
-    return {(row["machine"], row["section"]): set(row["clip_list"]) for row in rows}
-
-
-def _clips(systems: Iterable[Tables]) -> dict[Group, set[str]]:
-    """All clips that any table has."""
+def _clips(systems: Iterable[Tables], index: pa.Table | None) -> dict[Group, set[str]]:
+    """The clips of each machine and section: those of the data set or, without one, those that any table has."""
+    if index is not None:
+        rows = index.group_by(["machine", "section"]).aggregate([("clip", "list")]).to_pylist()
+        return {(row["machine"], row["section"]): set(row["clip_list"]) for row in rows}
     clips: dict[Group, set[str]] = defaultdict(set)
     for group, table in (item for system in systems for tables in system.values() for item in tables.items()):
         clips[group] |= table.keys()
@@ -206,7 +190,7 @@ def _clips(systems: Iterable[Tables]) -> dict[Group, set[str]]:
 
 
 def _check_clips(
-    folder: PurePosixPath,
+    folder: Path,
     tables: Tables,
     expected: Mapping[Group, set[str]],
     required: set[Group],
@@ -214,7 +198,7 @@ def _check_clips(
     findings: Findings,
 ) -> None:
     """Both tables of each required machine and section, and of those that have one; with the clips of `source`."""
-    for kind, group in product(KINDS, sorted(required | tables[SCORE].keys() | tables[DECISION].keys())):
+    for kind, group in product(KINDS, sorted({*required, *tables[SCORE], *tables[DECISION]})):
         path, table = folder / csv_name(kind, *group), tables[kind].get(group)
         if group not in expected:
             there = ", ".join(f"{machine} section {section:02d}" for machine, section in expected)
@@ -228,56 +212,51 @@ def _check_clips(
                 findings.error(path, f"no such test clip in {source}: {_some(unknown)}")
 
 
-def _check_decisions(folder: PurePosixPath, tables: Tables, findings: Findings) -> None:
+def _check_decisions(folder: Path, tables: Tables, findings: Findings) -> None:
     """Some threshold on the scores must give exactly the decisions."""
     for group, decisions in tables[DECISION].items():
         path, scores = folder / csv_name(DECISION, *group), tables[SCORE].get(group, {})
-        normal = [clip for clip, decision in decisions.items() if clip in scores and not decision]
-        anomalous = [clip for clip, decision in decisions.items() if clip in scores and decision]
+        normal = [(scores[clip], clip) for clip, decision in decisions.items() if not decision and clip in scores]
+        anomalous = [(scores[clip], clip) for clip, decision in decisions.items() if decision and clip in scores]
         if not normal or not anomalous:
             findings.warning(path, "all clips are decided alike")
             continue
-        top, bottom = max(normal, key=scores.__getitem__), min(anomalous, key=scores.__getitem__)
-        if scores[top] >= scores[bottom]:
-            both = f"{top} is 0 with score {scores[top]!r}, {bottom} is 1 with score {scores[bottom]!r}"
+        (top, clip), (bottom, other) = max(normal), min(anomalous)
+        if top >= bottom:
+            both = f"{clip} is 0 with score {top!r}, {other} is 1 with score {bottom!r}"
             findings.error(path, f"no threshold on the scores gives these decisions: {both}")
 
 
 def _measured(scores: Mapping[Group, Table], index: pa.Table) -> dict[str, MachineMetrics]:
     """Official metrics of the machines whose labels are known and whose scores are complete."""
-    rows = [
-        {**row, "score": scores.get((row["machine"], row["section"]), {}).get(row["clip"])}
-        for row in index.to_pylist()
-        if row["condition"] is not None
-    ]
-    incomplete = {row["machine"] for row in rows if row["score"] is None}
-    rows = [row for row in rows if row["machine"] not in incomplete]
-    schema = index.schema.append(pa.field("score", pa.float64()))
-    return official_metrics(pa.Table.from_pylist(rows, schema)).machines if rows else {}
+    labelled = index.filter(pc.is_valid(index["condition"]))
+    clips = labelled.select(["machine", "section", "clip"]).to_pylist()
+    score = pa.array([scores.get((c["machine"], c["section"]), {}).get(c["clip"]) for c in clips], pa.float64())
+    incomplete = labelled.filter(score.is_null())["machine"]
+    table = labelled.append_column("score", score).filter(pc.invert(pc.is_in(labelled["machine"], incomplete)))
+    return official_metrics(table).machines if table.num_rows else {}
 
 
-def _check_meta(
-    folder: PurePosixPath, files: Files, measured: Mapping[str, MachineMetrics], findings: Findings
-) -> None:
+def _check_meta(folder: Path, files: Files, measured: Mapping[str, MachineMetrics], findings: Findings) -> None:
     """A meta file that is filled in, in the challenge's form, with the label and the results of its folder."""
     path = folder / f"{folder.name}.meta.yaml"
     if path not in files:
         findings.error(path, "missing; each system has a meta file")
         return
+    raw = None
     try:
-        raw = read_mapping(files[path])
-    except ValueError as error:
-        findings.error(path, f"no meta file: {error}")
-        return
-    for key, text in (faults(Meta, raw) | dict(unfilled(raw))).items():
-        findings.error(path, f"{key}: {text}")
-    label = _at(raw, "submission", "label")
-    if label not in (None, folder.name):
+        raw = read_yaml(files[path], path)
+        validated(Meta, raw, str(path))
+    except InputError as error:
+        findings.errors += str(error).splitlines()
+    for key, text in unfilled(raw):
+        findings.error(path, f"{key}: still to be filled in (it is {text!r})")
+    if (label := _at(raw, "submission", "label")) not in (None, folder.name):
         findings.error(path, f"submission.label is {label!r}, and the folder is {folder.name!r}")
     for machine, cell in product(measured, CELLS):
         value, keys = getattr(measured[machine], cell), ("results", "development_dataset", machine, cell)
         stated = _at(raw, *keys)
-        if value is None or _is_close(stated, value):
+        if value is None or (isinstance(stated, (int, float)) and value - ROUNDING <= stated <= value + ROUNDING):
             continue
         add = findings.warning if stated is None else findings.error  # results are voluntary
         add(path, f"{'.'.join(keys)}: not what the scores give: {stated} instead of {value:.2f} per cent")
@@ -287,7 +266,3 @@ def _at(raw: Any, *keys: str) -> Any:
     for key in keys:
         raw = raw.get(key) if isinstance(raw, dict) else None
     return raw
-
-
-def _is_close(stated: object, value: float) -> bool:
-    return isinstance(stated, (int, float)) and value - ROUNDING <= stated <= value + ROUNDING

@@ -6,13 +6,12 @@ import csv
 import re
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from scoring.atomic import atomic
 from scoring.decisions import thresholds
-from scoring.table import groups
+from scoring.table import groups, rows_of
 
 MAX_SYSTEMS = 4
 KINDS = SCORE, DECISION = "anomaly_score", "decision_result"
@@ -20,7 +19,7 @@ CSV_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<machine>.+)_section_(?P
 _WORD = r"[^\W_]+(?:-[^\W_]+)*"
 # Surname and affiliation of the corresponding author; a system adds its number.
 TEAM_LABEL = re.compile(rf"{_WORD}_{_WORD}_task2")
-SYSTEM_LABEL = re.compile(rf"(?P<team>{TEAM_LABEL.pattern})_[1-{MAX_SYSTEMS}]")
+SYSTEM_LABEL = re.compile(rf"{TEAM_LABEL.pattern}_[1-{MAX_SYSTEMS}]")
 PLACEHOLDER = "TO BE FILLED IN"
 PLACEHOLDER_LABEL = "Surname_Affiliation_task2"
 
@@ -49,18 +48,15 @@ def write_submission(table: pa.Table, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     limits = thresholds(table)
-    test = table["split"].to_numpy() == "test"
-    clip, score = table["clip"].to_numpy(), table["score"].to_numpy()
+    test = table.filter(pc.equal(table["split"], "test"))
     written = set()
-    for machine, section, group in groups(table):
-        rows = np.flatnonzero(group & test)
-        if not len(rows):
-            continue
-        decision = (score[rows] > limits[machine, section]).astype(int)
-        for kind, values in ((SCORE, score[rows]), (DECISION, decision)):
+    for machine, section, rows in groups(test):
+        clip, score = (values[rows] for values in rows_of(test, ["clip", "score"]))
+        decision = (score > limits[machine, section]).astype(int)
+        for kind, values in ((SCORE, score), (DECISION, decision)):
             path = folder / csv_name(kind, machine, section)
             with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows(zip(clip[rows], values.tolist(), strict=True))
+                csv.writer(file, lineterminator="\n").writerows(zip(clip, values.tolist(), strict=True))
             written.add(path)
     for path in set(folder.glob("*.csv")) - written:
         if CSV_NAME.fullmatch(path.name):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from branches.spec import BUILT_IN, LOG_MEL, BranchSpec, FileSpec
-from fusion.scales import CALIBRATED, RANK, is_sum
+from branches.spec import BUILT_IN, LOG_MEL, BranchSpec
 from orchestrator.cost import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
-from orchestrator.submission.schema import AuthorsFile, SystemNames
+from orchestrator.submission.schema import AuthorsFile
 from orchestrator.system import ConfigurationSpec, SystemSpec
 from scoring.metrics import CELLS
 
@@ -19,14 +18,9 @@ _CHANNELS = {
     "mean": "mean of near and far microphone",
     "cancel": "near microphone, the far one cancelled",
 }
-_BEATS = (
-    "S. Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023, https://arxiv.org/abs/2212.09058"
-)
-
 # What BEATs was trained on.
 _AUDIOSET = {"name": "AudioSet", "url": "https://research.google.com/audioset/"}
-
-Used = dict[str, tuple[ConfigurationSpec, list[BranchSpec]]]
+_BEATS = "S. Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, https://arxiv.org/abs/2212.09058"
 
 
 def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> dict[str, Any]:
@@ -35,21 +29,32 @@ def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> 
     result: as saved in `result.json`; only configurations with a weight count
     """
     system = SystemSpec.model_validate(result["spec"])
-    names = authors.systems.get(system.name, SystemNames())
-    used = _used(system, result["delivered"]["weights"])
-    branches = list(dict.fromkeys(spec for _, specs in used.values() for spec in specs))
-    resources = list(_resources(branches))
+    used = {
+        f"{subsystem}/{name}": configuration
+        for subsystem, configurations in system.subsystems.items()
+        for name, configuration in configurations.items()
+        if result["delivered"]["weights"].get(subsystem, {}).get(name)
+    }
+    tables = [c.branch.model_copy(update={"seed": seed}) for c in used.values() for seed in c.seeds]
+    branches = list(dict.fromkeys(tables))
+    resources = _resources(branches)
     machines = result["machines"]["in_sample"] or {}
     return {
         "submission": {
             "label": label,
-            "name": names.name or system.name,
-            "abbreviation": names.abbreviation or system.name[:10],
+            "name": system.name,
+            "abbreviation": system.name[:10],
+            **authors.systems.get(system.name, {}),
             "abstract": authors.abstract,
             "authors": authors.authors,
         },
         "system": {
-            "description": _description(result["delivered"], used, branches),
+            "description": {
+                "summary": f"{result['delivers']}, {len(tables)} score tables: {', '.join(used)}",
+                **_description(used.values(), branches),
+                "ensemble_method": f"calibrated scores of all seeds: {result['delivers']}" if len(tables) > 1 else None,
+                "ensemble_method_subsystem_count": len(tables),
+            },
             "complexity": _complexity(branches),
             "external_resources": resources,
             "external_datasets": [_AUDIOSET] if resources else [],
@@ -57,58 +62,35 @@ def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> 
         },
         "results": {
             "development_dataset": {
-                machine: {cell: None if values[cell] is None else round(values[cell], 2) for cell in CELLS}
-                for machine, values in machines.items()
+                machine: {cell: rounded(values[cell]) for cell in CELLS} for machine, values in machines.items()
             }
         },
     }
 
 
-def _used(system: SystemSpec, weights: Mapping[str, Mapping[str, float]]) -> Used:
-    """Configurations that count in the delivered score, and the branches of their seeds."""
-    return {
-        f"{subsystem}/{name}": (c, [c.branch.model_copy(update={"seed": seed}) for seed in c.seeds])
-        for subsystem, configurations in system.subsystems.items()
-        for name, c in configurations.items()
-        if weights.get(subsystem, {}).get(name)
-    }
+def rounded(value: float | None) -> float | None:
+    """A value in per cent as the challenge's tables show it."""
+    return None if value is None else round(value, 2)
 
 
-def _description(delivered: Mapping[str, Any], used: Used, branches: list[BranchSpec]) -> dict[str, Any]:
-    configurations = [c for c, _ in used.values()]
-    tables = sum(len(specs) for _, specs in used.values())
-    poolings = [_words(c.branch.pooling_of(c.embedding).name) for c in configurations]
-    networks = ["log-mels" if c.branch.backbone.path == LOG_MEL else "BEATs" for c in configurations]
-    of = sum(map(len, delivered["weights"].values()))
+def _description(configurations: Collection[ConfigurationSpec], branches: Sequence[BranchSpec]) -> dict[str, Any]:
     return {
-        "summary": f"{len(used)} of {of} configurations, {tables} score tables: {', '.join(used)}",
         "input": _listed(_CHANNELS[b.channel] for b in branches),
         "input_sampling_rate": "16 kHz",
         "front_end": "far-microphone cancellation" if any(b.channel == "cancel" for b in branches) else None,
         "acoustic_features": "log-mel energies, 128 bands, frames of 25 ms every 10 ms",
         "data_augmentation": _listed(_words(name) for b in branches for name, value in b.augmentation if value),
-        "embeddings": _listed(f"{n}, {p} pooling" for n, p in zip(networks, poolings, strict=True)),
+        "embeddings": _listed(map(_network, branches)),
         "machine_learning_method": _listed(map(_training, branches)),
-        "aggregation_method": _listed(poolings),
+        "aggregation_method": _listed(_words(c.branch.pooling_of(c.embedding).name) for c in configurations),
         "domain_adaptation_method": None,
         "domain_generalization_method": "reference clips by domain, distances standardised in each",
         "anomaly_detector": _listed(_words(c.detector.name) for c in configurations),
-        "ensemble_method": _ensemble(delivered) if tables > 1 else None,
-        "ensemble_method_subsystem_count": tables,
         "decision_making": "0.9 quantile of a gamma distribution fitted to the scores of training clips",
         "attribute_usage": "classes of the training" if any(not b.is_frozen for b in branches) else None,
-        "external_data_usage": "pre-trained model" if any(_resources(branches)) else None,
+        "external_data_usage": "pre-trained model" if _resources(branches) else None,
         "development_data_usage": _listed("reference" if b.is_frozen else "fine-tuning, reference" for b in branches),
     }
-
-
-def _ensemble(delivered: Mapping[str, Any]) -> str:
-    """How scores are put together, see `fusion.scales`; of a result that names no scale they are calibrated ones."""
-    scale = delivered.get("scale", CALIBRATED)
-    if is_sum(scale):
-        of = "ranks" if scale == RANK else "calibrated scores"
-        return f"weighted mean of {of}, weights: {_words(delivered['method'])}"
-    return f"{_words(scale)} of calibrated scores; no weights are chosen"
 
 
 def _listed(texts: Iterable[str]) -> str | None:
@@ -119,11 +101,13 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _network(spec: BranchSpec) -> str:
+    return "log-mels" if spec.backbone.path == LOG_MEL else "BEATs"
+
+
 def _training(spec: BranchSpec) -> str:
-    if spec.backbone.path == LOG_MEL:
-        return "log-mel statistics"
-    if spec.strategy.name == "frozen":
-        return "frozen BEATs"
+    if spec.is_frozen:
+        return f"frozen {_network(spec)}"
     auxiliary = ", masked patch prediction" if spec.masked_prediction is not None else ""
     return f"attribute classification ({_words(spec.objective.name)}, {spec.strategy.name} fine-tuning{auxiliary})"
 
@@ -142,16 +126,13 @@ def _complexity(branches: list[BranchSpec]) -> dict[str, Any]:
     return {"total_parameters": sum(networks.values()), "MACS": f"{macs / 1e9:.3g} G"}
 
 
-def _resources(branches: list[BranchSpec]) -> Iterator[dict[str, Any]]:
+def _resources(branches: Iterable[BranchSpec]) -> list[dict[str, Any]]:
     """Every file of weights from outside, by its name and digest; where it lies here is nobody's business."""
-    files: dict[FileSpec, str] = {b.backbone: "pre-trained model BEATs" for b in branches}
-    for b in branches:
-        if b.masked_prediction is not None:
-            files |= dict.fromkeys(b.masked_prediction.tokenizers, "acoustic tokenizer of BEATs")
+    files = [b.backbone for b in branches]
+    tokenizers = [f for b in branches if b.masked_prediction for f in b.masked_prediction.tokenizers]
     outside = {
-        (PurePosixPath(f.path).name, f.sha256): kind
-        for f, kind in files.items()
+        (PurePosixPath(f.path).name, f.sha256): None
+        for f in [*files, *tokenizers]
         if f.path not in BUILT_IN and not f.path.startswith("random:")
     }
-    for (name, sha256), kind in outside.items():
-        yield {"name": kind, "file": name, "sha256": sha256, "reference": _BEATS}
+    return [{"name": "weights of BEATs", "file": f, "sha256": sha256, "reference": _BEATS} for f, sha256 in outside]

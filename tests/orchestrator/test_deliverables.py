@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from orchestrator.submission import write_submission
+from orchestrator.submission.files import write_submission
 from scoring.decisions import thresholds
 from tests.tables import make_table
 
