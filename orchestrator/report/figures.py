@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 from markupsafe import Markup, escape
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from orchestrator.report.collect import Run, System
+from orchestrator.report.collect import System
 from scoring.metrics import MAX_FPR
 from scoring.table import groups, rows_of
 
@@ -51,8 +52,6 @@ BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#999999", "#222222"
 _WIDTH = 10.5  # inches; the width of the page
 _NARROW = 3.6  # figures that a telephone shows without scrolling
 _BOX = {"facecolor": "white", "edgecolor": "#bbbbbb", "boxstyle": "round,pad=0.3", "linewidth": 0.7}
-_ROWS = 400  # score tables in the heat map; more cannot be read
-_NUMBERED = 640  # cells of a heat map with a number in each
 _BINS = 30
 _DOMAINS = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
 _TEST_CLIPS = {
@@ -62,10 +61,15 @@ _TEST_CLIPS = {
 }
 
 
+def typeset(value: float | None, form: str = ".2f") -> str:
+    """A number with a true minus; a dash for what is missing."""
+    return "–" if value is None else format(value, form).replace("-", "−")
+
+
 def weight_tree(system: System) -> Markup:
     """Sub-systems and their configurations; a line is as thick as what weighs on it. Right of it, what each adds."""
     marginal = (system.result["complementarity"] or {}).get("marginal", {}).items()
-    adds = {name: f"{omega:+.2f}".replace("-", "−") for name, omega in marginal if omega is not None}
+    adds = {name: typeset(omega, "+.2f") for name, omega in marginal if omega is not None}
     weights: dict[str, dict[str, float]] = system.result["delivered"]["weights"]
     leaves = [(subsystem, name, weight) for subsystem, c in weights.items() for name, weight in c.items()]
     drawn = Figure((_WIDTH, 0.7 + 0.27 * len(leaves)))
@@ -160,63 +164,12 @@ def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bo
     return [(f"{m} {section:02d}" if several else m, (m, section), rows) for m, section, rows in sections]
 
 
-def correlation(system: System) -> Markup | None:
-    """Correlation of the configurations' scores; None without labels or with a single one."""
-    complementarity = system.result["complementarity"]
-    if complementarity is None or len(complementarity["configurations"]) < 2:
-        return None
-    names = [f"{name}  {i}" for i, name in enumerate(complementarity["configurations"], 1)]
-    columns = [str(i) for i in range(1, len(names) + 1)]
-    values = np.array(complementarity["correlation"], float)
-    label = f"Correlation of the configurations of {system.name}"
-    return _matrix(values, names, columns, label, "{:.2f}", (0, 1))
-
-
-def heat_map(run: Run) -> Markup | None:
-    """The harmonic mean of AUC source, AUC target and pAUC of each table on each machine; None without labels."""
-    tables, machines = [table for table in run.tables if table["omega"] is not None], run.machines
-    if not 0 < len(tables) <= _ROWS:
-        return None
-    cells = [[table["machines"].get(m, {}).get("hmean") for m in machines] + [table["omega"]] for table in tables]
-    values = np.array(cells, float)  # what is not known is NaN
-    names = [f"{table['branch']} {table['detector']}".strip() for table in tables]
-    limits = (min(50.0, float(np.nanmin(values))), float(np.nanmax(values)))  # from chance on
-    return _matrix(values, names, [*machines, "Omega"], "Branches by machine", "{:.1f}", limits)
-
-
-def _matrix(
-    values: NDArray[np.float64],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    label: str,
-    form: str,
-    limits: tuple[float, float],
-) -> Markup:
-    """A heat map of (rows, columns), NaN left white, with each value in its cell unless there are too many."""
-    numbers = values.size <= _NUMBERED
-    width, height = max((0.55 if numbers else 0.16) * len(columns), 3.0), (0.22 if numbers else 0.16) * len(rows)
-    longest = max(map(len, columns))
-    tilted: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if longest > 3 else {}
-    above = 0.6 + (0.05 * longest if tilted else 0.1)
-    drawn = Figure((min(_WIDTH, width + 0.075 * max(map(len, rows)) + 1.2), height + above))
-    axes = drawn.subplots()
-    image = axes.imshow(values, "cividis", aspect="auto", interpolation="none", vmin=limits[0], vmax=limits[1])
-    axes.set(yticks=range(len(rows)), yticklabels=rows, xticks=range(len(columns)))
-    axes.set_xticklabels(columns, **tilted)
-    size = 8 if numbers else 6.5
-    axes.tick_params(length=0, labelsize=size, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    if not numbers:
-        drawn.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=40)
-    else:
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
-                bright = np.dot(image.to_rgba(np.array([value]))[0][:3], [0.2126, 0.7152, 0.0722]) >= 0.46
-                colour = BLACK if bright else "white"
-                axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=7.5)
-    return _as_svg(drawn, label)
+def shade(value: float, low: float, high: float) -> str:
+    """CSS of a table's cell, in a colour between those of `low` and `high`, and its text in one that stands out."""
+    colour = matplotlib.colormaps["cividis"](Normalize(low, high)(value))
+    # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
+    text = BLACK if np.dot(colour[:3], [0.2126, 0.7152, 0.0722]) >= 0.46 else "white"
+    return f"background: {to_hex(colour)}; color: {text}"
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:

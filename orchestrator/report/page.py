@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -41,14 +42,16 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, signed=_signed)
+    environment.filters.update(typeset=figures.typeset, signed=partial(figures.typeset, form="+.2f"))
     with matplotlib.rc_context(figures.STYLE):
         page = environment.get_template("report.html").render(
             run=run,
             verdict=verdict(run),
             rows=_rows(run),
+            branches=_branches(run),
             figures=figures,
             metrics=official_metrics,
+            zip=zip,
             recordings={system.name: most_wrong(system, audio, data) for system in run.systems if audio},
         )
     path = out / REPORT
@@ -79,9 +82,13 @@ def _overall(system: System) -> list[_Cell]:
     return [(delivered["in_sample"], interval), (delivered["lomo"], delivered["ci"])]
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")  # as typeset
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+def _branches(run: Run) -> list[tuple[str, list[float | None]]]:
+    """Each score table with the harmonic mean of AUC source, AUC target and pAUC by machine, and Omega."""
+    return [
+        (
+            f"{table['branch']} {table['detector']}".strip(),
+            [*(table["machines"].get(machine, {}).get("hmean") for machine in run.machines), table["omega"]],
+        )
+        for table in run.tables
+        if table["omega"] is not None
+    ]

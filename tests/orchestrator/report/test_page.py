@@ -27,7 +27,7 @@ from tests.tables import make_table
 MACHINES = ("fan", "pump", "valve")
 NAMES = {"a0": "attentive/arcface/0", "a1": "attentive/arcface/1", "b0": "bands/softmax/0", "c0": "bands/<lora>/0"}
 TREE = {"attentive": {"arcface": ["a0/m", "a1/m"]}, "bands": {"softmax": ["b0/m"], "<lora>": ["c0/m"]}}
-FIGURES = 3 + 4 + 1  # of a system with one configuration, of one with several, and of the branches
+FIGURES = 2 * 3  # of each system
 
 
 def add_system(out, name, tree=TREE, machines=(), baseline=False, **tables):
@@ -108,6 +108,18 @@ def test_the_best_of_a_row_is_bold_with_its_interval(run):
     for _, value, low, high in cells:
         assert float(low) <= float(value) + 0.05
         assert float(value) - 0.05 <= float(high)
+
+
+def test_branches_and_configurations_stand_in_coloured_tables(run):
+    text = (run / "report.html").read_text()
+    alike, branches = re.findall(r'<table class="heat">(.*?)</table>', text, re.DOTALL)
+    assert re.findall("<th>(.*?)</th>", branches) == ["", *MACHINES, "Omega"]
+    omegas = [float(value) for value in re.findall(r"([\d.]+)</td></tr>", branches)]
+    assert len(omegas) == len(set(NAMES)) == 4
+    assert omegas == sorted(omegas, reverse=True)
+    assert "bands/&lt;lora&gt;/0 m" in branches
+    assert alike.count(">1.00</td>") == 3
+    assert all(low != high for low, high in re.findall('background: (.*?); color: (.*?)"', alike + branches))
 
 
 def test_the_same_results_give_the_same_page(run):
