@@ -23,7 +23,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from orchestrator.report.collect import System
+from scoring.decisions import thresholds
+from scoring.errors import InputError
 from scoring.metrics import MAX_FPR
 from scoring.table import groups, rows_of
 
@@ -66,11 +67,11 @@ def typeset(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
 
 
-def weight_tree(system: System) -> Markup:
+def weight_tree(result: dict[str, Any]) -> Markup:
     """Sub-systems and their configurations; a line is as thick as what weighs on it. Right of it, what each adds."""
-    marginal = (system.result["complementarity"] or {}).get("marginal", {}).items()
+    marginal = (result["complementarity"] or {}).get("marginal", {}).items()
     adds = {name: typeset(omega, "+.2f") for name, omega in marginal if omega is not None}
-    weights: dict[str, dict[str, float]] = system.result["delivered"]["weights"]
+    weights: dict[str, dict[str, float]] = result["delivered"]["weights"]
     leaves = [(subsystem, name, weight) for subsystem, c in weights.items() for name, weight in c.items()]
     drawn = Figure((_WIDTH, 0.7 + 0.27 * len(leaves)))
     axes = drawn.subplots()
@@ -81,7 +82,7 @@ def weight_tree(system: System) -> Markup:
         axes.text(1.75, -0.9, "LOMO Omega it adds", ha="right", va="center", color=GREY)
     heights = {s: float(np.mean([i for i, leaf in enumerate(leaves) if leaf[0] == s])) for s in weights}
     root = float(np.mean(list(heights.values())))
-    axes.text(0, root, system.name, ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
+    axes.text(0, root, result["system"], ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
     for subsystem, height in heights.items():
         share = sum(weights[subsystem].values())
         _branch_line(axes, (0.05, root), (0.42, height), share)
@@ -94,7 +95,7 @@ def weight_tree(system: System) -> Markup:
         axes.text(1.0, i, name, ha="left", va="center", color=colour)
         axes.text(1.33, i, f"{weight:.3f}", ha="right", va="center", color=colour)
         axes.text(1.75, i, adds.get(f"{subsystem}/{name}", ""), ha="right", va="center", color=BLACK)
-    return _as_svg(drawn, f"Weights of {system.name}")
+    return _as_svg(drawn, f"Weights of {result['system']}")
 
 
 def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float], weight: float) -> None:
@@ -104,15 +105,13 @@ def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float
     axes.add_patch(PathPatch(path, fill=False, ec=colour, lw=max(0.5, 9 * weight), alpha=0.55, capstyle="butt"))
 
 
-def roc(system: System) -> Markup | None:
-    """ROC curves by machine, with the region that pAUC measures; None without labels."""
+def roc(table: pa.Table, name: str) -> Markup | None:
+    """ROC curves of a system by machine, with the region that pAUC measures; None without labels."""
     from sklearn.metrics import roc_curve  # which takes a second to load
 
-    if system.fused is None:
-        return None
-    split, condition, domain, score = rows_of(system.fused, ["split", "condition", "domain", "score"])
+    split, condition, domain, score = rows_of(table, ["split", "condition", "domain", "score"])
     curves = []
-    for title, _, rows in _sections(system.fused):
+    for title, _, rows in _sections(table):
         anomaly, normal = (rows & (split == "test") & (condition == kind) for kind in ("anomaly", "normal"))
         if anomaly.any() and normal.any():
             curves.append((title, anomaly, normal))
@@ -122,25 +121,27 @@ def roc(system: System) -> Markup | None:
     for panel, (title, anomaly, normal) in zip(axes, curves, strict=True):
         panel.axvspan(0, MAX_FPR, color="#dddddd", lw=0, label=f"pAUC: false alarms up to {MAX_FPR:.0%}")
         panel.plot([0, 1], [0, 1], color=GREY, lw=0.7)
-        for name, (colour, dashes) in _DOMAINS.items():
-            normals = normal & (domain == name) if name != "all clips" else normal
+        for clips_of, (colour, dashes) in _DOMAINS.items():
+            normals = normal & (domain == clips_of) if clips_of != "all clips" else normal
             if normals.any():
                 clips = anomaly | normals
                 false_alarms, hits, _ = roc_curve(anomaly[clips], score[clips])
-                panel.plot(false_alarms, hits, color=colour, ls=dashes, label=name)
+                panel.plot(false_alarms, hits, color=colour, ls=dashes, label=clips_of)
         panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
         panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xticklabels=["0", "½", "1"], yticklabels=["0", "½", "1"])
     _share(drawn, axes, "false alarms", "anomalies found")
-    return _as_svg(drawn, f"ROC curves of {system.name} by machine")
+    return _as_svg(drawn, f"ROC curves of {name} by machine")
 
 
-def distributions(system: System) -> Markup | None:
-    """Scores of normal and anomalous clips by machine, with the thresholds; None if the table is lost."""
-    if system.fused is None:
-        return None
-    split, score = rows_of(system.fused, ["split", "score"])
-    condition = pc.fill_null(system.fused["condition"], "unknown").to_numpy()
-    sections = _sections(system.fused)
+def distributions(table: pa.Table, name: str) -> Markup:
+    """A system's scores of normal and anomalous clips by machine, with the thresholds if there are training clips."""
+    try:
+        limits = thresholds(table)
+    except InputError:  # tables that were made elsewhere may have none
+        limits = {}
+    split, score = rows_of(table, ["split", "score"])
+    condition = pc.fill_null(table["condition"], "unknown").to_numpy()
+    sections = _sections(table)
     drawn, axes = _panels(len(sections), 2.1)
     for panel, (title, key, rows) in zip(axes, sections, strict=True):
         edges = np.histogram_bin_edges(score[rows], _BINS).tolist()
@@ -150,11 +151,11 @@ def distributions(system: System) -> Markup | None:
         for kind, (label, colour, dashes) in _TEST_CLIPS.items():
             if (clips := score[test & (condition == kind)]).size:
                 panel.hist(clips, edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
-        if system.limits is not None:
-            panel.axvline(system.limits[key], color=BLACK, lw=1.0, ls=":", label="threshold")
+        if key in limits:
+            panel.axvline(limits[key], color=BLACK, lw=1.0, ls=":", label="threshold")
         panel.set(title=title, yticks=[])
     _share(drawn, axes, "score", "density")
-    return _as_svg(drawn, f"Scores of {system.name} by machine")
+    return _as_svg(drawn, f"Scores of {name} by machine")
 
 
 def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bool_]]]:
