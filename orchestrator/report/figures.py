@@ -30,7 +30,6 @@ from scoring.table import groups, rows_of
 
 STYLE: dict[Any, Any] = {  # figures are made and written under these settings
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -44,7 +43,6 @@ STYLE: dict[Any, Any] = {  # figures are made and written under these settings
     "grid.linewidth": 0.6,
     "xtick.color": "#333333",
     "ytick.color": "#333333",
-    "lines.linewidth": 1.4,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: it can be searched, and is small
 }
