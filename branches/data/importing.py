@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from branches.audio import read_clip, read_header
+from branches.audio import read_clip
 from branches.data.layout import RECORDINGS
 from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic_folder
@@ -194,9 +194,3 @@ def original_names(root: Path) -> dict[str, str]:
             return {row["clip"]: f"{row['recording']}, from {float(row['start']):g} s" for row in csv.DictReader(file)}
     except FileNotFoundError:
         return {}
-
-
-def lengths(recordings: Iterable[Original]) -> list[float]:
-    """Seconds of each recording, by its header."""
-    headers = [read_header(original.path) for original in recordings]
-    return [header.frames / header.rate for header in headers]

@@ -12,8 +12,6 @@ import click
 from orchestrator.commands.options import json_option, path_type, print_table
 from scoring.errors import InputError
 
-LONG = 60.0  # seconds
-
 
 @click.group()
 def data() -> None:
@@ -55,12 +53,9 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
     Example: tutti data import recordings /data/mine --machine press --clip-seconds 10
              tutti data import recordings.csv /data/mine
     """
-    from branches.data.importing import import_recordings, lengths, originals
+    from branches.data.importing import import_recordings, originals
 
     sources = originals(source, machine)
-    longest = max(lengths(sources))
-    if clip_seconds is None and longest > LONG:
-        click.echo(f"note: recordings of up to {longest:.0f} s; --clip-seconds 10 cuts them into clips", err=True)
     with click.progressbar(sources, label=f"reading {len(sources)} recordings", file=sys.stderr) as recordings:
         clips, dropped = import_recordings(recordings, folder, clip_seconds)
     rest = f"; {dropped:.0f} s at the ends of recordings are left out" if dropped >= 0.5 else ""

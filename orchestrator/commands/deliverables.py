@@ -19,8 +19,8 @@ from scoring.errors import InputError
     "--audio",
     type=click.IntRange(min=0),
     default=0,
-    help="Add the N worst false alarms and misses to hear.",
     metavar="N",
+    help="Add the N worst false alarms and misses to hear.",
 )
 @click.option("--data", type=path_type, help="Data set of the recordings, if it was moved since the run.")
 @ground_truth_option

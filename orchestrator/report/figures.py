@@ -17,18 +17,19 @@ import pyarrow.compute as pc
 from markupsafe import Markup, escape
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from orchestrator.report.collect import Run, System
+from scoring.decisions import thresholds
+from scoring.errors import InputError
 from scoring.metrics import MAX_FPR
 from scoring.table import groups, rows_of
 
 STYLE: dict[Any, Any] = {  # figures are made and written under these settings
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -42,7 +43,6 @@ STYLE: dict[Any, Any] = {  # figures are made and written under these settings
     "grid.linewidth": 0.6,
     "xtick.color": "#333333",
     "ytick.color": "#333333",
-    "lines.linewidth": 1.4,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: it can be searched, and is small
 }
@@ -51,8 +51,6 @@ BLUE, ORANGE, GREY, BLACK = "#0072b2", "#d55e00", "#999999", "#222222"
 _WIDTH = 10.5  # inches; the width of the page
 _NARROW = 3.6  # figures that a telephone shows without scrolling
 _BOX = {"facecolor": "white", "edgecolor": "#bbbbbb", "boxstyle": "round,pad=0.3", "linewidth": 0.7}
-_ROWS = 400  # score tables in the heat map; more cannot be read
-_NUMBERED = 640  # cells of a heat map with a number in each
 _BINS = 30
 _DOMAINS = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
 _TEST_CLIPS = {
@@ -62,11 +60,16 @@ _TEST_CLIPS = {
 }
 
 
-def weight_tree(system: System) -> Markup:
+def typeset(value: float | None, form: str = ".2f") -> str:
+    """A number with a true minus; a dash for what is missing."""
+    return "–" if value is None else format(value, form).replace("-", "−")
+
+
+def weight_tree(result: dict[str, Any]) -> Markup:
     """Sub-systems and their configurations; a line is as thick as what weighs on it. Right of it, what each adds."""
-    marginal = (system.result["complementarity"] or {}).get("marginal", {}).items()
-    adds = {name: f"{omega:+.2f}".replace("-", "−") for name, omega in marginal if omega is not None}
-    weights: dict[str, dict[str, float]] = system.result["delivered"]["weights"]
+    marginal = (result["complementarity"] or {}).get("marginal", {}).items()
+    adds = {name: typeset(omega, "+.2f") for name, omega in marginal if omega is not None}
+    weights: dict[str, dict[str, float]] = result["delivered"]["weights"]
     leaves = [(subsystem, name, weight) for subsystem, c in weights.items() for name, weight in c.items()]
     drawn = Figure((_WIDTH, 0.7 + 0.27 * len(leaves)))
     axes = drawn.subplots()
@@ -77,7 +80,7 @@ def weight_tree(system: System) -> Markup:
         axes.text(1.75, -0.9, "LOMO Omega it adds", ha="right", va="center", color=GREY)
     heights = {s: float(np.mean([i for i, leaf in enumerate(leaves) if leaf[0] == s])) for s in weights}
     root = float(np.mean(list(heights.values())))
-    axes.text(0, root, system.name, ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
+    axes.text(0, root, result["system"], ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
     for subsystem, height in heights.items():
         share = sum(weights[subsystem].values())
         _branch_line(axes, (0.05, root), (0.42, height), share)
@@ -90,7 +93,7 @@ def weight_tree(system: System) -> Markup:
         axes.text(1.0, i, name, ha="left", va="center", color=colour)
         axes.text(1.33, i, f"{weight:.3f}", ha="right", va="center", color=colour)
         axes.text(1.75, i, adds.get(f"{subsystem}/{name}", ""), ha="right", va="center", color=BLACK)
-    return _as_svg(drawn, f"Weights of {system.name}")
+    return _as_svg(drawn, f"Weights of {result['system']}")
 
 
 def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float], weight: float) -> None:
@@ -100,15 +103,13 @@ def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float
     axes.add_patch(PathPatch(path, fill=False, ec=colour, lw=max(0.5, 9 * weight), alpha=0.55, capstyle="butt"))
 
 
-def roc(system: System) -> Markup | None:
-    """ROC curves by machine, with the region that pAUC measures; None without labels."""
+def roc(table: pa.Table, name: str) -> Markup | None:
+    """ROC curves of a system by machine, with the region that pAUC measures; None without labels."""
     from sklearn.metrics import roc_curve  # which takes a second to load
 
-    if system.fused is None:
-        return None
-    split, condition, domain, score = rows_of(system.fused, ["split", "condition", "domain", "score"])
+    split, condition, domain, score = rows_of(table, ["split", "condition", "domain", "score"])
     curves = []
-    for title, _, rows in _sections(system.fused):
+    for title, _, rows in _sections(table):
         anomaly, normal = (rows & (split == "test") & (condition == kind) for kind in ("anomaly", "normal"))
         if anomaly.any() and normal.any():
             curves.append((title, anomaly, normal))
@@ -118,25 +119,27 @@ def roc(system: System) -> Markup | None:
     for panel, (title, anomaly, normal) in zip(axes, curves, strict=True):
         panel.axvspan(0, MAX_FPR, color="#dddddd", lw=0, label=f"pAUC: false alarms up to {MAX_FPR:.0%}")
         panel.plot([0, 1], [0, 1], color=GREY, lw=0.7)
-        for name, (colour, dashes) in _DOMAINS.items():
-            normals = normal & (domain == name) if name != "all clips" else normal
+        for clips_of, (colour, dashes) in _DOMAINS.items():
+            normals = normal & (domain == clips_of) if clips_of != "all clips" else normal
             if normals.any():
                 clips = anomaly | normals
                 false_alarms, hits, _ = roc_curve(anomaly[clips], score[clips])
-                panel.plot(false_alarms, hits, color=colour, ls=dashes, label=name)
+                panel.plot(false_alarms, hits, color=colour, ls=dashes, label=clips_of)
         panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
         panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xticklabels=["0", "½", "1"], yticklabels=["0", "½", "1"])
     _share(drawn, axes, "false alarms", "anomalies found")
-    return _as_svg(drawn, f"ROC curves of {system.name} by machine")
+    return _as_svg(drawn, f"ROC curves of {name} by machine")
 
 
-def distributions(system: System) -> Markup | None:
-    """Scores of normal and anomalous clips by machine, with the thresholds; None if the table is lost."""
-    if system.fused is None:
-        return None
-    split, score = rows_of(system.fused, ["split", "score"])
-    condition = pc.fill_null(system.fused["condition"], "unknown").to_numpy()
-    sections = _sections(system.fused)
+def distributions(table: pa.Table, name: str) -> Markup:
+    """A system's scores of normal and anomalous clips by machine, with the thresholds if there are training clips."""
+    try:
+        limits = thresholds(table)
+    except InputError:  # tables that were made elsewhere may have none
+        limits = {}
+    split, score = rows_of(table, ["split", "score"])
+    condition = pc.fill_null(table["condition"], "unknown").to_numpy()
+    sections = _sections(table)
     drawn, axes = _panels(len(sections), 2.1)
     for panel, (title, key, rows) in zip(axes, sections, strict=True):
         edges = np.histogram_bin_edges(score[rows], _BINS).tolist()
@@ -146,11 +149,11 @@ def distributions(system: System) -> Markup | None:
         for kind, (label, colour, dashes) in _TEST_CLIPS.items():
             if (clips := score[test & (condition == kind)]).size:
                 panel.hist(clips, edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
-        if system.limits is not None:
-            panel.axvline(system.limits[key], color=BLACK, lw=1.0, ls=":", label="threshold")
+        if key in limits:
+            panel.axvline(limits[key], color=BLACK, lw=1.0, ls=":", label="threshold")
         panel.set(title=title, yticks=[])
     _share(drawn, axes, "score", "density")
-    return _as_svg(drawn, f"Scores of {system.name} by machine")
+    return _as_svg(drawn, f"Scores of {name} by machine")
 
 
 def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bool_]]]:
@@ -160,63 +163,12 @@ def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bo
     return [(f"{m} {section:02d}" if several else m, (m, section), rows) for m, section, rows in sections]
 
 
-def correlation(system: System) -> Markup | None:
-    """Correlation of the configurations' scores; None without labels or with a single one."""
-    complementarity = system.result["complementarity"]
-    if complementarity is None or len(complementarity["configurations"]) < 2:
-        return None
-    names = [f"{name}  {i}" for i, name in enumerate(complementarity["configurations"], 1)]
-    columns = [str(i) for i in range(1, len(names) + 1)]
-    values = np.array(complementarity["correlation"], float)
-    label = f"Correlation of the configurations of {system.name}"
-    return _matrix(values, names, columns, label, "{:.2f}", (0, 1))
-
-
-def heat_map(run: Run) -> Markup | None:
-    """The harmonic mean of AUC source, AUC target and pAUC of each table on each machine; None without labels."""
-    tables, machines = [table for table in run.tables if table["omega"] is not None], run.machines
-    if not 0 < len(tables) <= _ROWS:
-        return None
-    cells = [[table["machines"].get(m, {}).get("hmean") for m in machines] + [table["omega"]] for table in tables]
-    values = np.array(cells, float)  # what is not known is NaN
-    names = [f"{table['branch']} {table['detector']}".strip() for table in tables]
-    limits = (min(50.0, float(np.nanmin(values))), float(np.nanmax(values)))  # from chance on
-    return _matrix(values, names, [*machines, "Omega"], "Branches by machine", "{:.1f}", limits)
-
-
-def _matrix(
-    values: NDArray[np.float64],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    label: str,
-    form: str,
-    limits: tuple[float, float],
-) -> Markup:
-    """A heat map of (rows, columns), NaN left white, with each value in its cell unless there are too many."""
-    numbers = values.size <= _NUMBERED
-    width, height = max((0.55 if numbers else 0.16) * len(columns), 3.0), (0.22 if numbers else 0.16) * len(rows)
-    longest = max(map(len, columns))
-    tilted: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if longest > 3 else {}
-    above = 0.6 + (0.05 * longest if tilted else 0.1)
-    drawn = Figure((min(_WIDTH, width + 0.075 * max(map(len, rows)) + 1.2), height + above))
-    axes = drawn.subplots()
-    image = axes.imshow(values, "cividis", aspect="auto", interpolation="none", vmin=limits[0], vmax=limits[1])
-    axes.set(yticks=range(len(rows)), yticklabels=rows, xticks=range(len(columns)))
-    axes.set_xticklabels(columns, **tilted)
-    size = 8 if numbers else 6.5
-    axes.tick_params(length=0, labelsize=size, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    if not numbers:
-        drawn.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=40)
-    else:
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
-                bright = np.dot(image.to_rgba(np.array([value]))[0][:3], [0.2126, 0.7152, 0.0722]) >= 0.46
-                colour = BLACK if bright else "white"
-                axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=7.5)
-    return _as_svg(drawn, label)
+def shade(value: float, low: float, high: float) -> str:
+    """CSS of a table's cell, in a colour between those of `low` and `high`, and its text in one that stands out."""
+    colour = matplotlib.colormaps["cividis"](Normalize(low, high)(value))
+    # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
+    text = BLACK if np.dot(colour[:3], [0.2126, 0.7152, 0.0722]) >= 0.46 else "white"
+    return f"background: {to_hex(colour)}; color: {text}"
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:

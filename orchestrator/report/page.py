@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from orchestrator.ledger.folders import REPORT
 from orchestrator.report import figures
-from orchestrator.report.collect import Run, System, collect
+from orchestrator.report.collect import System, collect, published
 from orchestrator.report.sound import most_wrong
-from orchestrator.report.verdict import verdict
+from orchestrator.report.verdict import differences
 from scoring.atomic import atomic
-from scoring.bootstrap import Interval, Intervals
+from scoring.bootstrap import Interval, bootstrap_intervals
 from scoring.metrics import official_metrics
 
 _Cell = tuple[float | None, Interval | None]
@@ -33,7 +37,10 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
     InputError
         If there is no result, or one is damaged.
     """
-    run = collect(out, ground_truth)
+    systems, notes = collect(out, ground_truth)
+    tables = {table["table"]: table for system in systems for table in system.result["branches"]}.values()
+    machines = sorted({machine for table in tables for machine in table["machines"]})
+    best = max(systems, key=lambda system: system.result["omega"] or 0.0)
     environment = Environment(
         loader=PackageLoader("orchestrator", "templates/report"),
         autoescape=True,
@@ -41,15 +48,24 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, signed=_signed)
+    environment.filters.update(typeset=figures.typeset, signed=partial(figures.typeset, form="+.2f"), quote=shlex.quote)
+    environment.globals.update(
+        bootstrap_intervals=bootstrap_intervals, metrics=official_metrics, published=published, zip=zip
+    )
     with matplotlib.rc_context(figures.STYLE):
         page = environment.get_template("report.html").render(
-            run=run,
-            verdict=verdict(run),
-            rows=_rows(run),
+            name=out.resolve().name,
+            folder=str(out),
+            systems=systems,
+            notes=notes,
+            tables=tables,
+            machines=machines,
+            best=best,
+            differences=differences(best, systems),
+            rows=_rows(systems, machines),
+            branches=_branches(tables, machines),
             figures=figures,
-            metrics=official_metrics,
-            recordings={system.name: most_wrong(system, audio, data) for system in run.systems if audio},
+            recordings={system.result["system"]: most_wrong(system, audio, data) for system in systems if audio},
         )
     path = out / REPORT
     with atomic(path) as temporary:
@@ -57,31 +73,32 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
     return path
 
 
-def _rows(run: Run) -> list[tuple[str, list[_Cell]]]:
+def _rows(systems: Sequence[System], machines: Sequence[str]) -> list[tuple[str, list[_Cell]]]:
     """The rows of the first table, the machines and Omega; in-sample and LOMO cells of each system alternate."""
-    rows = [(machine, [cell for s in run.systems for cell in _on_machine(s, machine)]) for machine in run.machines]
-    return [*rows, ("Omega", [cell for system in run.systems for cell in _overall(system)])]
+    columns = [column for system in systems for column in _columns(system)]
+    return [(name, [column.get(name, (None, None)) for column in columns]) for name in [*machines, "Omega"]]
 
 
-def _on_machine(system: System, machine: str) -> list[_Cell]:
-    measured = system.result["machines"]
-
-    def cell(kind: str, intervals: Intervals | None) -> _Cell:
-        interval = intervals.machines.get(machine, {}).get("hmean") if intervals else None
-        return (measured[kind] or {}).get(machine, {}).get("hmean"), interval
-
-    return [cell("in_sample", system.intervals), cell("lomo", system.held_out_intervals)]
-
-
-def _overall(system: System) -> list[_Cell]:
+def _columns(system: System) -> Iterator[dict[str, _Cell]]:
+    """In-sample and LOMO: Omega and the harmonic mean of each machine, with their intervals."""
     delivered = system.result["delivered"]
-    interval = system.intervals.omega if system.intervals else None
-    return [(delivered["in_sample"], interval), (delivered["lomo"], delivered["ci"])]
+    for kind in ("in_sample", "lomo"):
+        column = {}
+        if measured := system.result["machines"][kind]:
+            intervals = system.intervals[kind]
+            column = {name: (values["hmean"], intervals.machines[name]["hmean"]) for name, values in measured.items()}
+            column["Omega"] = delivered[kind], delivered["ci"] if kind == "lomo" else intervals.omega
+        yield column
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")  # as typeset
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+def _branches(tables: Iterable[dict[str, Any]], machines: Sequence[str]) -> list[tuple[str, list[float | None]]]:
+    """The score tables, the best first: harmonic mean of AUC source, AUC target and pAUC by machine, and Omega."""
+    rows = [
+        (
+            f"{table['branch']} {table['detector']}".strip(),
+            [*(table["machines"].get(machine, {}).get("hmean") for machine in machines), table["omega"]],
+        )
+        for table in tables
+        if table["omega"] is not None
+    ]
+    return sorted(rows, key=lambda row: (-row[1][-1], row[0]))

@@ -51,11 +51,9 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
     InputError
         If the recordings are not there.
     """
-    if system.fused is None:
-        return []
     root = data or Path(system.result["made"].get("data", "unknown"))
     if not root.is_dir():
-        raise InputError(f"{root}: the recordings of {system.name} are not there; name their data set with --data")
+        raise InputError(f"{root}: the run's recordings are not there; name their data set with --data")
     names = ["machine", "clip", "split", "condition", "calibrated"]
     machine, clip, split, condition, score = rows_of(system.fused, names)
     test = split == "test"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -27,7 +28,7 @@ from tests.tables import make_table
 MACHINES = ("fan", "pump", "valve")
 NAMES = {"a0": "attentive/arcface/0", "a1": "attentive/arcface/1", "b0": "bands/softmax/0", "c0": "bands/<lora>/0"}
 TREE = {"attentive": {"arcface": ["a0/m", "a1/m"]}, "bands": {"softmax": ["b0/m"], "<lora>": ["c0/m"]}}
-FIGURES = 3 + 4 + 1  # of a system with one configuration, of one with several, and of the branches
+FIGURES = 2 * 3  # of each system
 
 
 def add_system(out, name, tree=TREE, machines=(), baseline=False, **tables):
@@ -110,6 +111,18 @@ def test_the_best_of_a_row_is_bold_with_its_interval(run):
         assert float(value) - 0.05 <= float(high)
 
 
+def test_branches_and_configurations_stand_in_coloured_tables(run):
+    text = (run / "report.html").read_text()
+    alike, branches = re.findall(r'<table class="heat">(.*?)</table>', text, re.DOTALL)
+    assert re.findall("<th>(.*?)</th>", branches) == ["", *MACHINES, "Omega"]
+    omegas = [float(value) for value in re.findall(r"([\d.]+)</td></tr>", branches)]
+    assert len(omegas) == len(set(NAMES)) == 4
+    assert omegas == sorted(omegas, reverse=True)
+    assert "bands/&lt;lora&gt;/0 m" in branches
+    assert alike.count(">1.00</td>") == 3
+    assert all(low != high for low, high in re.findall('background: (.*?); color: (.*?)"', alike + branches))
+
+
 def test_the_same_results_give_the_same_page(run):
     before = (run / "report.html").read_bytes()
     assert write_report(run).read_bytes() == before
@@ -164,7 +177,7 @@ def test_the_most_wrong_clips_can_be_heard(run, tmp_path):
         folder = tmp_path / machine / split
         folder.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / clip, np.random.default_rng(0).normal(size=(4000, 2)) / 10, 16_000)
-    two = next(system for system in collect(run).systems if system.name == "two")
+    _, two = collect(run)[0]
     recordings = most_wrong(two, 2, tmp_path)
     assert [r.mistake for r in recordings] == ["false alarm", "false alarm", "miss", "miss"]
     rows = table.to_pylist()
@@ -199,6 +212,7 @@ def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
     folder = tmp_path / "systems" / "odd"
     folder.mkdir(parents=True)
     write_table(fusion.table, folder / "fused.parquet")
+    write_table(fusion.held_out, folder / "held_out.parquet")
     about = {"system": "odd", "dataset": "abc", "branches": branches}
     (folder / "result.json").write_text(json.dumps(about | describe(fusion) | {"made": {}}))
     text = write_report(tmp_path).read_text()
@@ -206,14 +220,25 @@ def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
     assert "<td>–" in text
 
 
-def test_a_lost_fused_table_is_said_and_the_rest_shown(run, tmp_path):
+@pytest.mark.parametrize("table", ["fused.parquet", "held_out.parquet"])
+def test_a_damaged_table_is_named_with_the_remedy(run, tmp_path, table):
     out = tmp_path / "copy"
     shutil.copytree(run, out)
-    table = out / "systems" / "two" / "fused.parquet"
-    table.write_bytes(table.read_bytes()[:100])
-    text = write_report(out).read_text()
-    assert f"{table}: not a readable Parquet file" in text
-    assert "System two" in text
+    folder = out / "systems" / "two"
+    (folder / table).write_bytes((folder / table).read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"{table}: not a readable Parquet file.*; remove {folder} and run the same"):
+        write_report(out)
+
+
+def test_labels_of_normal_clips_alone_measure_nothing(tmp_path, monkeypatch):
+    tables = {seed: make_table(MACHINES, per_cell=8, seed=seed) for seed in (0, 1, 2, 3, 9)}
+    normals = {i: t.filter(pa.compute.not_equal(t["condition"], "anomaly")) for i, t in tables.items()}
+    monkeypatch.setattr(sys.modules[__name__], "make_table", lambda *_, seed, **__: normals[seed])
+    for name in ("one", "two"):
+        add_system(tmp_path, name, baseline=True)
+    text = write_report(tmp_path).read_text()
+    assert "Nothing could be measured" in text
+    assert "Difference in Omega" not in text
 
 
 def test_a_lost_baseline_and_other_data_are_said(run, tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 from orchestrator.plan import make_plan
-from orchestrator.report.collect import DEVELOPMENT_SET, System
+from orchestrator.report.collect import DEVELOPMENT_SET, published
 from orchestrator.report.page import write_report
 from orchestrator.system import load_system
 from tests.orchestrator.report import test_page
@@ -16,7 +16,7 @@ def expected(branches, machines=MACHINES):
     """What a report says of a sub-system of two configurations, one of which states its published Omega."""
     subsystems = {"near": {"a": {"expected": 61.0, "seeds": [0, 1]}, "b": {"expected": None, "seeds": [0]}}}
     machines = {"in_sample": {machine: {"hmean": 60.0} for machine in machines}}
-    return System({"machines": machines, "spec": {"subsystems": subsystems}, "branches": branches}).expected
+    return published({"machines": machines, "spec": {"subsystems": subsystems}, "branches": branches})
 
 
 def test_expected_values_stand_beside_the_mean_over_seeds_on_their_data_alone():
