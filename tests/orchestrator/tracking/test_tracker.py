@@ -242,6 +242,7 @@ def test_a_system_that_is_fused_again_keeps_its_run_and_its_branches(tmp_path, p
     assert runs["one"].data.tags["fusion_id"] == "second"
     assert runs["one"].data.metrics[f"weights/sub/{pool_names[0]}"] == 0.0
     assert store.parent(runs["a/b/0"]) == "one"  # though another comes first in the alphabet
+    assert runs["a/b/0"].data.tags["system"] == "another,one"
 
 
 def test_a_failed_branch_says_why_until_it_succeeds(tmp_path, empty):
