@@ -135,10 +135,8 @@ def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: A
     from cluster.jobs import follow_job, submit_job
     from orchestrator.submit import run_command, shipped
     from orchestrator.system import load_systems
-    from orchestrator.tracking.store import refuse_password
 
     load_systems(systems, options["backbone"], options["overrides"])  # a mistake is told here, not minutes later there
-    refuse_password(options["tracking_uri"])  # a job's command stands in the dashboard
     with shipped(systems) as (folder, names):
         client, job_id = submit_job(address, run_command(names, options), folder)
     click.echo(job_id)

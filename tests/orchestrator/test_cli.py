@@ -195,13 +195,6 @@ def lines_of(run):
             ["run", "demo", "--data", "{data}", "--out", "{out}", "--address", "http://127.0.0.1:1"],
             "use `tutti submit`",
         ),
-        (
-            [
-                *("submit", "demo", "--data", "{data}", "--out", "{out}", "--address", "http://127.0.0.1:1"),
-                *("--tracking-uri", "http://a:b@127.0.0.1:1"),
-            ],
-            "set MLFLOW_TRACKING_USERNAME",
-        ),
         (["submit", "demo", "--data", "{data}", "--out", "{out}", "--address", "127.0.0.1:1"], "give the dashboard's"),
         (
             ["submit", "demo", "--data", "{data}", "--out", "{out}", "--address", "http://127.0.0.1:1"],
