@@ -74,7 +74,7 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
     data = out / "data"
     if not data.exists():
         from branches.data.synthetic import DEMO, write_dataset
-        from orchestrator.installation import check_installation
+        from orchestrator.doctor import check_installation
 
         check_installation()
         log.info("generating a data set in %s", data)
