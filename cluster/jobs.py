@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cluster.session import TOKEN_REMEDY, first_line, is_about_token, prepare_environment, require_server
+from cluster.session import TOKEN_REMEDY, first_line, prepare_environment, require_server
 from scoring.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,12 +18,6 @@ if TYPE_CHECKING:
 
 # A job that is stopped has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
 STOP_SECONDS = 60
-# They tell of every upload and connection, and set their own level when imported.
-_TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 
 
 def submit_job(address: str, command: str, folder: Path) -> tuple[JobSubmissionClient, str]:
@@ -42,18 +35,14 @@ def submit_job(address: str, command: str, folder: Path) -> tuple[JobSubmissionC
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # the client would go to RAY_ADDRESS, whatever it is given
     from ray.job_submission import JobSubmissionClient
 
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Ray's client tells of every upload and connection
     variables = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     try:
         client = JobSubmissionClient(address)
-        job_id = client.submit_job(
-            entrypoint=command,
-            runtime_env={"working_dir": str(folder), "env_vars": variables},
-            submission_id=f"tutti-{secrets.token_hex(4)}",
-        )
+        environment = {"working_dir": str(folder), "env_vars": variables}
+        job_id = client.submit_job(entrypoint=command, runtime_env=environment)
     except Exception as error:  # Ray's client raises whatever its parts do
-        remedy = TOKEN_REMEDY if is_about_token(error) else "see the logs of the cluster's head, and submit again"
+        remedy = f"see the logs of the cluster's head, or, {TOKEN_REMEDY}"
         raise InputError(f"{address} takes no job: {first_line(error)}; {remedy}") from None
     return client, job_id
 
@@ -72,14 +61,12 @@ def follow_job(client: JobSubmissionClient, job_id: str, write: Callable[[str], 
         job = client.get_job_info(job_id)
     except Exception as error:  # of the network, and of what Ray's client is made of
         raise ConnectionError(f"the log of {job_id} breaks off ({first_line(error)})") from None
-    if not job.status.is_terminal():
-        raise ConnectionError(f"the log of {job_id} breaks off")
     if job.status.value == "SUCCEEDED":
         return 0
-    if job.driver_exit_code is None or job.driver_exit_code <= 0:  # it was stopped, or has not even begun
-        write(f"{job.status.value}: {job.message}\n")
-        return 1
-    return job.driver_exit_code
+    if job.driver_exit_code and job.driver_exit_code > 0:
+        return job.driver_exit_code
+    write(f"{job.status.value}: {job.message}\n")  # it was stopped, or has not even begun
+    return 1
 
 
 async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any]) -> None:
