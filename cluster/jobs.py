@@ -52,15 +52,16 @@ def follow_job(client: JobSubmissionClient, job_id: str, write: Callable[[str], 
 
     Raises
     ------
-    ConnectionError
-        In one line, if the connection breaks before; the job goes on.
+    InputError
+        If the connection breaks before; the job goes on.
     """
     try:
         # Nothing else runs in the loop: a request that blocks in it would keep Ctrl-C from being heeded.
         asyncio.run(_pass_on(client, job_id, write))
         job = client.get_job_info(job_id)
     except Exception as error:  # of the network, and of what Ray's client is made of
-        raise ConnectionError(f"the log of {job_id} breaks off ({first_line(error)})") from None
+        remedy = f"`ray job logs -f {job_id}` takes it up, the job goes on"
+        raise InputError(f"the log of {job_id} breaks off ({first_line(error)}); {remedy}") from None
     if job.status.value == "SUCCEEDED":
         return 0
     if job.driver_exit_code and job.driver_exit_code > 0:

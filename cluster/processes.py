@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import psutil
@@ -53,15 +52,16 @@ def end_at_once() -> None:
     """Have `ray.shutdown` kill all processes below this node; it would ask each to end and wait a second for it."""
     from ray._private.worker import _global_node
 
-    _global_node.kill_all_processes = partial(_kill, _global_node, _global_node.kill_all_processes)
+    raylet = psutil.Process(_global_node.all_processes["raylet"][0].process.pid)
+    kill_all_processes = _global_node.kill_all_processes
 
+    def kill(**_: Any) -> None:
+        # Workers and agents too: without the raylet some of them would stay for minutes.
+        started = raylet.children(recursive=True) if raylet.is_running() else []
+        kill_all_processes(check_alive=False, allow_graceful=False)
+        _end(started)
 
-def _kill(node: Any, kill_all_processes: Callable[..., None], **_: Any) -> None:
-    """Workers and agents too: without the raylet some of them would stay for minutes."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    started = psutil.Process(raylet).children(recursive=True) if psutil.pid_exists(raylet) else []
-    kill_all_processes(check_alive=False, allow_graceful=False)
-    _end(started)
+    _global_node.kill_all_processes = kill
 
 
 def _end(processes: Iterable[psutil.Process]) -> None:

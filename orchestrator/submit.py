@@ -37,14 +37,11 @@ def shipped(systems: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
         metadata.write_text(
             f"Metadata-Version: 2.1\nName: tutti-asd\nVersion: {version('tutti-asd')}\n", encoding="utf-8"
         )
-        names = []
+        names = list(systems)
         for number, system in enumerate(systems):
             if Path(system).suffix in (".yaml", ".yml"):
-                copy = Path("submitted") / str(number) / Path(system).name
-                (folder / copy).parent.mkdir(parents=True)
-                shutil.copyfile(system, folder / copy)
-                system = str(copy)
-            names.append(system)
+                names[number] = f"system{number}.yaml"
+                shutil.copyfile(system, folder / names[number])
         yield folder, names
 
 

@@ -15,15 +15,13 @@ import click
 
 from orchestrator.commands.options import (
     address_option,
-    backbone_option,
-    data_option,
     json_option,
     path_type,
     print_table,
     run_folder_option,
     run_options,
     set_option,
-    systems_argument,
+    system_options,
     tracking_option,
 )
 from scoring.atomic import atomic_folder
@@ -36,11 +34,8 @@ log = logging.getLogger(__name__)
 
 
 @click.command()
-@systems_argument
-@data_option
+@system_options
 @run_folder_option
-@backbone_option
-@set_option
 @address_option
 @run_options
 def run(
@@ -115,11 +110,8 @@ def _run(systems: Sequence[SystemSpec], as_json: bool, **options: Any) -> None:
 
 
 @click.command()
-@systems_argument
-@data_option
+@system_options
 @run_folder_option
-@backbone_option
-@set_option
 @click.option("--address", required=True, help="Address of the cluster's dashboard: http://HOST:8265.")
 @click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
 @run_options
@@ -141,24 +133,18 @@ def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: A
         client, job_id = submit_job(address, run_command(names, options), folder)
     click.echo(job_id)
     job = f"{job_id} --address {address}"
-    hint = f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it"
-    click.echo(hint, err=True)
+    click.echo(f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it", err=True)
     if no_follow:
         return
     try:
         sys.exit(follow_job(client, job_id, lambda text: click.echo(text, nl=False, err=True)))
-    except ConnectionError as error:
-        raise InputError(f"{error}; {hint}") from None
     except KeyboardInterrupt:
-        click.echo(f"\nthe job goes on; {hint}", err=True)
+        click.echo(f"\nthe job goes on; `ray job logs -f {job}` takes its log up", err=True)
         sys.exit(130)
 
 
 @click.command()
-@systems_argument
-@data_option
-@backbone_option
-@set_option
+@system_options
 @click.option("--out", type=path_type, metavar="RUN_DIR", help="Run folder with finished branches.")
 @json_option
 def plan(

@@ -85,7 +85,7 @@ def test_a_long_temporary_folder_is_no_hindrance(tmp_path):
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, timeout=100) == "7\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
-        with pytest.raises(InputError, match="AF_UNIX path length cannot exceed .*; a RAY_TMPDIR must be short"), session():
+        with pytest.raises(InputError, match=r"AF_UNIX path length .* a RAY_TMPDIR must be short"), session():
             pass
 
 
