@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -35,17 +34,14 @@ def starting() -> Iterator[None]:
 def sigterm_blocked() -> Iterator[None]:
     """Processes that are started here never see a SIGTERM, which `timeout`, systemd and Slurm send to all of a job's.
 
-    The driver needs Ray's to stop its branches and to close its record; it ends them itself. This process does see it:
-    a thread that blocks nothing takes the signal in, and Python handles it in the main one.
+    The driver needs Ray's to stop its branches and to close its record; it ends them itself, and heeds one that comes
+    meanwhile at the end of the block.
     """
-    started = threading.Event()
-    threading.Thread(target=started.wait, name="takes SIGTERM in", daemon=True).start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        started.set()
 
 
 def end_at_once() -> None:

@@ -53,12 +53,8 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     """Connect to Ray at `address`, or start it on this machine for `local`; disconnect at the end.
 
     `auto` is the cluster that this machine or the surrounding job is part of. A local Ray has no dashboard. Ray must
-    not have been imported before, see `prepare_environment`.
-
-    Raises
-    ------
-    InputError
-        If nothing answers at `address`, or Ray cannot start here.
+    not have been imported before, see `prepare_environment`. `InputError` if nothing answers there, or Ray does not
+    start here.
     """
     prepare_environment(address)
     check_address(address)
@@ -107,24 +103,18 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -> None:
-    """Refuse an address (`host:port` or a URI) at which nothing listens; clients would try for minutes.
-
-    Raises
-    ------
-    InputError
-        Naming the kind of server, its address and the remedy.
-    """
+def require_server(address: str, kind: str, remedy: str) -> None:
+    """`InputError` if nothing listens at an address (`host:port` or a URI); clients would try for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"https": 443, "ray": 10001}.get(parts.scheme, 80)
     try:
-        socket.create_connection((parts.hostname or "", port), seconds).close()
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except (OSError, ValueError) as error:
         raise InputError(f"no {kind} answers at {address} ({error}); {remedy}") from None
 
 
 def check_address(address: str) -> None:
-    """Refuse the address of a Ray cluster at which nothing listens; see `require_server`."""
+    """`InputError` if nothing listens at the address of a Ray cluster; see `require_server`."""
     if address.startswith(("http://", "https://")):
         raise InputError(f"{address} is a dashboard, to which jobs are sent: use `tutti submit`, or give HOST:6379")
     if address not in ("local", "auto"):

@@ -21,7 +21,7 @@ from scoring.errors import InputError
 
 _TORCH = "torch torchaudio"  # torchaudio's libraries are linked against those of one torch
 # Modules of other packages that a branch's process loads, and what to install together for each.
-_PACKAGES = {
+_LOADED = {
     **{name: name for name in ("numpy", "scipy", "pyarrow", "soundfile")},
     **{"sklearn": "scikit-learn", "torch": _TORCH, "torchaudio": _TORCH},
 }
@@ -50,12 +50,12 @@ class Check:
 
 def check_installation() -> None:
     """Raise `InputError`, before minutes go into data, if a module does not load that every branch needs."""
-    for module in (*_PACKAGES, *IMPORTED_ONCE):
+    for module in (*_LOADED, *IMPORTED_ONCE):
         try:
             import_module(module)
         except (ImportError, OSError) as error:  # an OSError where a library does not fit its neighbours
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            remedy = f"pip install --upgrade --force-reinstall {_PACKAGES.get(module, _TORCH)}"
+            remedy = f"pip install --upgrade --force-reinstall {_LOADED.get(module, _TORCH)}"
             raise InputError(f"{module} does not load: {reason}; {remedy}") from None
 
 
@@ -65,8 +65,7 @@ def diagnose(data: Path | None, out: Path, address: str, tracking_uri: str | Non
     out: where a run would write; its file system is looked at, and nothing is made there
     """
     parts = {
-        "packages": _versions(),
-        "installation": _installation(),
+        "packages": _packages(),
         "gpu": _gpus(),
         "ray": _ray(address),
         "mlflow": _store(out, tracking_uri),
@@ -82,21 +81,16 @@ def diagnose(data: Path | None, out: Path, address: str, tracking_uri: str | Non
             yield Check(name, "problem", text or remedy, remedy if text else "")
 
 
-def _versions() -> Iterator[Check]:
+def _packages() -> Iterator[Check]:
     """What `pip check` says: of tutti's own requirements it is a problem, of other packages' it may not matter."""
     pip = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     said = (pip.stdout or pip.stderr).strip()
-    if pip.returncode == 0:
-        yield Check("packages", "ok", f"Python {platform.python_version()}; {said}")
-        return
-    for line in said.splitlines():
+    for line in said.splitlines() if pip.returncode else []:
         ours = line.startswith("tutti-asd ")
         yield Check("packages", "problem" if ours else "warning", line, "pip install what it names")
-
-
-def _installation() -> Iterator[Check]:
     check_installation()
-    yield Check("installation", "ok", "what branches need loads")
+    if pip.returncode == 0:
+        yield Check("packages", "ok", f"Python {platform.python_version()}; {said}")
 
 
 def _gpus() -> Iterator[Check]:

@@ -48,11 +48,8 @@ def shipped(systems: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
 def run_command(systems: Sequence[str], options: Mapping[str, Any]) -> str:
     """The shell command of `tutti run` with these options on the cluster that runs it.
 
-    Raises
-    ------
-    InputError
-        If a path is relative, which there would lie in the job's own folder and vanish with it, or a URI has a
-        password in it, which the dashboard would show.
+    `InputError` if a path is relative, which there would lie in the job's own folder and vanish with it, or a URI has a
+    password in it, which the dashboard would show.
     """
     paths = {key: options[key] for key in ("data", "out")}
     backbone = options["backbone"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 _SYSTEMS = Path(__file__).parent.parent / "systems"  # a shell that completes a word waits for no imports
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 path_type = click.Path(path_type=Path)
 existing_path = click.Path(path_type=Path, exists=True)  # said before torch is loaded
 
@@ -22,7 +21,7 @@ def complete_systems(context: click.Context, parameter: click.Parameter, begun: 
     return [*map(CompletionItem, names)] or [CompletionItem(begun, type="file")]
 
 
-def _together(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
     """Several options as one decorator."""
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 

@@ -6,10 +6,9 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -26,9 +25,6 @@ from orchestrator.commands.options import (
 )
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
-
-if TYPE_CHECKING:
-    from orchestrator.system import SystemSpec
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +44,32 @@ def run(
     \b
     Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
     """
+    log.info("reading %s", options["data"])
+    from orchestrator.fuse.result import rows_of_methods
+    from orchestrator.ledger.storage import StorageAway
+    from orchestrator.run import run
     from orchestrator.system import load_systems
+    from orchestrator.training.job import RunOptions
+    from orchestrator.training.launch import BranchesFailed, RunInterrupted
 
-    _run(load_systems(systems, backbone, overrides), as_json, **options)
+    # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        results = run(load_systems(systems, backbone, overrides), RunOptions(**options))
+    except StorageAway as error:
+        raise InputError(str(error)) from error
+    except BranchesFailed as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(130 if isinstance(error, RunInterrupted) else 1)
+    out = options["out"]
+    if as_json:
+        click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
+        return
+    for name, result in results.items():
+        click.echo(f"{name}: {result['headline']}")
+        print_table(("Omega, %", "in-sample", "LOMO"), rows_of_methods(result))
+    click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")
 
 
 @click.command()
@@ -58,7 +77,7 @@ def run(
 @set_option
 @address_option
 @run_options
-def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def demo(out: Path, **options: Any) -> None:
     """Run the whole chain on a generated data set: no GPU, no download.
 
     To see whether an installation works, and what a run leaves behind.
@@ -75,38 +94,7 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -
         log.info("generating a data set in %s", data)
         with atomic_folder(data) as unfinished:
             write_dataset(unfinished, DEMO)
-    from orchestrator.system import load_systems
-
-    _run(load_systems(["demo"], None, overrides), as_json, data=data, out=out, **options)
-
-
-def _run(systems: Sequence[SystemSpec], as_json: bool, **options: Any) -> None:
-    """Run systems, with the fields of `RunOptions`, and print what is delivered."""
-    log.info("reading %s", options["data"])
-    from orchestrator.fuse.result import rows_of_methods
-    from orchestrator.ledger.storage import StorageAway
-    from orchestrator.run import run
-    from orchestrator.training.job import RunOptions
-    from orchestrator.training.launch import BranchesFailed, RunInterrupted
-
-    # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        results = run(systems, RunOptions(**options))
-    except StorageAway as error:
-        raise InputError(str(error)) from error
-    except BranchesFailed as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(130 if isinstance(error, RunInterrupted) else 1)
-    out = options["out"]
-    if as_json:
-        click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
-        return
-    for name, result in results.items():
-        click.echo(f"{name}: {result['headline']}")
-        print_table(("Omega, %", "in-sample", "LOMO"), rows_of_methods(result))
-    click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")
+    click.get_current_context().invoke(run, systems=("demo",), data=data, out=out, **options)
 
 
 @click.command()
@@ -130,14 +118,14 @@ def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: A
 
     load_systems(systems, options["backbone"], options["overrides"])  # a mistake is told here, not minutes later there
     with shipped(systems) as (folder, names):
-        client, job_id = submit_job(address, run_command(names, options), folder)
+        job_id = submit_job(address, run_command(names, options), folder)
     click.echo(job_id)
     job = f"{job_id} --address {address}"
     click.echo(f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it", err=True)
     if no_follow:
         return
     try:
-        sys.exit(follow_job(client, job_id, lambda text: click.echo(text, nl=False, err=True)))
+        sys.exit(follow_job(address, job_id, lambda text: click.echo(text, nl=False, err=True)))
     except KeyboardInterrupt:
         click.echo(f"\nthe job goes on; `ray job logs -f {job}` takes its log up", err=True)
         sys.exit(130)
