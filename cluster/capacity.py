@@ -15,13 +15,7 @@ def gpus_of_a_branch(wanted: float | None) -> float:
 
 
 def require(resources: Mapping[str, float]) -> None:
-    """Refuse what no node of the connected cluster can ever give; Ray itself would wait for ever.
-
-    Raises
-    ------
-    InputError
-        Naming the resource and the most that one node has.
-    """
+    """`InputError` if no node of the connected cluster can ever give this; Ray itself would wait for ever."""
     if not slots(resources):
         most = {name: max(node.get(name, 0.0) for node in _nodes()) for name in resources}
         wanted, found = (", ".join(map(amount, r, r.values())) for r in (resources, most))

@@ -5,35 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.session import TOKEN_REMEDY, first_line, is_about_token, prepare_environment, require_server
+from cluster.session import TOKEN_REMEDY, first_line, prepare_environment, require_server
 from scoring.errors import InputError
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
 
 # A job that is stopped has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
 STOP_SECONDS = 60
-# They tell of every upload and connection, and set their own level when imported.
-_TALKATIVE = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 
 
-def submit_job(address: str, command: str, folder: Path) -> tuple[JobSubmissionClient, str]:
-    """Run a shell command in a copy of `folder` on the head of a cluster; a client of its dashboard, and the job's id.
+def submit_job(address: str, command: str, folder: Path) -> str:
+    """Run a shell command in a copy of `folder` on the head of a cluster; the job's id.
 
-    Raises
-    ------
-    InputError
-        If the address is no URL (`http://host:8265`), nothing answers there, or it takes no job without its token.
+    `InputError` if the address is no URL (`http://host:8265`), nothing answers there, or it takes no job.
     """
     if urlsplit(address).scheme not in ("http", "https"):
         raise InputError(f"--address {address}: give the dashboard's, such as http://127.0.0.1:8265")
@@ -42,46 +29,38 @@ def submit_job(address: str, command: str, folder: Path) -> tuple[JobSubmissionC
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # the client would go to RAY_ADDRESS, whatever it is given
     from ray.job_submission import JobSubmissionClient
 
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Ray's client tells of every upload and connection
     variables = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     try:
-        client = JobSubmissionClient(address)
-        job_id = client.submit_job(
-            entrypoint=command,
-            runtime_env={"working_dir": str(folder), "env_vars": variables},
-            submission_id=f"tutti-{secrets.token_hex(4)}",
-        )
+        environment = {"working_dir": str(folder), "env_vars": variables}
+        return JobSubmissionClient(address).submit_job(entrypoint=command, runtime_env=environment)
     except Exception as error:  # Ray's client raises whatever its parts do
-        remedy = TOKEN_REMEDY if is_about_token(error) else "see the logs of the cluster's head, and submit again"
+        remedy = f"see the logs of the cluster's head, or, {TOKEN_REMEDY}"
         raise InputError(f"{address} takes no job: {first_line(error)}; {remedy}") from None
-    return client, job_id
 
 
-def follow_job(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any]) -> int:
+def follow_job(address: str, job_id: str, write: Callable[[str], Any]) -> int:
     """Pass a job's log on from its start until the job ends; its exit code.
 
-    Raises
-    ------
-    ConnectionError
-        In one line, if the connection breaks before; the job goes on.
+    `InputError` if the connection breaks before; the job goes on.
     """
+    from ray.job_submission import JobSubmissionClient
+
+    async def pass_on() -> None:
+        async for text in client.tail_job_logs(job_id):
+            write(text)
+
     try:
+        client = JobSubmissionClient(address)
         # Nothing else runs in the loop: a request that blocks in it would keep Ctrl-C from being heeded.
-        asyncio.run(_pass_on(client, job_id, write))
+        asyncio.run(pass_on())
         job = client.get_job_info(job_id)
     except Exception as error:  # of the network, and of what Ray's client is made of
-        raise ConnectionError(f"the log of {job_id} breaks off ({first_line(error)})") from None
-    if not job.status.is_terminal():
-        raise ConnectionError(f"the log of {job_id} breaks off")
+        remedy = f"`ray job logs -f {job_id}` takes it up, the job goes on"
+        raise InputError(f"the log of {job_id} breaks off ({first_line(error)}); {remedy}") from None
     if job.status.value == "SUCCEEDED":
         return 0
-    if job.driver_exit_code is None or job.driver_exit_code <= 0:  # it was stopped, or has not even begun
-        write(f"{job.status.value}: {job.message}\n")
-        return 1
-    return job.driver_exit_code
-
-
-async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any]) -> None:
-    async for text in client.tail_job_logs(job_id):
-        write(text)
+    if job.driver_exit_code and job.driver_exit_code > 0:
+        return job.driver_exit_code
+    write(f"{job.status.value}: {job.message}\n")  # it was stopped, or has not even begun
+    return 1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import psutil
@@ -36,32 +34,30 @@ def starting() -> Iterator[None]:
 def sigterm_blocked() -> Iterator[None]:
     """Processes that are started here never see a SIGTERM, which `timeout`, systemd and Slurm send to all of a job's.
 
-    The driver needs Ray's to stop its branches and to close its record; it ends them itself. This process does see it:
-    a thread that blocks nothing takes the signal in, and Python handles it in the main one.
+    The driver needs Ray's to stop its branches and to close its record; it ends them itself, and heeds one that comes
+    meanwhile at the end of the block.
     """
-    started = threading.Event()
-    threading.Thread(target=started.wait, name="takes SIGTERM in", daemon=True).start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        started.set()
 
 
 def end_at_once() -> None:
     """Have `ray.shutdown` kill all processes below this node; it would ask each to end and wait a second for it."""
     from ray._private.worker import _global_node
 
-    _global_node.kill_all_processes = partial(_kill, _global_node, _global_node.kill_all_processes)
+    raylet = psutil.Process(_global_node.all_processes["raylet"][0].process.pid)
+    kill_all_processes = _global_node.kill_all_processes
 
+    def kill(**_: Any) -> None:
+        # Workers and agents too: without the raylet some of them would stay for minutes.
+        started = raylet.children(recursive=True) if raylet.is_running() else []
+        kill_all_processes(check_alive=False, allow_graceful=False)
+        _end(started)
 
-def _kill(node: Any, kill_all_processes: Callable[..., None], **_: Any) -> None:
-    """Workers and agents too: without the raylet some of them would stay for minutes."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    started = psutil.Process(raylet).children(recursive=True) if psutil.pid_exists(raylet) else []
-    kill_all_processes(check_alive=False, allow_graceful=False)
-    _end(started)
+    _global_node.kill_all_processes = kill
 
 
 def _end(processes: Iterable[psutil.Process]) -> None:

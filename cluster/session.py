@@ -8,7 +8,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,11 +19,11 @@ from scoring.errors import InputError
 log = logging.getLogger(__name__)
 
 TOKEN_REMEDY = (
-    "export RAY_AUTH_MODE=token and the cluster's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), or "
+    "if it has a token, export RAY_AUTH_MODE=token and the cluster's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), or "
     "RAY_AUTH_MODE=disabled where the cluster has none"
 )
-START_REMEDY = "free memory and /dev/shm; `ray stop` ends what an earlier session left"
-# A socket's path has at most 107 bytes, of which Ray takes 68 below this folder.
+START_REMEDY = "free memory and /dev/shm; `ray stop` ends what an earlier session left; a RAY_TMPDIR must be short"
+# A socket's path has at most 107 bytes, of which Ray takes 68 below this folder; schedulers' own ones are longer.
 LONGEST_FOLDER = 39
 _PACKAGES = Path(__file__).resolve().parents[1]
 _OPTIONS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
@@ -40,11 +40,10 @@ def prepare_environment(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences a warning
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow is the record
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    if address == "local":
-        _short_folder()
-        if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if address == "local" and len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     os.environ.setdefault("RAY_AUTH_MODE", "token" if given else "disabled")
 
@@ -54,12 +53,8 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
     """Connect to Ray at `address`, or start it on this machine for `local`; disconnect at the end.
 
     `auto` is the cluster that this machine or the surrounding job is part of. A local Ray has no dashboard. Ray must
-    not have been imported before, see `prepare_environment`.
-
-    Raises
-    ------
-    InputError
-        If nothing answers at `address`, or Ray cannot start here.
+    not have been imported before, see `prepare_environment`. `InputError` if nothing answers there, or Ray does not
+    start here.
     """
     prepare_environment(address)
     check_address(address)
@@ -76,21 +71,6 @@ def session(address: str = "local", num_cpus: int | None = None) -> Iterator[Non
         ray.shutdown()
 
 
-class Cluster(ExitStack):
-    """The Ray session of a run, opened when something first needs it: a finished run needs none."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__()
-        self._address = address
-        self._open = False
-
-    def connect(self) -> None:
-        """Open the session, unless it is open."""
-        if not self._open:
-            self.enter_context(session(self._address))
-            self._open = True
-
-
 def _open(address: str, num_cpus: int | None) -> None:
     """Start Ray here or connect to it; what a busy machine may let time out at its start is tried twice."""
     import ray
@@ -103,38 +83,19 @@ def _open(address: str, num_cpus: int | None) -> None:
                 ray.init(address=address, **options, **_OPTIONS)
             break
         except Exception as error:  # Ray raises whatever its parts do
-            refusal = _refusal(address, error)
-            if not again or is_about_token(error):
-                raise refusal from None
+            # By a head's own port Ray does not say whether the token was at fault.
+            refusal = (
+                f"Ray does not start here ({first_line(error)}); {START_REMEDY}"
+                if address == "local"
+                else f"no connection to Ray at {address} ({first_line(error)}); start a cluster, use --address local, "
+                f"or, {TOKEN_REMEDY}"
+            )
+            if not again:
+                raise InputError(refusal) from None
             log.warning("%s; trying once more", refusal)
             again = False
     if address == "local":
         end_at_once()
-
-
-def _refusal(address: str, error: Exception) -> InputError:
-    if address == "local":
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        return InputError(f"Ray does not start here ({reason}); {START_REMEDY}")
-    # By a head's own port Ray does not say whether the token was at fault.
-    others = "" if is_about_token(error) else "start a cluster, use --address local, or, if it has a token, "
-    return InputError(f"no connection to Ray at {address} ({first_line(error)}); {others}{TOKEN_REMEDY}")
-
-
-def _short_folder() -> None:
-    """Have Ray put its sockets where their paths are short enough; schedulers' temporary folders are not.
-
-    Raises
-    ------
-    InputError
-        If `RAY_TMPDIR` itself is too long.
-    """
-    given = os.environ.get("RAY_TMPDIR")
-    if len(os.fsencode(given or tempfile.gettempdir())) <= LONGEST_FOLDER:
-        return
-    if given:
-        raise InputError(f"RAY_TMPDIR={given} is too long for Ray's sockets; export RAY_TMPDIR=/tmp")
-    os.environ["RAY_TMPDIR"] = "/tmp"
 
 
 def first_line(error: Exception) -> str:
@@ -142,30 +103,18 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def is_about_token(error: Exception) -> bool:
-    """Whether an error of Ray's is about a token that is missing or wrong."""
-    text = str(error).lower()
-    return any(word in text for word in ("authenticat", "unauthorized", "auth_token", "auth token"))
-
-
-def require_server(address: str, kind: str, remedy: str, seconds: float = 5.0) -> None:
-    """Refuse an address (`host:port` or a URI) at which nothing listens; clients would try for minutes.
-
-    Raises
-    ------
-    InputError
-        Naming the kind of server, its address and the remedy.
-    """
+def require_server(address: str, kind: str, remedy: str) -> None:
+    """`InputError` if nothing listens at an address (`host:port` or a URI); clients would try for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"https": 443, "ray": 10001}.get(parts.scheme, 80)
     try:
-        socket.create_connection((parts.hostname or "", port), seconds).close()
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except (OSError, ValueError) as error:
         raise InputError(f"no {kind} answers at {address} ({error}); {remedy}") from None
 
 
 def check_address(address: str) -> None:
-    """Refuse the address of a Ray cluster at which nothing listens; see `require_server`."""
+    """`InputError` if nothing listens at the address of a Ray cluster; see `require_server`."""
     if address.startswith(("http://", "https://")):
         raise InputError(f"{address} is a dashboard, to which jobs are sent: use `tutti submit`, or give HOST:6379")
     if address not in ("local", "auto"):

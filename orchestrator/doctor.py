@@ -10,13 +10,21 @@ import platform
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
-from orchestrator.installation import Check, unloadable
+from orchestrator.training.process import IMPORTED_ONCE
 from scoring.errors import InputError
 
+_TORCH = "torch torchaudio"  # torchaudio's libraries are linked against those of one torch
+# Modules of other packages that a branch's process loads, and what to install together for each.
+_LOADED = {
+    **{name: name for name in ("numpy", "scipy", "pyarrow", "soundfile")},
+    **{"sklearn": "scikit-learn", "torch": _TORCH, "torchaudio": _TORCH},
+}
 # Embeddings, tables and the weights of some ten fully fine-tuned branches of 90 M parameters.
 ROOM_FOR_RESULTS = 5 * 2**30
 RAY_SECONDS = 120.0
@@ -30,14 +38,34 @@ print(f"a session at {sys.argv[1]} has {has}; authentication: {os.environ['RAY_A
 """
 
 
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis; `remedy` is empty where nothing is wrong."""
+
+    name: str
+    state: Literal["ok", "warning", "problem"]
+    text: str
+    remedy: str = ""
+
+
+def check_installation() -> None:
+    """Raise `InputError`, before minutes go into data, if a module does not load that every branch needs."""
+    for module in (*_LOADED, *IMPORTED_ONCE):
+        try:
+            import_module(module)
+        except (ImportError, OSError) as error:  # an OSError where a library does not fit its neighbours
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            remedy = f"pip install --upgrade --force-reinstall {_LOADED.get(module, _TORCH)}"
+            raise InputError(f"{module} does not load: {reason}; {remedy}") from None
+
+
 def diagnose(data: Path | None, out: Path, address: str, tracking_uri: str | None) -> Iterator[Check]:
     """All checks, each as soon as it is done.
 
     out: where a run would write; its file system is looked at, and nothing is made there
     """
     parts = {
-        "packages": _versions(),
-        "installation": unloadable(),
+        "packages": _packages(),
         "gpu": _gpus(),
         "ray": _ray(address),
         "mlflow": _store(out, tracking_uri),
@@ -47,47 +75,38 @@ def diagnose(data: Path | None, out: Path, address: str, tracking_uri: str | Non
     for name, part in parts.items():
         try:
             yield from part
-        except InputError as error:
-            text, _, remedy = str(error).rpartition("; ")
-            yield Check(name, "problem", text or remedy, remedy if text else "")
         except Exception as error:  # a broken installation can fail in any way, and the other checks still count
-            yield Check(name, "problem", f"{type(error).__name__}: {error}", "reinstall tutti")
+            fault = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}; reinstall tutti"
+            text, _, remedy = fault.rpartition("; ")
+            yield Check(name, "problem", text or remedy, remedy if text else "")
 
 
-def _fine(name: str, text: str, but: str = "") -> Check:
-    """What a run can do with; `but` is what could be better."""
-    return Check(name, "warning" if but else "ok", text, but)
-
-
-def _versions() -> Iterator[Check]:
+def _packages() -> Iterator[Check]:
     """What `pip check` says: of tutti's own requirements it is a problem, of other packages' it may not matter."""
     pip = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     said = (pip.stdout or pip.stderr).strip()
-    if pip.returncode == 0:
-        yield _fine("packages", f"Python {platform.python_version()}; {said}")
-        return
-    for line in said.splitlines():
+    for line in said.splitlines() if pip.returncode else []:
         ours = line.startswith("tutti-asd ")
         yield Check("packages", "problem" if ours else "warning", line, "pip install what it names")
+    check_installation()
+    if pip.returncode == 0:
+        yield Check("packages", "ok", f"Python {platform.python_version()}; {said}")
 
 
 def _gpus() -> Iterator[Check]:
     import torch
 
-    yield _fine("torch", f"torch {torch.__version__}, CUDA {torch.version.cuda}")
-    with warnings.catch_warnings(record=True) as said:  # torch does where there is a driver that it cannot use
-        warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if said and not count:
-        raise InputError(f"torch sees no GPU: {str(said[0].message).splitlines()[0]}; update the NVIDIA driver")
-    if not count:
-        better = "enough for the demo; BEATs wants a GPU, and a torch that is built for CUDA"
-        yield _fine("gpu", f"none; branches would train on {os.cpu_count()} CPU cores", better)
-    for device in range(count):
+    yield Check("torch", "ok", f"torch {torch.__version__}, CUDA {torch.version.cuda}")
+    if not torch.cuda.is_available():  # of a driver that torch cannot use, it warns itself
+        text = f"none; branches would train on {os.cpu_count()} CPU cores"
+        yield Check(
+            "gpu", "warning", text, "enough for the demo; BEATs wants a GPU, and a torch that is built for CUDA"
+        )
+    for device in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(device)
         bfloat16 = "in hardware" if torch.cuda.get_device_capability(device) >= (8, 0) else "is slow"
         text = f"{torch.cuda.get_device_name(device)}, {_size(free)} of {_size(total)} free, bfloat16 {bfloat16}"
-        yield _fine(f"gpu {device}", text, "another process uses it, see nvidia-smi" if free < total / 2 else "")
+        yield Check(f"gpu {device}", "ok", text)
 
 
 def _ray(address: str) -> Iterator[Check]:
@@ -101,7 +120,7 @@ def _ray(address: str) -> Iterator[Check]:
     last = ((done.stderr if done.returncode else done.stdout).strip() or "its process died").splitlines()[-1]
     if done.returncode:
         raise InputError(last.removeprefix("scoring.errors.InputError: "))
-    yield _fine("ray", last)
+    yield Check("ray", "ok", last)
 
 
 def _store(out: Path, uri: str | None) -> Iterator[Check]:
@@ -110,39 +129,33 @@ def _store(out: Path, uri: str | None) -> Iterator[Check]:
 
     database = out / "mlflow.db" if uri is None else database_of(uri)
     if (uri is None or uri.startswith("sqlite:///")) and not database.exists():
-        yield _fine("mlflow", f"{database} will be made by the first run")
+        yield Check("mlflow", "ok", f"{database} will be made by the first run")
         return
     find_tracker(uri, out, "Default")
-    yield _fine("mlflow", f"the store at {uri or database} answers")
+    yield Check("mlflow", "ok", f"the store at {uri or database} answers")
 
 
 def _data(data: Path | None) -> Iterator[Check]:
     from branches.data.dataset import read_index
 
     if data is None:
-        yield _fine("data", "not looked at", "name the data set with --data")
+        yield Check("data", "ok", "not looked at; name the data set with --data")
         return
     machines = read_index(data)["machine"]
     text = f"{data}: {len(machines)} clips of {len(machines.unique())} machines"
-    yield _fine("data", f"{text}; `tutti data check` reads every clip")
+    yield Check("data", "ok", f"{text}; `tutti data check` reads every clip")
 
 
 def _disk(data: Path | None, out: Path) -> Iterator[Check]:
-    """Room for the decoded clips, about as large as 16-bit recordings are, and for what a run keeps."""
     place = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     if not os.access(place, os.W_OK):
         raise InputError(f"{place} cannot be written to; give another --out")
     free = shutil.disk_usage(place).free
-    cache = max(0, _bytes(data, "*.wav") - _bytes(out / "cache", "*")) if data is not None else 0
-    text = f"{_size(free)} free at {place}" + (f", decoded clips need about {_size(cache)} more" if cache else "")
-    if free < cache:
-        raise InputError(f"{text}; make room or give another --out")
-    better = f"the channel cancel needs as much again, ten branches up to {_size(ROOM_FOR_RESULTS)}"
-    yield _fine("disk", text, better if free < 2 * cache + ROOM_FOR_RESULTS else "")
-
-
-def _bytes(folder: Path, pattern: str) -> int:
-    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
+    clips = sum(path.stat().st_size for path in data.rglob("*.wav")) if data else 0  # decoded about as large
+    takes = f"decoded clips take about {_size(clips)}, ten branches {_size(ROOM_FOR_RESULTS)}"
+    scarce = free < clips + ROOM_FOR_RESULTS
+    text = f"{_size(free)} free at {place}; {takes}"
+    yield Check("disk", "warning" if scarce else "ok", text, "make room or give another --out" if scarce else "")
 
 
 def _size(count: int) -> str:

@@ -12,13 +12,14 @@ out/generated/<id>/             generated clips of rare conditions, and how they
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from branches.data.dataset import Dataset
-from cluster.session import Cluster, check_address
+from cluster.session import check_address, session
 from fusion.hierarchy import tables_of
 from fusion.on_ray import run_on_ray
 from fusion.search import Runner
@@ -62,8 +63,10 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         outbox = Outbox(open_tracker(options.tracking_uri, options.out, experiment), options.out)
         status: Status = "FAILED"
         try:
-            with every(POLL_SECONDS, outbox.send), Cluster(options.address) as cluster:
-                results = _bring(systems, plan, dataset, options, cluster)
+            with every(POLL_SECONDS, outbox.send), ExitStack() as cluster:
+                # Once, when something first needs it: a finished run needs no Ray.
+                connect = cache(lambda: cluster.enter_context(session(options.address)))
+                results = _bring(systems, plan, dataset, options, connect)
             status = "FINISHED"
         except (RunInterrupted, KeyboardInterrupt):
             status = "KILLED"
@@ -76,10 +79,10 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
 
 
 def _bring(
-    systems: Sequence[SystemSpec], plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster
+    systems: Sequence[SystemSpec], plan: Plan, dataset: Dataset, options: RunOptions, connect: Callable[[], None]
 ) -> dict[str, dict[str, Any]]:
     """Train what is missing, fuse and write the deliverables."""
-    failure = train_missing(plan, dataset, options, cluster)
+    failure = train_missing(plan, dataset, options, connect)
     if failure is not None and not options.fuse_incomplete:
         raise failure
     plan = without(plan, {name for branch in unfinished(plan.branches, options.out) for name in table_names(branch)})
@@ -88,7 +91,7 @@ def _bring(
     for system in [system for system in systems if plan.trees[system.name]]:
         folder = options.out / SYSTEMS / system.name
         tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
-        results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(cluster), baseline)
+        results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(connect), baseline)
         write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
     if results and not (options.out / REPORT).exists():
         from orchestrator.report.page import write_report  # draws, which takes packages that load for a second
@@ -102,11 +105,11 @@ def _bring(
     return results
 
 
-def _runner(cluster: Cluster) -> Runner:
+def _runner(connect: Callable[[], None]) -> Runner:
     """Runs fusion searches on the cluster, which is connected to when there is something to search."""
 
     def run(*work: Any) -> Any:
-        cluster.connect()
+        connect()
         return run_on_ray(*work)
 
     return run

@@ -37,25 +37,19 @@ def shipped(systems: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
         metadata.write_text(
             f"Metadata-Version: 2.1\nName: tutti-asd\nVersion: {version('tutti-asd')}\n", encoding="utf-8"
         )
-        names = []
+        names = list(systems)
         for number, system in enumerate(systems):
             if Path(system).suffix in (".yaml", ".yml"):
-                copy = Path("submitted") / str(number) / Path(system).name
-                (folder / copy).parent.mkdir(parents=True)
-                shutil.copyfile(system, folder / copy)
-                system = str(copy)
-            names.append(system)
+                names[number] = f"system{number}.yaml"
+                shutil.copyfile(system, folder / names[number])
         yield folder, names
 
 
 def run_command(systems: Sequence[str], options: Mapping[str, Any]) -> str:
     """The shell command of `tutti run` with these options on the cluster that runs it.
 
-    Raises
-    ------
-    InputError
-        If a path is relative, which there would lie in the job's own folder and vanish with it, or a URI has a
-        password in it, which the dashboard would show.
+    `InputError` if a path is relative, which there would lie in the job's own folder and vanish with it, or a URI has a
+    password in it, which the dashboard would show.
     """
     paths = {key: options[key] for key in ("data", "out")}
     backbone = options["backbone"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ def complete_systems(context: click.Context, parameter: click.Parameter, begun: 
     return [*map(CompletionItem, names)] or [CompletionItem(begun, type="file")]
 
 
-systems_argument = click.argument(
-    "systems", nargs=-1, required=True, metavar="SYSTEM...", shell_complete=complete_systems
-)
-data_option = click.option("--data", required=True, type=path_type, help="Data set in the challenge's layout.")
+def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options as one decorator."""
+    return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
 backbone_option = click.option(
     "--backbone", help="BEATs checkpoint (path or URI) for every branch, or built in: `small`, `tiny`."
 )
@@ -33,6 +35,12 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a setting of every configuration, e.g. branch.training.steps=30; repeatable.",
+)
+system_options = _together(
+    click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...", shell_complete=complete_systems),
+    click.option("--data", required=True, type=path_type, help="Data set in the challenge's layout."),
+    backbone_option,
+    set_option,
 )
 ground_truth_option = click.option(
     "--ground-truth",
@@ -61,9 +69,7 @@ address_option = click.option(
     show_envvar=True,
     help="`local` starts Ray here; `auto` uses the cluster that this machine or job belongs to; also host:port, ray://host:10001.",
 )
-
-
-_RUN_OPTIONS = (
+run_options = _together(
     tracking_option,
     click.option(
         "--cpus-per-branch",
@@ -102,23 +108,16 @@ _RUN_OPTIONS = (
 )
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that trains, but `--address`."""
-    for option in reversed(_RUN_OPTIONS):
-        command = option(command)
-    return command
-
-
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns as wide as their widest cell: the first to the left, the others to the right."""
-    lines = [header, *([*map(cell, row)] for row in rows)]
+    lines = [header, *([*map(_cell, row)] for row in rows)]
     width, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     for first, *others in lines:
         numbers = [text.rjust(space) for text, space in zip(others, widths, strict=True)]
         click.echo("  ".join([first.ljust(width), *numbers]).rstrip())
 
 
-def cell(value: Any) -> str:
+def _cell(value: Any) -> str:
     """Two decimals, and a dash for what is missing."""
     if value is None:
         return "–"

@@ -6,41 +6,32 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from orchestrator.commands.options import (
     address_option,
-    backbone_option,
-    data_option,
     json_option,
     path_type,
     print_table,
     run_folder_option,
     run_options,
     set_option,
-    systems_argument,
+    system_options,
     tracking_option,
 )
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
 
-if TYPE_CHECKING:
-    from orchestrator.system import SystemSpec
-
 log = logging.getLogger(__name__)
 
 
 @click.command()
-@systems_argument
-@data_option
+@system_options
 @run_folder_option
-@backbone_option
-@set_option
 @address_option
 @run_options
 def run(
@@ -53,44 +44,11 @@ def run(
     \b
     Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
     """
-    from orchestrator.system import load_systems
-
-    _run(load_systems(systems, backbone, overrides), as_json, **options)
-
-
-@click.command()
-@click.option("--out", type=path_type, default="runs/demo", metavar="RUN_DIR", show_default=True, help="Run folder.")
-@set_option
-@address_option
-@run_options
-def demo(out: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Run the whole chain on a generated data set: no GPU, no download.
-
-    To see whether an installation works, and what a run leaves behind.
-
-    \b
-    Example: tutti demo --out runs/demo
-    """
-    data = out / "data"
-    if not data.exists():
-        from branches.data.synthetic import DEMO, write_dataset
-        from orchestrator.installation import check_installation
-
-        check_installation()
-        log.info("generating a data set in %s", data)
-        with atomic_folder(data) as unfinished:
-            write_dataset(unfinished, DEMO)
-    from orchestrator.system import load_systems
-
-    _run(load_systems(["demo"], None, overrides), as_json, data=data, out=out, **options)
-
-
-def _run(systems: Sequence[SystemSpec], as_json: bool, **options: Any) -> None:
-    """Run systems, with the fields of `RunOptions`, and print what is delivered."""
     log.info("reading %s", options["data"])
     from orchestrator.fuse.result import rows_of_methods
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
+    from orchestrator.system import load_systems
     from orchestrator.training.job import RunOptions
     from orchestrator.training.launch import BranchesFailed, RunInterrupted
 
@@ -98,7 +56,7 @@ def _run(systems: Sequence[SystemSpec], as_json: bool, **options: Any) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run(systems, RunOptions(**options))
+        results = run(load_systems(systems, backbone, overrides), RunOptions(**options))
     except StorageAway as error:
         raise InputError(str(error)) from error
     except BranchesFailed as error:
@@ -115,11 +73,33 @@ def _run(systems: Sequence[SystemSpec], as_json: bool, **options: Any) -> None:
 
 
 @click.command()
-@systems_argument
-@data_option
-@run_folder_option
-@backbone_option
+@click.option("--out", type=path_type, default="runs/demo", metavar="RUN_DIR", show_default=True, help="Run folder.")
 @set_option
+@address_option
+@run_options
+def demo(out: Path, **options: Any) -> None:
+    """Run the whole chain on a generated data set: no GPU, no download.
+
+    To see whether an installation works, and what a run leaves behind.
+
+    \b
+    Example: tutti demo --out runs/demo
+    """
+    data = out / "data"
+    if not data.exists():
+        from branches.data.synthetic import DEMO, write_dataset
+        from orchestrator.doctor import check_installation
+
+        check_installation()
+        log.info("generating a data set in %s", data)
+        with atomic_folder(data) as unfinished:
+            write_dataset(unfinished, DEMO)
+    click.get_current_context().invoke(run, systems=("demo",), data=data, out=out, **options)
+
+
+@click.command()
+@system_options
+@run_folder_option
 @click.option("--address", required=True, help="Address of the cluster's dashboard: http://HOST:8265.")
 @click.option("--no-follow", is_flag=True, help="Return when the job is accepted.")
 @run_options
@@ -138,27 +118,21 @@ def submit(systems: tuple[str, ...], address: str, no_follow: bool, **options: A
 
     load_systems(systems, options["backbone"], options["overrides"])  # a mistake is told here, not minutes later there
     with shipped(systems) as (folder, names):
-        client, job_id = submit_job(address, run_command(names, options), folder)
+        job_id = submit_job(address, run_command(names, options), folder)
     click.echo(job_id)
     job = f"{job_id} --address {address}"
-    hint = f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it"
-    click.echo(hint, err=True)
+    click.echo(f"`ray job logs -f {job}` follows its log, `ray job stop {job}` stops it", err=True)
     if no_follow:
         return
     try:
-        sys.exit(follow_job(client, job_id, lambda text: click.echo(text, nl=False, err=True)))
-    except ConnectionError as error:
-        raise InputError(f"{error}; {hint}") from None
+        sys.exit(follow_job(address, job_id, lambda text: click.echo(text, nl=False, err=True)))
     except KeyboardInterrupt:
-        click.echo(f"\nthe job goes on; {hint}", err=True)
+        click.echo(f"\nthe job goes on; `ray job logs -f {job}` takes its log up", err=True)
         sys.exit(130)
 
 
 @click.command()
-@systems_argument
-@data_option
-@backbone_option
-@set_option
+@system_options
 @click.option("--out", type=path_type, metavar="RUN_DIR", help="Run folder with finished branches.")
 @json_option
 def plan(

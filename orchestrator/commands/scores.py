@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import backbone_option, cell, ground_truth_option, json_option, print_table
+from orchestrator.commands.options import backbone_option, ground_truth_option, json_option, path_type, print_table
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TABLE...")
+@click.argument("tables", nargs=-1, required=True, type=path_type, metavar="TABLE...")
 @ground_truth_option
 @json_option
 def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) -> None:
@@ -92,23 +92,19 @@ def _metrics_of(path: Path, ground_truth: Path | None) -> dict[str, Any]:
     return {**metrics, "ci": intervals, "decisions": decided, "transductive": is_transductive(table)}
 
 
-def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    return cell(value) if interval is None else f"{value:.2f} ({interval[0]:.1f}–{interval[1]:.1f})"
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> float | str | None:
+    return value if interval is None else f"{value:.2f} ({interval[0]:.1f}–{interval[1]:.1f})"
 
 
 @click.command()
 @click.argument("system", required=False)
-@click.option(
-    "--tables", type=click.Path(path_type=Path), help="Folder of score tables, or a run folder (with SYSTEM)."
-)
+@click.option("--tables", type=path_type, help="Folder of score tables, or a run folder (with SYSTEM).")
 @click.option("--tracking-uri", help="MLflow store to read the tables of finished branches from.")
 @click.option("--experiment", help="Name of the experiment in that store.")
 @click.option("--run", help="Id of one `tutti run` in the experiment: use only its branches.")
 @backbone_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for fused.parquet and result.json.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Apply the weights of this result.json; no label is read."
-)
+@click.option("--out", required=True, type=path_type, help="Folder for fused.parquet and result.json.")
+@click.option("--weights", type=path_type, help="Apply the weights of this result.json; no label is read.")
 @click.option(
     "--transductive-normalisation",
     "transductive",

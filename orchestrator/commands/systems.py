@@ -7,7 +7,7 @@ import json
 import click
 import yaml
 
-from orchestrator.commands.options import backbone_option, complete_systems, json_option, print_table, set_option
+from orchestrator.commands.options import backbone_option, complete_systems, json_option, set_option
 
 
 @click.command()
@@ -24,10 +24,9 @@ def systems(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"systems": [{"name": s.name, "description": s.description} for s in built_in]}))
         return
-    counts = [sum(len(c.seeds) for cs in s.subsystems.values() for c in cs.values()) for s in built_in]
-    print_table(("system", "score tables"), [(s.name, n) for s, n in zip(built_in, counts, strict=True)])
     for system in built_in:
-        click.echo(f"\n{system.name}: {system.description}")
+        tables = sum(len(c.seeds) for configurations in system.subsystems.values() for c in configurations.values())
+        click.echo(f"{system.name} ({tables} score tables): {system.description}")
 
 
 @click.command()

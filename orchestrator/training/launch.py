@@ -17,12 +17,11 @@ import pyarrow as pa
 
 from branches.data.dataset import Dataset
 from cluster.capacity import gpus_of_a_branch, largest_memory, memory_share, require, slots
-from cluster.session import Cluster
 from orchestrator.cost import petaflop
 from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, record_failure
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
-from orchestrator.preflight import check_branches, check_lengths, notes_on
+from orchestrator.preflight import check_branches, notes_on
 from orchestrator.training.generated import in_order, on_sets, set_folders
 from orchestrator.training.job import Job, RunOptions, StageReport
 from orchestrator.training.process import KILLED, packed, trial
@@ -55,7 +54,9 @@ def unfinished(branches: Sequence[Branch], out: Path) -> list[Branch]:
     return [b for b in branches if not is_finished(out, b.branch_id, b.tables)]
 
 
-def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cluster) -> BranchesFailed | None:
+def train_missing(
+    plan: Plan, dataset: Dataset, options: RunOptions, connect: Callable[[], None]
+) -> BranchesFailed | None:
     """Train and score the branches that are not finished; what to say of those that failed.
 
     Raises
@@ -88,7 +89,7 @@ def train_missing(plan: Plan, dataset: Dataset, options: RunOptions, cluster: Cl
     _prepare(job, dataset.index, missing)
     if storage is not None:
         storage.push(job.cache.relative_to(job.out).as_posix())
-    cluster.connect()
+    connect()
     job = replace(job, gpus_per_branch=gpus_of_a_branch(options.gpus_per_branch))
     require(job.resources)
     failures = launch(missing, job, dataset.index)
@@ -112,7 +113,6 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     for branch in branches:
         begin_anew(job.out, branch.branch_id)
     audio = open_cache(job.data, index, job.decoded)
-    check_lengths(index, audio, branches)
     write_formats(job.out, audio, index)
     specs = [s for b in branches for s in (b.spec, *(frozen for frozen, _ in b.spec.frozen_inputs(b.embeddings)))]
     if any(spec.channel == "cancel" for spec in specs):

@@ -180,4 +180,4 @@ def test_a_wrong_token_then_a_dashboard_that_dies(trial, head, dashboard, monkey
     errors = following.communicate(timeout=60)[1]
     assert following.returncode == 2
     assert f"Error: the log of {job_id} breaks off (" in errors.splitlines()[-1]
-    assert f"`ray job logs -f {job_id} --address {dashboard}` follows its log" in errors.splitlines()[-1]
+    assert f"`ray job logs -f {job_id}` takes it up" in errors.splitlines()[-1]

@@ -62,16 +62,6 @@ def test_a_sigterm_while_ray_starts_is_an_interruption(seconds):
     assert not psutil.wait_procs(left, 10)[1]
 
 
-def test_a_sigterm_is_heeded_at_once_while_ray_starts():
-    code = INTERRUPTED
-    code = code.replace("import session", "import session\nfrom cluster.processes import sigterm_blocked")
-    code = code.replace("with session(num_cpus=1):", "with sigterm_blocked():")
-    code = code.replace("time.sleep(20)", "for _ in range(200): time.sleep(0.1)")  # Ray waits in such steps
-    begun = time.monotonic()
-    assert subprocess.check_output([sys.executable, "-c", code, "1"], text=True, timeout=60) == "interrupted\n"
-    assert time.monotonic() - begun < 15  # the block would have lasted 20 s
-
-
 LOCAL = (
     "from cluster.session import session\nimport ray\nwith session(num_cpus=1): print(ray.get(ray.remote({}).remote()))"
 )
@@ -85,7 +75,7 @@ def test_a_long_temporary_folder_is_no_hindrance(tmp_path):
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, timeout=100) == "7\n"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
-        with pytest.raises(InputError, match="is too long for Ray's sockets; export RAY_TMPDIR=/tmp"), session():
+        with pytest.raises(InputError, match=r"AF_UNIX path length .* a RAY_TMPDIR must be short"), session():
             pass
 
 

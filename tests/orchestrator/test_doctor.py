@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from branches.data.synthetic import SyntheticSize, write_dataset
-from orchestrator.installation import unloadable
+from orchestrator.doctor import check_installation
 from orchestrator.tracking.tracker import open_tracker
 from tests.commands import SMALL_SYSTEM, TUTTI, tutti_here
 
@@ -98,29 +98,26 @@ def test_more_clips_than_room(tmp_path):
     with open(clip, "wb") as file:
         file.truncate(2 * shutil.disk_usage(tmp_path).free)  # takes no room itself
     found = checks(tutti_here("doctor", *NOWHERE, "--data", tmp_path / "data", "--out", tmp_path / "out", "--json"))
-    assert found["disk"]["state"] == "problem"
-    assert "decoded clips need about" in found["disk"]["text"]
+    assert found["disk"]["state"] == "warning"
+    assert "decoded clips take about" in found["disk"]["text"]
     assert "fan section 0 has 1 training clips" in found["data"]["text"]
 
 
 def test_this_installation_loads():
-    assert not list(unloadable())
+    check_installation()
 
 
 @pytest.mark.slow
 def test_broken_installations(tmp_path):
-    """An old package, and two that do not load."""
+    """An old package, and one that does not load."""
     installed(tmp_path, "hyperopt", "0.2.7")
     installed(tmp_path, "pyarrow", metadata.version("pyarrow"), "raise ImportError('libarrow.so: no such file')")
-    installed(tmp_path, "torchaudio", metadata.version("torchaudio"), TORCHAUDIO)
     run = broken(tmp_path, "doctor", "--json", *NOWHERE, "--data", tmp_path)
     found = checks(run)
-    assert found["packages"]["state"] == "problem"
-    assert "requirement hyperopt>=" in found["packages"]["text"]
-    assert found["torchaudio"]["state"] == "problem"
-    assert found["torchaudio"]["text"].endswith("libtorchaudio.so: undefined symbol: torch_dtype")
-    assert found["torchaudio"]["remedy"] == "pip install --upgrade --force-reinstall torch torchaudio"
-    assert "pyarrow does not load" in found["pyarrow"]["text"]
+    problems = {c["text"]: c["remedy"] for c in json.loads(run.stdout)["checks"] if c["state"] == "problem"}
+    assert any("requirement hyperopt>=" in text for text in problems)
+    remedy = problems["pyarrow does not load: libarrow.so: no such file"]
+    assert remedy == "pip install --upgrade --force-reinstall pyarrow"
     assert found["data"]["text"] == "ImportError: libarrow.so: no such file"
     if not torch.cuda.is_available():
         assert found["gpu"]["state"] == "warning"
