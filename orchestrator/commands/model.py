@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.commands.options import existing_path, json_option, path_type, print_table
 from scoring.errors import InputError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _seconds = click.FloatRange(min=0, min_open=True)
 _false_alarms_option = click.option(
@@ -38,9 +34,8 @@ def export(folder: Path, system: str | None, out: Path, false_alarms: float | No
     """
     click.echo(f"packaging a system of {folder}", err=True)
     from orchestrator.model.export import export_system
-    from scoring.decisions import FALSE_ALARMS
 
-    click.echo(export_system(folder, system, out, false_alarms or FALSE_ALARMS))
+    click.echo(export_system(folder, system, out, false_alarms))
 
 
 @click.command()
@@ -81,35 +76,26 @@ def score(
     if out and not out.parent.is_dir():  # said before minutes of work
         raise InputError(f"{out}: there is no folder {out.parent}; make it first")
     click.echo(f"loading {model}", err=True)
+    import pyarrow.csv
+    import pyarrow.parquet
+
     from orchestrator.model.ensemble import Ensemble
     from orchestrator.model.recordings import score_clips
 
     table = score_clips(Ensemble(model, device, false_alarms), clips, machine, section, window, hop)
-    if out:
-        _write(table, out)
+    scores = table.drop_columns("contributions")
+    if out and out.suffix == ".csv":
+        pyarrow.csv.write_csv(scores, out)
+    elif out:
+        pyarrow.parquet.write_table(table, out)
     if as_json:
         click.echo(json.dumps({"scores": table.to_pylist()}))
-    else:
-        _print(table)
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, path)
-    else:
-        pyarrow.csv.write_csv(table.drop_columns("contributions"), path)
-
-
-def _print(table: pa.Table) -> None:
-    scores = table.drop_columns("contributions")
-    print_table(tuple(scores.column_names), [tuple(row.values()) for row in scores.to_pylist()])
-    if table.num_rows == 1:
+        return
+    print_table(scores.column_names, [[*row.values()] for row in scores.to_pylist()])
+    if table.num_rows == 1:  # one is looked at closely
         (parts,) = table["contributions"].to_pylist()
-        ordered = sorted(((part["branch"], part["contribution"]) for part in parts), key=lambda row: -row[1])
-        print_table(("branch", "contribution"), ordered)
+        ordered = sorted(parts, key=lambda part: -part["contribution"])
+        print_table(("branch", "contribution"), [[*part.values()] for part in ordered])
 
 
 @click.command()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -19,16 +17,14 @@ import pyarrow.parquet as pq
 
 from branches.audio.formats import read_formats
 from branches.beats import load_beats, save_beats
-from branches.beats.checkpoint import read_content
 from branches.checkpoint_files import local_file
 from branches.data.dataset import index_of
 from branches.model import relocate_branch
-from branches.spec import BUILT_IN, PROJECTION, BackboneSpec, BranchSpec
+from branches.spec import BUILT_IN, PROJECTION, BranchSpec
 from orchestrator.fuse.result import read_result, result_folders
-from orchestrator.ledger.folders import BRANCHES, is_intact, read_finished, read_record
-from orchestrator.model.manifest import CLIPS, Manifest, Member, write_manifest
+from orchestrator.ledger.folders import BRANCHES, RECORD, is_intact, read_finished, read_record
+from orchestrator.model.manifest import CLIPS, MANIFEST, Manifest, Member
 from orchestrator.training.worker import WEIGHTS, embeddings_file
-from scoring.atomic import atomic_folder
 from scoring.decisions import FALSE_ALARMS
 from scoring.errors import InputError
 from scoring.table import file_sha256, metadata_of
@@ -38,8 +34,6 @@ ENTRY = Path(__file__).with_name("mlflow_model.py")
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("orchestrator", "branches", "fusion", "scoring")
 
-log = logging.getLogger(__name__)
-
 # What the entry imports; the rest of what tutti depends on is for training and fusing.
 REQUIRED = (
     *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "psutil"),
@@ -47,11 +41,11 @@ REQUIRED = (
 )
 
 
-def export_system(run: Path, system: str | None, out: Path, false_alarms: float = FALSE_ALARMS) -> Path:
+def export_system(run: Path, system: str | None, out: Path, false_alarms: float | None = None) -> Path:
     """Package a fused system of a run as an MLflow model in `out`; tables without weight are left out.
 
     system: may be None if the run has one
-    false_alarms: share of normal clips above a threshold
+    false_alarms: share of normal clips above a threshold; None takes the challenge's
 
     Raises
     ------
@@ -61,18 +55,14 @@ def export_system(run: Path, system: str | None, out: Path, false_alarms: float 
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     result = _result(run, system)
-    weights = {name: w for name, w in result["delivered"]["table_weights"].items() if w > 0}
-    for branch_id in dict.fromkeys(name.partition("/")[0] for name in weights):
-        _check_intact(run / BRANCHES / branch_id)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as temporary:
-        folder = Path(temporary) / "ensemble"
-        _write_package(run, result, weights, folder, false_alarms)
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as temporary:
+        package, model = Path(temporary) / "ensemble", Path(temporary) / "model"
+        _write_package(run, result, package, false_alarms or FALSE_ALARMS)
         about = {key: result[key] for key in ("system", "description", "dataset")}
-        with atomic_folder(out) as model:
-            _save_model(folder, model, {**about, "tutti": version("tutti-asd")})
-    left_out = len(result["delivered"]["table_weights"]) - len(weights)
-    log.info("%d score tables packed, %d without weight left out", len(weights), left_out)
+        _save_model(package, model, {**about, "tutti": version("tutti-asd")})
+        model.replace(out)
     return out
 
 
@@ -88,17 +78,19 @@ def _result(run: Path, system: str | None) -> dict[str, Any]:
     return read_result(folders[system])
 
 
-def _write_package(
-    run: Path, result: Mapping[str, Any], weights: Mapping[str, float], folder: Path, false_alarms: float
-) -> None:
+def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_alarms: float) -> None:
     for part in ("backbones", "branches", "banks"):
         (folder / part).mkdir(parents=True)
     names = {branch["table"]: branch["branch"] for branch in result["branches"]}
+    weights = {name: weight for name, weight in result["delivered"]["table_weights"].items() if weight > 0}
     members: list[Member] = []
     branches: dict[str, BranchSpec] = {}
     for name, weight in weights.items():
         branch_id, _, scoring = name.partition("/")
-        source, table = run / BRANCHES / branch_id, read_finished(run, name)
+        source = run / BRANCHES / branch_id
+        if branch_id not in branches:
+            _check_intact(source)
+        table = read_finished(run, name)
         metadata = metadata_of(table)
         member = Member(
             branch_id=branch_id,
@@ -113,22 +105,15 @@ def _write_package(
             branches[branch_id] = _pack_branch(source / WEIGHTS, spec, folder, member.branch_file)
         _pack_bank(source, member, table, folder)
     pq.write_table(_normals(table), folder / CLIPS)  # the same in all tables
-    manifest = Manifest(
-        scale=result["delivered"]["scale"],
-        members=tuple(members),
-        branches=branches,
-        formats=read_formats(run),
-        false_alarms=false_alarms,
-    )
-    write_manifest(folder, manifest)
+    scale, formats = result["delivered"]["scale"], read_formats(run)
+    manifest = Manifest(scale=scale, members=members, branches=branches, formats=formats, false_alarms=false_alarms)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _check_intact(branch: Path) -> None:
     """Every file of a branch must be as the ledger says."""
     record = read_record(branch)
-    if record is None:
-        raise InputError(f"{branch}: the branch is not there or its record is damaged; `tutti run` makes it again")
-    damaged = [file for file in record.files if not is_intact(branch, record, file)]
+    damaged = [file for file in record.files if not is_intact(branch, record, file)] if record else [RECORD]
     if damaged:
         raise InputError(f"{branch / damaged[0]}: lost or damaged; `tutti run` makes it again")
 
@@ -155,51 +140,29 @@ def _pack_bank(source: Path, member: Member, table: pa.Table, folder: Path) -> N
 
 
 def _pack_branch(weights: Path, spec: BranchSpec, folder: Path, file: str) -> BranchSpec:
-    """Pack the weights of a branch as `file`; its spec, with its backbone's place in the package."""
-    location = _pack_backbone(spec.backbone, folder)
+    """Pack the weights of a branch as `file`; its spec, with its backbone's place in the package.
+
+    A backbone is there once, by its digest, and whole, even if its file refers to a further one.
+    """
+    location = spec.backbone.path
+    if location not in BUILT_IN:
+        try:
+            source = local_file(location, spec.backbone.sha256)
+        except InputError as error:
+            raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
+        location = f"backbones/{file_sha256(source)[:16]}.pt"
+        if not (folder / location).exists():
+            save_beats(load_beats(source), folder / location)
     packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": location, "sha256": None})})
     if not spec.is_frozen:
-        relative = location if location in BUILT_IN else f"../{location}"
-        relocate_branch(weights, folder / file, packed, relative)
+        relocate_branch(weights, folder / file, packed, location if location in BUILT_IN else f"../{location}")
     return packed
-
-
-def _pack_backbone(spec: BackboneSpec, folder: Path) -> str:
-    """Store a backbone once, under the name of its digest; its place within the package."""
-    if spec.path in BUILT_IN:
-        return spec.path
-    try:
-        file = local_file(spec.path, spec.sha256)
-    except InputError as error:
-        raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
-    location = f"backbones/{file_sha256(file)[:16]}.pt"
-    if not (folder / location).exists():
-        if "base" in read_content(file):  # refers to a further file, which does not come along
-            save_beats(load_beats(file), folder / location)
-        else:
-            shutil.copyfile(file, folder / location)
-    return location
 
 
 def _save_model(folder: Path, out: Path, about: Mapping[str, str]) -> None:
     """Wrap a package as an MLflow model whose code is a file, not a pickle, and comes along."""
     import orchestrator.tracking.tracker  # noqa: F401, I001 - sets what MLflow reads when it is imported
     import mlflow
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*An input example was not provided")  # a recording would be a large one
-        mlflow.pyfunc.save_model(
-            out,
-            python_model=str(ENTRY),
-            artifacts={"ensemble": str(folder)},
-            code_paths=[str(_ROOT / package) for package in _PACKAGES],
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
-            signature=_signature(),
-            metadata=about,
-        )
-
-
-def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
@@ -208,7 +171,18 @@ def _signature() -> Any:
     inputs = {"machine": "string", "audio": "binary", "section": AnyType()}
     outputs = {"score": "double", "calibrated": "double", "threshold": "double", "anomaly": "boolean",
                "contributions": "string", "warning": "string"}  # fmt: skip
-    return ModelSignature(
+    signature = ModelSignature(
         Schema([ColSpec(kind, name, required=False) for name, kind in inputs.items()]),
         Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
     )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*An input example was not provided")  # a recording would be a large one
+        mlflow.pyfunc.save_model(
+            out,
+            python_model=str(ENTRY),
+            artifacts={"ensemble": str(folder)},
+            code_paths=[str(_ROOT / package) for package in _PACKAGES],
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
+            signature=signature,
+            metadata=about,
+        )

@@ -182,7 +182,7 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, model, tmp_pat
     refused = tutti_here("export", moved, "mixed", "--out", out)
     assert f"{weights}: lost or damaged; `tutti run` makes it again" in refused.output
     shutil.rmtree(weights.parent)
-    assert f"{weights.parent}: the branch is not there" in tutti_here("export", moved, "--out", out).output
+    assert f"{weights.parent / 'record.json'}: lost or damaged" in tutti_here("export", moved, "--out", out).output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
 
 
