@@ -15,9 +15,8 @@ from branches.audio import read_clip
 from branches.audio.cache import in_memory
 from branches.audio.formats import formats_of
 from orchestrator.model.ensemble import Ensemble, Reference
-from orchestrator.model.manifest import CLIPS, package_of, write_manifest
+from orchestrator.model.manifest import CLIPS, MANIFEST, package_of
 from scoring.atomic import atomic_folder
-from scoring.banks import MIN_CLIPS
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -34,16 +33,13 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     Raises
     ------
     InputError
-        If the model knows the machine and section already, there are too few recordings or one cannot be used,
-        two have the same name, they do not vary, or `out` exists.
+        If the model knows the machine and section already, `out` exists, or the recordings are no reference for scores.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     ensemble = Ensemble(model)
-    if section in ensemble.machines.get(machine, []):
+    if (machine, section) in ensemble.rows:
         raise InputError(f"the model knows machine {machine} section {section} already; give another name")
-    if len(recordings) < MIN_CLIPS:
-        raise InputError(f"{len(recordings)} recordings; at least {MIN_CLIPS} are needed, and {FEW} for a threshold")
     names = [path.name for path in recordings]
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
@@ -54,8 +50,7 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     try:
         threshold = Reference(ensemble.manifest, clips, embeddings).threshold
     except InputError as error:
-        reason = f"{machine} cannot be judged by these recordings ({error}); are they copies of each other?"
-        raise InputError(reason) from None
+        raise InputError(f"{machine} cannot be judged by these recordings: {error}") from None
     formats = dict(ensemble.manifest.formats)
     recorded = formats_of(in_memory(samples), clips)[machine]
     formats[machine] = recorded.joined(formats[machine]) if machine in formats else recorded
@@ -65,7 +60,8 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
         for name, added in embeddings.items():
             np.save(folder / name, np.concatenate([np.load(folder / name), added]))
         pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
-        write_manifest(folder, ensemble.manifest.model_copy(update={"formats": formats}))
+        manifest = ensemble.manifest.model_copy(update={"formats": formats})
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
     return threshold

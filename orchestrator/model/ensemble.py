@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +14,25 @@ from numpy.typing import NDArray
 
 from branches.audio.cache import in_memory
 from branches.audio.channels import cancelled_in_memory
+from branches.beats import load_beats
 from branches.beats.lora import merge_lora
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
-from branches.spec import BUILT_IN, BranchSpec, Channel, EmbeddingSpec
-from fusion.joined import weighted_sum
+from branches.spec import BUILT_IN, BranchSpec, EmbeddingSpec
 from fusion.scales import contributions, on_scale
-from orchestrator.model.manifest import CLIPS, REMEDY, Manifest, Member, package_of, read_manifest
+from orchestrator.model.manifest import CLIPS, REMEDY, Manifest, package_of, read_manifest
 from scoring.banks import Bank, attributes_as_text
 from scoring.calibration import METHODS, check_varied, location_scale
 from scoring.decisions import gamma_threshold
 from scoring.errors import InputError
+from scoring.table import groups
 
 BATCH = 16
 
 Array = NDArray[np.float64]
 Embeddings = dict[str, NDArray[np.float32]]
 
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of M clips of one machine; `anomaly` is what the challenge calls the decision.
-
-    names: of the system's T tables
-    score, calibrated, anomaly: (M,)
-    threshold: that `score` must exceed
-    contributions: (T, M) whose sum over the tables is `score`
-    """
-
-    names: tuple[str, ...]
-    score: Array
-    calibrated: Array
-    anomaly: NDArray[np.bool_]
-    threshold: float
-    contributions: Array
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The same clip by clip: score, calibrated, threshold, anomaly, and contributions by the tables' names."""
-        parts = self.contributions.T.tolist()
-        values = zip(self.score.tolist(), self.calibrated.tolist(), self.anomaly.tolist(), parts, strict=True)
-        return [
-            {
-                "score": score,
-                "calibrated": calibrated,
-                "threshold": self.threshold,
-                "anomaly": anomaly,
-                "contributions": dict(zip(self.names, parts, strict=True)),
-            }
-            for score, calibrated, anomaly, parts in values
-        ]
+# A network, and what one pass through it gives: by bank, of one branch or of all frozen ones of a backbone.
+Network = tuple[BranchModel, dict[str, EmbeddingSpec]]
 
 
 class Reference:
@@ -72,8 +41,13 @@ class Reference:
     Parameters
     ----------
     manifest: of the ensemble, with T members
-    clips: the normal clips, with domain and attributes
-    embeddings: (clips, …) by bank
+    clips: the n normal clips, with domain and attributes
+    embeddings: (n, …) by bank
+
+    Attributes
+    ----------
+    train_scores: (n,) cross-fitted scores of the normals
+    threshold: that a score must exceed
 
     Raises
     ------
@@ -83,7 +57,6 @@ class Reference:
 
     def __init__(self, manifest: Manifest, clips: pa.Table, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
         self._members, self._scale = manifest.members, manifest.scale
-        self._weights = np.array([member.weight for member in self._members])
         domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
         self._banks = []
         for member in self._members:
@@ -91,32 +64,41 @@ class Reference:
             bank = Bank(member.detector, embeddings[member.bank_file], domain, known)
             check_varied(bank.train_scores, member.name)
             self._banks.append(bank)
-        self._train = self._calibrated([bank.train_scores for bank in self._banks])
-        self.train_scores = weighted_sum(self._clips(0), self._train, self._weights, self._scale)
+        self.train_scores: Array = self._contributions([np.empty(0)] * len(self._banks)).sum(axis=0)
         check_varied(self.train_scores, "the system")
         self.threshold = gamma_threshold(self.train_scores, 1 - manifest.false_alarms)
 
-    def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> Scores:
-        """Scores of M other clips from their embeddings (M, …) by bank."""
+    def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> pa.Table:
+        """Scores of m other clips from their embeddings (m, …) by bank; see `Ensemble.score`."""
         pairs = zip(self._members, self._banks, strict=True)
-        members = self._calibrated([bank.scores(embeddings[member.bank_file]) for member, bank in pairs])
-        n, values = len(self.train_scores), np.concatenate([self._train, members], axis=1)
-        clips = self._clips(members.shape[1])
-        score = weighted_sum(clips, values, self._weights, self._scale)[n:]
-        shares = contributions(self._scale, self._weights, on_scale(self._scale, clips, values)[:, n:])
-        calibrated = location_scale(self.train_scores, score)
-        names = tuple(member.name for member in self._members)
-        return Scores(names, score, calibrated, score > self.threshold, self.threshold, shares)
+        shares = self._contributions([bank.scores(embeddings[member.bank_file]) for member, bank in pairs])
+        n, names = len(self.train_scores), [member.name for member in self._members]
+        score = shares.sum(axis=0)[n:]
+        parts = [
+            [{"branch": name, "contribution": part} for name, part in zip(names, clip, strict=True)]
+            for clip in shares[:, n:].T.tolist()
+        ]
+        return pa.table(
+            {
+                "score": score,
+                "calibrated": location_scale(self.train_scores, score),
+                "threshold": np.full(len(score), self.threshold),
+                "anomaly": score > self.threshold,
+                "contributions": parts,
+            }
+        )
 
-    def _calibrated(self, scores: Sequence[Array]) -> Array:
-        """Calibrated scores (T, M) from the scores (M,) of each member."""
-        triples = zip(self._members, self._banks, scores, strict=True)
-        return np.stack([METHODS[m.detector.calibration](bank.train_scores, raw) for m, bank, raw in triples])
-
-    def _clips(self, others: int) -> pa.Table:
-        """Rows of the normals and of so many other clips, all of one machine and section, for their ranks."""
-        split = ["train"] * self._train.shape[1] + ["test"] * others
-        return pa.table({"machine": ["m"] * len(split), "section": [0] * len(split), "split": split})
+    def _contributions(self, others: Sequence[Array]) -> Array:
+        """What each member has in the scores of normals and others: (T, n + m), from raw scores of these T × (m,)."""
+        calibrated = [
+            METHODS[member.detector.calibration](bank.train_scores, np.concatenate([bank.train_scores, raw]))
+            for member, bank, raw in zip(self._members, self._banks, others, strict=True)
+        ]
+        # Ranks are taken among the training rows of a machine and section.
+        split = ["train"] * len(self._banks[0].train_scores) + ["test"] * len(others[0])
+        clips = pa.table({"machine": ["m"] * len(split), "section": [0] * len(split), "split": split})
+        weights = np.array([member.weight for member in self._members])
+        return contributions(self._scale, weights, on_scale(self._scale, clips, np.stack(calibrated)))
 
 
 class Ensemble:
@@ -141,107 +123,90 @@ class Ensemble:
         self.manifest = read_manifest(self.folder)
         if false_alarms is not None:
             self.manifest = self.manifest.model_copy(update={"false_alarms": false_alarms})
-        try:
-            self.clips: pa.Table = pq.read_table(self.folder / CLIPS)
-        except (OSError, ValueError):  # Arrow's errors are both
-            raise InputError(f"{self.folder / CLIPS}: damaged; {REMEDY}") from None
+        self.clips: pa.Table = _read(self.folder / CLIPS)
+        self._banks = {file: _read(self.folder / file) for file in {m.bank_file for m in self.manifest.members}}
+        self.rows = {(machine, section): rows for machine, section, rows in groups(self.clips)}
+        self.machines = list(dict.fromkeys(machine for machine, _ in self.rows))
+        self.only_machine = self.machines[0] if len(self.machines) == 1 else None
         self._device = torch.device(device)
         self._networks = _networks(self.manifest, self.folder, device)
         self._references: dict[tuple[str, int], Reference] = {}
 
-    @cached_property
-    def machines(self) -> dict[str, list[int]]:
-        """Sections of every machine that the ensemble knows."""
-        sections: dict[str, list[int]] = {}
-        pairs = zip(self.clips["machine"].to_pylist(), self.clips["section"].to_pylist(), strict=True)
-        for machine, section in sorted(set(pairs)):
-            sections.setdefault(machine, []).append(section)
-        return sections
-
-    @property
-    def only_machine(self) -> str | None:
-        """The machine that the ensemble knows, if it is one."""
-        return next(iter(self.machines)) if len(self.machines) == 1 else None
-
-    def score(self, machine: str, recordings: Sequence[NDArray[np.float32]], section: int = 0) -> Scores:
+    def score(self, machine: str, recordings: Sequence[NDArray[np.float32]], section: int = 0) -> pa.Table:
         """Scores of recordings (samples, channels) at 16 kHz of one machine; each is judged by itself.
+
+        Returns
+        -------
+        table: score, calibrated, threshold, anomaly (the challenge's decision), and contributions: by branch and
+            detector, the score in sum
 
         Raises
         ------
         InputError
             If the machine or section is not known, or an embedding is not finite.
         """
-        reference = self.reference(machine, section)
-        return reference.score(self.embed(recordings))
+        return self.reference(machine, section).score(self.embed(recordings))
 
-    def differences(self, machine: str, samples: NDArray[np.float32]) -> str:
+    def warning(self, machine: str, samples: NDArray[np.float32]) -> str:
         """In what a recording (samples, channels) at 16 kHz is unlike the machine's clips; empty if in nothing."""
         usual = self.manifest.formats.get(machine)
-        return usual.differences(samples) if usual else ""
+        differences = usual.differences(samples) if usual else ""
+        return f"unlike the clips of {machine}: {differences}" if differences else ""
 
     def reference(self, machine: str, section: int = 0) -> Reference:
         """What is known of a machine and section; fitted when it is first asked for."""
-        if section not in self.machines.get(machine, []):
-            enrolled = ", ".join(f"{m} section {s}" for m, sections in self.machines.items() for s in sections)
-            raise InputError(f"the model does not know machine {machine} section {section}; it knows {enrolled}")
-        if (machine, section) not in self._references:
-            is_its = (self.clips["machine"].to_numpy() == machine) & (self.clips["section"].to_numpy() == section)
-            banks = {member.bank_file: self._bank(member.bank_file, is_its) for member in self.manifest.members}
-            self._references[machine, section] = Reference(self.manifest, self.clips.filter(is_its), banks)
-        return self._references[machine, section]
-
-    def _bank(self, name: str, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
-        try:
-            return np.asarray(np.load(self.folder / name, mmap_mode="r")[rows])
-        except (OSError, ValueError, IndexError):
-            raise InputError(f"{self.folder / name}: damaged; {REMEDY}") from None
+        key = machine, section
+        if key not in self.rows:
+            known = ", ".join(f"{m} section {s}" for m, s in self.rows)
+            raise InputError(f"the model does not know machine {machine} section {section}; it knows {known}")
+        if key not in self._references:
+            banks = {file: bank[self.rows[key]] for file, bank in self._banks.items()}
+            self._references[key] = Reference(self.manifest, self.clips.filter(self.rows[key]), banks)
+        return self._references[key]
 
     def embed(self, recordings: Sequence[NDArray[np.float32]]) -> Embeddings:
         """Embeddings (recordings, …) by bank, of recordings (samples, channels) at 16 kHz."""
         audio = in_memory(recordings)
+        channels = {model.spec.channel for model, _ in self._networks}
+        if "cancel" in channels:
+            audio = cancelled_in_memory(audio)
         by_bank: Embeddings = {}
-        for channel, networks in self._networks.items():
-            heard = cancelled_in_memory(audio) if channel == "cancel" else audio
-            for rows in batches_of_like_length(audio.lengths, BATCH):
-                features = features_of([heard.waveform(i, channel) for i in rows], self._device)
-                for network in networks.values():
-                    outputs = network.model.embeddings(*features, list(network.embeddings.values()))
-                    for name, output in zip(network.embeddings, outputs, strict=True):
-                        embeddings = by_bank.setdefault(name, np.empty((len(audio), *output.shape[1:]), np.float32))
-                        embeddings[rows] = output.cpu().numpy()
+        for rows in batches_of_like_length(audio.lengths, BATCH):
+            heard = {c: features_of([audio.waveform(i, c) for i in rows], self._device) for c in channels}
+            for model, embeddings in self._networks:
+                outputs = model.embeddings(*heard[model.spec.channel], list(embeddings.values()))
+                for file, output in zip(embeddings, outputs, strict=True):
+                    of_all = by_bank.setdefault(file, np.empty((len(audio), *output.shape[1:]), np.float32))
+                    of_all[rows] = output.cpu().numpy()
         for member in self.manifest.members:
             if not np.isfinite(by_bank[member.bank_file]).all():
                 raise InputError(f"{member.name} gives an embedding that is not finite: the level is absurd")
         return by_bank
 
 
-@dataclass(frozen=True)
-class _Network:
-    """A network, and what one pass through it gives: by bank, of one branch or of all frozen ones of a backbone."""
+def _read(path: Path) -> Any:
+    try:
+        return pq.read_table(path) if path.suffix == ".parquet" else np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # Arrow's and NumPy's
+        raise InputError(f"{path}: missing or damaged; {REMEDY}") from None
 
-    model: BranchModel
-    embeddings: dict[str, EmbeddingSpec]
 
-
-def _networks(manifest: Manifest, folder: Path, device: str) -> dict[Channel, dict[tuple[str, str], _Network]]:
-    """The networks of all members, by the channel they hear."""
-    by_channel: dict[Channel, dict[tuple[str, str], _Network]] = {}
+def _networks(manifest: Manifest, folder: Path, device: str) -> list[Network]:
+    networks: dict[str | BranchSpec, Network] = {}
     for member in manifest.members:
         spec = manifest.branches[member.branch_id]
-        key = (spec.backbone.path, spec.backbone.precision) if spec.is_frozen else (member.branch_id, "")
-        networks = by_channel.setdefault(spec.channel, {})
+        embedding = spec.resolved(member.embedding)
+        key = spec.as_used(embedding) if spec.is_frozen else member.branch_id  # frozen ones share a network
         if key not in networks:
-            networks[key] = _Network(_model(member, spec, folder).to(device).eval(), {})
-        networks[key].embeddings[member.bank_file] = spec.resolved(member.embedding)
-    return by_channel
+            networks[key] = _model(spec, folder, member.branch_file).to(device).eval(), {}
+        networks[key][1][member.bank_file] = embedding
+    return list(networks.values())
 
 
-def _model(member: Member, spec: BranchSpec, folder: Path) -> BranchModel:
-    if not spec.is_frozen:
-        model = load_branch(folder / member.branch_file)
-        merge_lora(model.beats)  # an adapter beside each projection costs time at every recording
-        return model
-    path = spec.backbone.path
-    location = path if path in BUILT_IN else str(folder / path)
-    backbone = spec.backbone.model_copy(update={"path": location})
-    return BranchModel(spec.model_copy(update={"backbone": backbone}))
+def _model(spec: BranchSpec, folder: Path, file: str) -> BranchModel:
+    if spec.is_frozen:
+        path = spec.backbone.path
+        return BranchModel(spec, backbone=None if path in BUILT_IN else load_beats(folder / path))
+    model = load_branch(folder / file)
+    merge_lora(model.beats)  # an adapter beside each projection costs time at every recording
+    return model

@@ -1,6 +1,6 @@
 """What a packaged ensemble consists of.
 
-ensemble.json               this manifest, with the size of every other file
+ensemble.json               this manifest
 clips.parquet               the normal clips of the banks: machine, section, clip, split, domain, attributes
 backbones/<digest>.pt       BEATs checkpoints, each once however many branches share it
 branches/<branch_id>.pt     what training changed: adapters, layers, head; absent for a frozen branch
@@ -55,7 +55,6 @@ class Manifest(BaseModel):
     branches: specs by branch_id; paths of backbones are those within the package
     formats: of the machines' clips, where they are known
     false_alarms: share of normal clips above a threshold
-    sizes: bytes, by path within the package
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,7 +64,6 @@ class Manifest(BaseModel):
     branches: dict[str, BranchSpec]
     formats: dict[str, Format] = {}
     false_alarms: float = FALSE_ALARMS
-    sizes: dict[str, int] = {}
 
 
 def package_of(model: Path) -> Path:
@@ -74,25 +72,12 @@ def package_of(model: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the package in `folder`; `InputError` if there is none, or a file is missing or cut off."""
+    """The manifest of the package in `folder`; `InputError` if there is none or it is damaged."""
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(path.read_bytes())
     except OSError:
         raise InputError(f"{folder}: no packaged ensemble; `tutti export` makes one") from None
     except ValidationError as error:
         reason = f"damaged, or of another version of tutti ({error.error_count()} errors)"
         raise InputError(f"{path}: {reason}; {REMEDY}") from None
-    for name, size in manifest.sizes.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise InputError(f"{file}: missing, or not of {size} bytes as it should be; {REMEDY}")
-    return manifest
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest with the sizes of the files that lie in `folder` now."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    text = manifest.model_copy(update={"sizes": sizes}).model_dump_json(indent=1)
-    (folder / MANIFEST).write_text(text, encoding="utf-8")

@@ -7,14 +7,14 @@ import binascii
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from branches.audio import decode
 from orchestrator.model.ensemble import Ensemble
@@ -29,11 +29,21 @@ class Refused(MlflowException):  # type: ignore[misc]  # MLflow publishes no typ
             super().__setattr__(name, value)
 
 
+def _content(audio: bytes) -> bytes:
+    """The bytes of a recording's file; the request forms other than `dataframe_…` bring base64 as it is."""
+    if wrapped := re.fullmatch(rb"\{'b64': '(.*)'\}", audio):  # TensorFlow Serving's form, as text
+        audio = wrapped[1]
+    try:
+        return base64.b64decode(audio, validate=True)  # a file holds bytes that base64 lacks
+    except binascii.Error:
+        return audio
+
+
 class Row(BaseModel):
-    """A recording to be scored; `audio` is its file as bytes or as base64."""
+    """A recording to be scored; `audio` is its file as bytes or as base64, the machine may be that of the model."""
 
     machine: str | None = None
-    audio: bytes | None = None
+    audio: Annotated[bytes, AfterValidator(_content)]
     section: int = 0
 
 
@@ -45,51 +55,31 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
         self._ensemble = Ensemble(Path(context.artifacts["ensemble"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Score each row: `machine`, `audio` (a recording's file as bytes or base64), `section` (0 if absent or null).
-
-        `machine` may be absent where the model has one.
+        """Score each row, see `Row`; one that cannot be scored raises `Refused`, which a server answers with 400.
 
         Returns
         -------
-        frame: score, calibrated, threshold, anomaly, as JSON what each branch contributes to the score, and a warning
+        frame: score, calibrated, threshold, anomaly, contributions as JSON by branch and detector, and a warning
             where the recording is unlike the machine's clips, else an empty one
-
-        Raises
-        ------
-        Refused
-            Naming the row that cannot be scored, and why; a server answers it with 400.
         """
         return pd.DataFrame([self._scored(i, row) for i, row in enumerate(model_input.to_dict("records"))])
 
     def _scored(self, number: int, values: dict[str, Any]) -> dict[str, Any]:
         try:
-            given = {k: v for k, v in values.items() if v is not None and v == v}  # NaN where other rows have one
-            row = Row.model_validate(given)
+            # What is null, or NaN where other rows have a value, is absent.
+            row = Row.model_validate({k: v for k, v in values.items() if v is not None and v == v})
             machine = row.machine or self._ensemble.only_machine
             if machine is None:
                 raise InputError(f"no machine; the model has {', '.join(self._ensemble.machines)}")
-            if row.audio is None:
-                raise InputError("no audio; give the file of a recording, as base64")
-            samples = decode(_content(row.audio), "audio")
-            (scored,) = self._ensemble.score(machine, [samples], row.section).rows()
+            samples = decode(row.audio, "audio")
+            (scored,) = self._ensemble.score(machine, [samples], row.section).to_pylist()
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             raise Refused(f"row {number}: {first['loc'][0]}: {first['msg']}", INVALID_PARAMETER_VALUE) from None
         except InputError as error:
             raise Refused(f"row {number}: {error}", INVALID_PARAMETER_VALUE) from None
-        differences = self._ensemble.differences(machine, samples)
-        warning = f"unlike the clips of {machine}: {differences}" if differences else ""
-        return {**scored, "contributions": json.dumps(scored["contributions"]), "warning": warning}
-
-
-def _content(audio: bytes) -> bytes:
-    """The bytes of a recording's file; the request forms other than `dataframe_…` bring base64 as it is."""
-    if wrapped := re.fullmatch(rb"\{'b64': '(.*)'\}", audio):  # TensorFlow Serving's form, as text
-        audio = wrapped[1]
-    try:
-        return base64.b64decode(audio, validate=True)  # a file holds bytes that base64 lacks
-    except binascii.Error:
-        return audio
+        contributions = json.dumps({part["branch"]: part["contribution"] for part in scored["contributions"]})
+        return {**scored, "contributions": contributions, "warning": self._ensemble.warning(machine, samples)}
 
 
 set_model(EnsembleModel())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from branches.audio.sample_rate import at_16_khz, check_rate
 from branches.beats.memory import TooLong
 from branches.frames import MIN_SAMPLES, SAMPLE_RATE
 from orchestrator.model.ensemble import BATCH, Ensemble
+from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".wav", ".flac")
 MIN_HOP = 0.01  # seconds; the log-mels have no finer step
-_SECTION = re.compile(r"(?:section|(?:normal_|anomaly_)?id)_(\d+)_")
 
 # A recording's path, where in it the excerpt begins (seconds; None is all of it), and samples (n, channels) at 16 kHz.
 Excerpt = tuple[Path, float | None, NDArray[np.float32]]
@@ -64,8 +63,7 @@ def score_clips(
 
     Returns
     -------
-    table: machine, section, clip, start of the window (seconds, if there is one), score, calibrated, threshold,
-        anomaly, and the branches' contributions
+    table: machine, section, clip, start of the window (seconds, if there is one), and the columns of `Ensemble.score`
 
     Raises
     ------
@@ -78,28 +76,21 @@ def score_clips(
     for path in recordings(paths):
         group = machine or _machine_of(path, ensemble.machines), section_of(path) if section is None else section
         by_group.setdefault(group, []).append(path)
-    for group in by_group:
+    for group, files in by_group.items():
         ensemble.reference(*group)  # an unknown machine is told before minutes of work
-    _warn_of_normals(ensemble, by_group)
-    rows: list[dict[str, object]] = []
+        normals = set(ensemble.clips.filter(ensemble.rows[group])["clip"].to_pylist())
+        if banked := [path for path in files if path.name in normals]:
+            log.warning(
+                "%s and in all %d recordings of %s are called like normal clips of the model; if they are, their "
+                "scores are too low, since they are in their own reference: fused.parquet has cross-fitted ones",
+                banked[0], len(banked), group[0],
+            )  # fmt: skip
+    tables = []
     for group, files in by_group.items():
         excerpts = chain.from_iterable(_excerpts(path, window, hop) for path in files)
         while batch := list(islice(excerpts, BATCH)):
-            rows += _rows(ensemble, *group, batch)
-    return pa.Table.from_pylist(rows)
-
-
-def _warn_of_normals(ensemble: Ensemble, by_group: Mapping[tuple[str, int], Sequence[Path]]) -> None:
-    normals = {*zip(*(ensemble.clips[key].to_pylist() for key in ("machine", "section", "clip")), strict=True)}
-    banked = [path for group, paths in by_group.items() for path in paths if (*group, path.name) in normals]
-    if banked:
-        more = f" and {len(banked) - 1} more" if len(banked) > 1 else ""
-        log.warning(
-            "%s%s: called like a normal clip of the model; the score of that very clip would be too low, since it is "
-            "in its own reference: the run's fused.parquet has cross-fitted scores",
-            banked[0],
-            more,
-        )
+            tables.append(_scored(ensemble, *group, batch))
+    return pa.concat_tables(tables)
 
 
 def _machine_of(path: Path, machines: Iterable[str]) -> str:
@@ -111,8 +102,8 @@ def _machine_of(path: Path, machines: Iterable[str]) -> str:
 
 def section_of(path: Path) -> int:
     """The section that a name of the challenge tells (`section_02_…`, `id_02_…`); 0 for any other name."""
-    match = _SECTION.match(path.name)
-    return int(match[1]) if match else 0
+    name = parse_clip_name(path.with_suffix(".wav").name)
+    return name.section if name else 0
 
 
 def _excerpts(path: Path, window: float | None, hop: float | None) -> Iterator[Excerpt]:
@@ -142,23 +133,18 @@ def _excerpts(path: Path, window: float | None, hop: float | None) -> Iterator[E
         raise InputError(f"{path}: not a readable recording ({error})") from None
 
 
-def _rows(ensemble: Ensemble, machine: str, section: int, excerpts: Sequence[Excerpt]) -> list[dict[str, object]]:
+def _scored(ensemble: Ensemble, machine: str, section: int, excerpts: Sequence[Excerpt]) -> pa.Table:
+    paths, starts, clips = zip(*excerpts, strict=True)
     for path, start, samples in excerpts:
-        differences = "" if start else ensemble.differences(machine, samples)  # one window tells it of all
-        if differences:
-            log.warning(
-                "%s is unlike the clips of %s, so its score and decision may mean little: it is %s",
-                path, machine, differences,
-            )  # fmt: skip
-    clips = [samples for _, _, samples in excerpts]
+        if not start and (warning := ensemble.warning(machine, samples)):  # one window tells it of all
+            log.warning("%s is %s, so its score and decision may mean little", path, warning)
     try:
         scores = ensemble.score(machine, clips, section)
     except TooLong as error:
         longest, _, _ = max(excerpts, key=lambda excerpt: len(excerpt[2]))
         raise InputError(f"{longest}: {error}") from None
-    rows: list[dict[str, object]] = []
-    for (path, start, _), scored in zip(excerpts, scores.rows(), strict=True):
-        place = {"machine": machine, "section": section, "clip": path.name}
-        parts = [{"branch": b, "contribution": part} for b, part in scored["contributions"].items()]
-        rows.append({**place, **({} if start is None else {"start": start}), **scored, "contributions": parts})
-    return rows
+    n = len(clips)
+    columns = {"machine": [machine] * n, "section": [section] * n, "clip": [path.name for path in paths]}
+    if starts[0] is not None:
+        columns["start"] = starts
+    return pa.table({**columns, **dict(zip(scores.column_names, scores.columns, strict=True))})

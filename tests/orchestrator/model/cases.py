@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from orchestrator.model.manifest import MANIFEST, package_of
 from scoring.table import read_table
@@ -86,3 +88,8 @@ def manifest_of(model: Path) -> dict[str, Any]:
     """The manifest as it stands in the file."""
     content: dict[str, Any] = json.loads((package_of(model) / MANIFEST).read_text())
     return content
+
+
+def contributions(scores: pa.Table) -> NDArray[np.float64]:
+    """What each member contributes to the scores of m clips: (members, m)."""
+    return np.array([[part["contribution"] for part in parts] for parts in scores["contributions"].to_pylist()]).T

@@ -11,7 +11,7 @@ from branches.data.synthetic import SyntheticClip, render
 from orchestrator.model.enrolment import enrol
 from orchestrator.model.ensemble import Ensemble
 from tests.commands import tutti_here
-from tests.orchestrator.model.cases import manifest_of
+from tests.orchestrator.model.cases import contributions, manifest_of
 
 pytestmark = pytest.mark.slow
 
@@ -42,22 +42,20 @@ def enrolled(model, normals, tmp_path_factory):
 
 def test_a_handful_of_clips_is_enough_to_score(enrolled, normals):
     ensemble = Ensemble(enrolled)
-    assert ensemble.machines == {"pump": [0], "rotor": [0], "valve": [0]}
+    assert list(ensemble.rows) == [("pump", 0), ("rotor", 0), ("valve", 0)]
     found = ensemble.score("valve", [valve(i, "anomaly") for i in range(6, 9)] + [valve(9)])
-    assert np.isfinite([found.score, found.calibrated]).all()
-    assert found.contributions.sum(axis=0) == pytest.approx(found.score)
+    score = found["score"].to_numpy()
+    assert np.isfinite([score, found["calibrated"].to_numpy()]).all()
+    assert contributions(found).sum(axis=0) == pytest.approx(score)
     other_machine = ensemble.score("valve", [render(SyntheticClip("rotor", "test", "source", "normal", 0), 1.0)])
-    assert other_machine.score[0] > found.score[3]
-    assert other_machine.anomaly[0]
+    assert other_machine["score"][0].as_py() > score[3]
+    assert other_machine["anomaly"][0].as_py()
 
 
 def test_machines_that_were_known_score_as_before_bit_for_bit(run, ensemble, enrolled):
     for machine in ("rotor", "pump"):
         clips = [read_clip(path) for path in run.clips(machine)]
-        before, after = ensemble.score(machine, clips), Ensemble(enrolled).score(machine, clips)
-        for name in ("score", "calibrated", "contributions"):
-            assert np.array_equal(getattr(before, name), getattr(after, name)), name
-        assert before.threshold == after.threshold
+        assert ensemble.score(machine, clips).equals(Ensemble(enrolled).score(machine, clips))
 
 
 def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, ensemble, tmp_path):
@@ -65,14 +63,14 @@ def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, e
     threshold = enrol(model, "twin", run.clips("pump", "train"), tmp_path / "out")
     clips = [read_clip(path) for path in run.clips("pump")]
     pump, twin = ensemble.score("pump", clips), Ensemble(tmp_path / "out").score("twin", clips)
-    assert twin.score == pytest.approx(pump.score, abs=1e-5)
-    assert twin.calibrated == pytest.approx(pump.calibrated, abs=1e-5)
-    assert threshold == twin.threshold == pytest.approx(pump.threshold, abs=1e-5)
+    for name in ("score", "calibrated", "threshold"):
+        assert twin[name].to_numpy() == pytest.approx(pump[name].to_numpy(), abs=1e-5)
+    assert twin["threshold"][0].as_py() == threshold
 
 
 def test_a_section_of_a_known_machine_and_a_model_that_was_enrolled_before(enrolled, normals, tmp_path, caplog):
     enrol(enrolled, "rotor", sorted(normals.iterdir()), tmp_path / "third", section=3)
-    assert Ensemble(tmp_path / "third").machines == {"pump": [0], "rotor": [0, 3], "valve": [0]}
+    assert list(Ensemble(tmp_path / "third").rows) == [("pump", 0), ("rotor", 0), ("rotor", 3), ("valve", 0)]
     assert "6 recordings tell little of how scores vary" in caplog.text
     first, third = (manifest_of(folder)["formats"]["rotor"]["seconds"] for folder in (enrolled, tmp_path / "third"))
     added = manifest_of(enrolled)["formats"]["valve"]["seconds"]  # of the same recordings
@@ -83,7 +81,7 @@ def test_a_section_of_a_known_machine_and_a_model_that_was_enrolled_before(enrol
     ("clips", "machine", "message"),
     [
         ("012345", "rotor", "the model knows machine rotor section 0 already"),
-        ("01", "valve", "2 recordings; at least 3 are needed"),
+        ("01", "valve", "2 training clips; scoring needs at least 3"),
         ("0120", "valve", "two recordings have the same file name"),
         ("01x", "valve", "x.wav: not a readable recording"),
         ("cde", "valve", "valve cannot be judged by these recordings"),
