@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -147,6 +147,19 @@ def read_result(path: Path) -> dict[str, Any]:
 def result_folders(out: Path) -> list[Path]:
     """The folders with a result in a run's folder, or the folder itself if it is that of `tutti fuse`."""
     return [path.parent for path in sorted((out / SYSTEMS).glob(f"*/{RESULT}")) or out.glob(RESULT)]
+
+
+def system_folders(run: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The folders of a run's systems in the order of their names; of all without names.
+
+    Raises InputError if the run has no results, or none of a system.
+    """
+    finished = {folder.name: folder for folder in result_folders(run) if folder != run}
+    if not finished:
+        raise InputError(f"{run}: no results in it; `tutti run` makes them")
+    if unknown := [name for name in names if name not in finished]:
+        raise InputError(f"{run}: no result of system {unknown[0]!r}; there are {', '.join(finished)}")
+    return [finished[name] for name in dict.fromkeys(names or finished)]
 
 
 def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from branches.checkpoint_files import local_file
 from branches.data.dataset import index_of
 from branches.model import relocate_branch
 from branches.spec import BUILT_IN, PROJECTION, BranchSpec
-from orchestrator.fuse.result import read_result, result_folders
+from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import BRANCHES, RECORD, is_intact, read_finished, read_record
 from orchestrator.model.manifest import CLIPS, MANIFEST, Manifest, Member
 from orchestrator.training.worker import WEIGHTS, embeddings_file
@@ -47,14 +47,14 @@ def export_system(run: Path, system: str | None, out: Path, false_alarms: float 
     system: may be None if the run has one
     false_alarms: share of normal clips above a threshold; None takes the challenge's
 
-    Raises
-    ------
-    InputError
-        If there is no such system, a file of a branch is lost or damaged, a backbone cannot be found or `out` exists.
+    Raises InputError if there is no such system, a file of it is lost or damaged, or `out` exists.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
-    result = _result(run, system)
+    folders = system_folders(run, [system] if system else [])
+    if len(folders) > 1:
+        raise InputError(f"{run}: name one of its systems, {', '.join(folder.name for folder in folders)}")
+    result = read_result(folders[0])
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as temporary:
@@ -64,18 +64,6 @@ def export_system(run: Path, system: str | None, out: Path, false_alarms: float 
         _save_model(package, model, {**about, "tutti": version("tutti-asd")})
         model.replace(out)
     return out
-
-
-def _result(run: Path, system: str | None) -> dict[str, Any]:
-    folders = {folder.name: folder for folder in result_folders(run)}
-    if not folders:
-        raise InputError(f"{run}: no fused system in it; `tutti run` makes one")
-    if system is None and len(folders) == 1:
-        (system,) = folders
-    if system not in folders:
-        wanted = "more than one system" if system is None else f"no result of system {system!r}"
-        raise InputError(f"{run}: {wanted}; there are {', '.join(folders)}")
-    return read_result(folders[system])
 
 
 def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_alarms: float) -> None:

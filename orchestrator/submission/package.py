@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from orchestrator.fuse.result import read_result, result_folders
+from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import FUSED, RESULT
 from orchestrator.submission.files import MAX_SYSTEMS, TEAM_LABEL, challenge_machines, write_submission
 from orchestrator.submission.meta import rounded, system_meta
@@ -48,7 +48,9 @@ def make_package(
     Raises InputError if the run has no such result, a result is damaged, or the authors' file cannot be used.
     """
     out = run / "package" if out is None else out
-    folders = _system_folders(run, systems)
+    folders = system_folders(run, systems)
+    if len(folders) > MAX_SYSTEMS:
+        raise InputError(f"{run}: {len(folders)} systems, the challenge takes {MAX_SYSTEMS}; name those to submit")
     results = {folder.name: read_result(folder) for folder in folders}
     tables = {folder.name: _fused_table(folder, results[folder.name]) for folder in folders}
     if len({result["dataset"] for result in results.values()}) > 1:
@@ -71,19 +73,6 @@ def make_package(
     for number in range(len(results) + 1, MAX_SYSTEMS + 1):  # of an earlier package
         shutil.rmtree(task / f"{label}_{number}", ignore_errors=True)
     return _zip(out / label)
-
-
-def _system_folders(run: Path, systems: Sequence[str]) -> list[Path]:
-    finished = {folder.name: folder for folder in result_folders(run) if folder != run}
-    if not finished:
-        raise InputError(f"{run}: no results in it; `tutti run` makes them")
-    chosen = list(dict.fromkeys(systems)) or list(finished)
-    for name in chosen:
-        if name not in finished:
-            raise InputError(f"{run}: no result of system {name!r}; there are {', '.join(finished)}")
-    if len(chosen) > MAX_SYSTEMS:
-        raise InputError(f"{run}: {len(chosen)} systems, the challenge takes {MAX_SYSTEMS}; name those to submit")
-    return [finished[name] for name in chosen]
 
 
 def _fused_table(folder: Path, result: Mapping[str, Any]) -> pa.Table:

@@ -172,7 +172,7 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, model, tmp_pat
     moved, out = shutil.copytree(run.out, tmp_path / "moved"), tmp_path / "out"
     for arguments, message in [
         ((moved, "other", "--out", out), "no result of system 'other'; there are mixed"),
-        ((tmp_path, "--out", out), "no fused system in it; `tutti run` makes one"),
+        ((tmp_path, "--out", out), "no results in it; `tutti run` makes them"),
         ((moved, "--out", model), "exists already; give another --out"),
     ]:
         refused = tutti_here("export", *arguments)
