@@ -12,19 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.training.process import IMPORTED_ONCE
+from orchestrator.training.process import check_installation
 from scoring.errors import InputError
 
-_TORCH = "torch torchaudio"  # torchaudio's libraries are linked against those of one torch
-# Modules of other packages that a branch's process loads, and what to install together for each.
-_LOADED = {
-    **{name: name for name in ("numpy", "scipy", "pyarrow", "soundfile")},
-    **{"sklearn": "scikit-learn", "torch": _TORCH, "torchaudio": _TORCH},
-}
 # Embeddings, tables and the weights of some ten fully fine-tuned branches of 90 M parameters.
 ROOM_FOR_RESULTS = 5 * 2**30
 RAY_SECONDS = 120.0
@@ -46,17 +39,6 @@ class Check:
     state: Literal["ok", "warning", "problem"]
     text: str
     remedy: str = ""
-
-
-def check_installation() -> None:
-    """Raise `InputError`, before minutes go into data, if a module does not load that every branch needs."""
-    for module in (*_LOADED, *IMPORTED_ONCE):
-        try:
-            import_module(module)
-        except (ImportError, OSError) as error:  # an OSError where a library does not fit its neighbours
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            remedy = f"pip install --upgrade --force-reinstall {_LOADED.get(module, _TORCH)}"
-            raise InputError(f"{module} does not load: {reason}; {remedy}") from None
 
 
 def diagnose(data: Path | None, out: Path, address: str, tracking_uri: str | None) -> Iterator[Check]:

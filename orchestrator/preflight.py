@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
-from branches.frames import SAMPLE_RATE
-from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, PatchesSpec
-from orchestrator.doctor import check_installation
+from branches.frames import n_frames
+from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, PatchesSpec
 from orchestrator.plan import Branch
 from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
+from orchestrator.training.process import check_installation
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
@@ -65,19 +65,40 @@ def check_branches(branches: Sequence[Branch], index: pa.Table, noise: pa.Table)
 
 
 def check_models(branches: Sequence[Branch]) -> None:
-    """Load each checkpoint and tokenizer once; `InputError` if it is none, or lacks a layer that a branch asks for."""
-    from branches.beats import load_tokenizer
+    """Load each checkpoint and tokenizer once; `InputError` if it is none, or lacks what a branch asks of it."""
+    from branches.beats import BEATs, load_tokenizer
     from branches.model import load_backbone
+    from branches.training.strategies import prepare
 
     for path, backbone in {b.spec.backbone.path: b.spec.backbone for b in branches}.items():
         model = load_backbone(backbone)
-        for branch in [b for b in branches if b.spec.backbone.path == path]:
+        sharing = [b for b in branches if b.spec.backbone.path == path]
+        for branch in sharing:
             taken = [e.layers for e in branch.embeddings if isinstance(e, PatchesSpec)]
             for layers in [branch.spec.backbone.layers, *taken]:
                 model.layer_numbers(layers)
+        # Of the strategies only adapters can be refused, by a checkpoint that has some.
+        for strategy in [b.spec.strategy for b in sharing if isinstance(b.spec.strategy, LoraSpec)][:1]:
+            assert isinstance(model, BEATs)
+            prepare(model, strategy)
     masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
     for file in {file for spec in masked for file in spec.tokenizers}:
         load_tokenizer(file.path, file.sha256)
+
+
+def check_lengths(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> None:
+    """Raise `InputError`, naming the longest clip, if a branch's network cannot hold its attention in memory."""
+    from branches.beats import load_beats
+    from branches.beats.memory import LONG_CLIP, check_attention_memory
+
+    longest = int(audio.lengths.argmax())
+    frames = n_frames(int(audio.lengths[longest]))
+    networks = [b.spec.backbone for b in branches if b.spec.backbone.path != LOG_MEL and frames > LONG_CLIP]
+    for path, sha256 in {(backbone.path, backbone.sha256) for backbone in networks}:
+        try:
+            check_attention_memory(load_beats(path, sha256=sha256).config.encoder_attention_heads, frames)
+        except InputError as error:
+            raise InputError(f"{index['path'][longest]}: {error}") from None
 
 
 def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> list[str]:
@@ -92,12 +113,6 @@ def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> 
         )
     if nothing_rare(branches, index):
         notes.append("no condition is rare: nothing is generated, and branches train on recorded clips alone")
-    longest = int(audio.lengths.argmax())
-    if (seconds := audio.lengths[longest] / SAMPLE_RATE) > 60:
-        notes.append(
-            f"{index['path'][longest]} has {seconds:.0f} s: attention over so long a clip takes much memory, and may "
-            "fail after the training; `tutti data import --clip-seconds 10` cuts recordings"
-        )
     mono = int((audio.channels == 1).sum())
     if mono and ("far" in _noise_sources(branches) or any(branch.spec.channel != "near" for branch in branches)):
         notes.append(

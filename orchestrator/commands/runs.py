@@ -88,7 +88,7 @@ def demo(out: Path, **options: Any) -> None:
     data = out / "data"
     if not data.exists():
         from branches.data.synthetic import DEMO, write_dataset
-        from orchestrator.doctor import check_installation
+        from orchestrator.training.process import check_installation
 
         check_installation()
         log.info("generating a data set in %s", data)

@@ -21,7 +21,7 @@ from orchestrator.cost import petaflop
 from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, record_failure
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Plan, versions
-from orchestrator.preflight import check_branches, notes_on
+from orchestrator.preflight import check_branches, check_lengths, notes_on
 from orchestrator.training.generated import in_order, on_sets, set_folders
 from orchestrator.training.job import Job, RunOptions, StageReport
 from orchestrator.training.process import KILLED, packed, trial
@@ -113,6 +113,7 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     for branch in branches:
         begin_anew(job.out, branch.branch_id)
     audio = open_cache(job.data, index, job.decoded)
+    check_lengths(index, audio, branches)
     write_formats(job.out, audio, index)
     specs = [s for b in branches for s in (b.spec, *(frozen for frozen, _ in b.spec.frozen_inputs(b.embeddings)))]
     if any(spec.channel == "cancel" for spec in specs):

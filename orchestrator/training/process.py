@@ -16,24 +16,42 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from scoring.errors import PLACE_ERRNOS, InputError
 
-# What every branch needs. The driver imports it too, before it decodes clips, to see that it loads.
-IMPORTED_ONCE = (
+# What every branch needs, imported by the server.
+_IMPORTED_ONCE = (
     "orchestrator.training.worker",
     "branches.frozen",
     "branches.training.finetuning",
     "branches.generator",
     "torchaudio.compliance.kaldi",
 )
+_TORCH = "torch torchaudio"  # torchaudio's libraries are linked against those of one torch
+# Modules of other packages that a branch's process loads, and what to install together for each.
+_LOADED = {
+    **{name: name for name in ("numpy", "scipy", "pyarrow", "soundfile")},
+    **{"sklearn": "scikit-learn", "torch": _TORCH, "torchaudio": _TORCH},
+}
 # The forkserver's socket lies in the temporary folder, with 27 bytes of its own of the 107 that a path may have.
 _LONGEST_FOLDER = 80
 KILLED = "its process was killed, most likely for lack of memory"  # as the kernel does
 _context = multiprocessing.get_context("forkserver")
+
+
+def check_installation() -> None:
+    """Raise `InputError`, before minutes go into data, if a module does not load that every branch needs."""
+    for module in (*_LOADED, *_IMPORTED_ONCE):
+        try:
+            import_module(module)
+        except (ImportError, OSError) as error:  # an OSError where a library does not fit its neighbours
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            remedy = f"pip install --upgrade --force-reinstall {_LOADED.get(module, _TORCH)}"
+            raise InputError(f"{module} does not load: {reason}; {remedy}") from None
 
 
 class ProcessDied(RuntimeError):
@@ -93,7 +111,7 @@ def in_own_process(subject: bytes, shared: bytes, report: Callable[..., Any]) ->
     """
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"
-    _context.set_forkserver_preload([*IMPORTED_ONCE, "ray"])  # Ray, since a child runs its parent's main module anew
+    _context.set_forkserver_preload([*_IMPORTED_ONCE, "ray"])  # Ray, since a child runs its parent's main module anew
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_child, args=(sender, subject, shared), daemon=True)
     process.start()
