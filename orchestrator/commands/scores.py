@@ -64,8 +64,9 @@ def _tables_in(path: Path) -> list[Path]:
     from orchestrator.ledger.folders import BRANCHES, FUSED, TABLES
 
     folders = result_folders(path)
-    baselines = [baseline["table"] for folder in folders if (baseline := read_result(folder).get("baseline"))]
-    files = [path / BRANCHES / f"{name.replace('/', f'/{TABLES}/')}.parquet" for name in dict.fromkeys(baselines)]
+    results = [read_result(folder) for folder in folders if folder != path]
+    baselines = dict.fromkeys(baseline["table"] for result in results if (baseline := result.get("baseline")))
+    files = [path / BRANCHES / f"{name.replace('/', f'/{TABLES}/')}.parquet" for name in baselines]
     return [*files, *(folder / FUSED for folder in folders)] or [path]
 
 

@@ -140,7 +140,7 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         complete = False
     if not complete:
-        raise InputError(f"{path}: damaged, or of an older tutti; run the same command again") from None
+        raise InputError(f"{path}: no result of a fusion, damaged or of an older tutti; run the same command again")
     return result
 
 

@@ -113,6 +113,10 @@ def test_the_baseline_is_a_branch_of_no_system(run, first):
     table = run.out / "branches" / baseline["table"].replace("/", "/tables/")
     assert official_metrics(read_table(f"{table}.parquet")).omega == pytest.approx(baseline["omega"])
     assert baseline["table"] not in first["delivered"]["table_weights"]
+    measured = json.loads(tutti_here("metrics", run.out, "--json").stdout)["tables"]
+    assert [m["omega"] for m in measured.values()] == pytest.approx(
+        [baseline["omega"], first["delivered"]["in_sample"]]
+    )
     (tracked,) = [branch for branch in run.runs("branch") if branch.info.run_name == "baseline/log_mel/0"]
     assert tracked.data.metrics["omega"] == pytest.approx(baseline["omega"], abs=1e-3)
     assert tracked.data.tags["mlflow.parentRunId"] == run.runs("run")[0].info.run_id

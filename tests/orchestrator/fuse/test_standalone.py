@@ -73,6 +73,8 @@ def test_the_promised_object(fused):
     assert json.loads((out / "result.json").read_text()) == result
     assert sorted(p.name for p in out.iterdir()) == ["fused.parquet", "held_out.parquet", "result.json"]
     assert set(result["delivered"]["weights"]) == {"a", "b"}
+    measured = json.loads(tutti_here("metrics", out, "--json").stdout)
+    assert measured["omega"] == pytest.approx(result["delivered"]["in_sample"])
 
 
 def test_again_nothing_is_searched(fused, scores):
@@ -113,6 +115,7 @@ def test_weights_go_to_an_evaluation_set(fused, tmp_path):
     weights = result["delivered"]["table_weights"]
     assert applied["table_weights"] == {name: w for name, w in weights.items() if w > 0}
     table = read_table(tmp_path / "fused" / "fused.parquet")
+    assert "no result of a fusion" in tutti_here("report", tmp_path / "fused").stderr  # nothing was estimated
     expected = sum(w * calibrate(hidden[name], hidden[name]["score"].to_numpy()) for name, w in weights.items())
     assert table["score"].to_numpy() == pytest.approx(expected)
     assert table["calibrated"].null_count == 0
@@ -205,7 +208,7 @@ def test_a_wrong_request_is_told(scores, fused, tmp_path):
         ({"table_weights": {"g0": -1}}, "at least 0"),
         ({"weights": {"a": 3}}, "at least 0"),
         ({"scale": "decibel"}, "the scale is as it was written"),
-        (None, "damaged, or of an older tutti"),
+        (None, "no result of a fusion, damaged or"),
     ],
 )
 def test_weights_that_were_changed_are_checked(scores, fused, tmp_path, change, message):
