@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -148,15 +147,12 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
         failures |= dict.fromkeys((branch.branch_id for branch in ordered), "") | _launch(
             ordered, job, index, work, scale
         )
-        ordered = [branch for branch in ordered if _was_killed(failures[branch.branch_id])]
+        # By the kernel or by Ray, and not with a node that was lost.
+        killed = (KILLED, "ray.exceptions.OutOfMemoryError")
+        ordered = [branch for branch in ordered if any(word in failures[branch.branch_id] for word in killed)]
         if not ordered:
             break
     return {branch_id: reason for branch_id, reason in failures.items() if reason}
-
-
-def _was_killed(failure: str) -> bool:
-    """Whether a process was killed from outside, by the kernel or by Ray, and not the node lost with it."""
-    return KILLED in failure or "ray.exceptions.OutOfMemoryError" in failure
 
 
 def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int) -> dict[str, str]:
@@ -180,11 +176,7 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
         tuner = tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([asked])),
             param_space={"branch_id": tune.grid_search(list(by_id))},
-            tune_config=tune.TuneConfig(
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-                reuse_actors=True,  # since each branch has a process of its own
-            ),
+            tune_config=tune.TuneConfig(reuse_actors=True),  # since each branch has a process of its own
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=folder,
@@ -207,11 +199,6 @@ def _asked(resources: Mapping[str, float], scale: int) -> dict[str, float]:
     others = {name: amount for name, amount in resources.items() if name != "memory"}
     memory = scale * (resources.get("memory") or memory_share(others))
     return {**others, "memory": float(int(min(memory, largest_memory(others))))}
-
-
-def _name(made: Any) -> str:
-    branch_id: str = made.config["branch_id"]
-    return branch_id
 
 
 def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mark: str) -> BranchesFailed | None:
