@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,10 +13,10 @@ from branches.data.dataset import class_labels
 from branches.frames import n_frames
 from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, PatchesSpec
 from orchestrator.plan import Branch
-from orchestrator.system import SystemSpec, with_files
 from orchestrator.training.generated import nothing_rare
 from orchestrator.training.process import check_installation
 from scoring.errors import InputError
+from scoring.settings import Settings
 from scoring.table import file_sha256
 
 if TYPE_CHECKING:
@@ -26,9 +25,18 @@ if TYPE_CHECKING:
 # Torch is loaded inside the functions that need it: a finished run on `tiny` does not.
 
 
-def with_resolved_files(system: SystemSpec, fetch: bool = True) -> SystemSpec:
-    """The system with every checkpoint and tokenizer as an absolute path and its whole digest; see `resolve_file`."""
-    return with_files(system, partial(resolve_file, fetch=fetch))
+def with_resolved_files(settings: Any, fetch: bool = True) -> Any:
+    """A system, or a part of one, with all files of weights by absolute path and whole digest; see `resolve_file`."""
+    match settings:
+        case FileSpec():
+            return resolve_file(settings, fetch)
+        case Settings():
+            return settings.model_copy(update={name: with_resolved_files(value, fetch) for name, value in settings})
+        case dict():
+            return {name: with_resolved_files(value, fetch) for name, value in settings.items()}
+        case tuple():
+            return tuple(with_resolved_files(value, fetch) for value in settings)
+    return settings
 
 
 def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:

@@ -18,7 +18,7 @@ subsystems:
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -32,7 +32,6 @@ from branches.spec import (
     AttentiveStatisticsSpec,
     BranchSpec,
     EmbeddingSpec,
-    FileSpec,
 )
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
@@ -264,16 +263,3 @@ def _mistakes(error: ValidationError, settings: Any, from_depth: int) -> dict[st
         if message not in messages:
             messages.append(message)
     return found
-
-
-def with_files(settings: Any, change: Callable[[FileSpec], FileSpec]) -> Any:
-    """Settings, such as a whole system, with every file of weights in them changed."""
-    if isinstance(settings, FileSpec):
-        return change(settings)
-    if isinstance(settings, Settings):
-        return settings.model_copy(update={name: with_files(value, change) for name, value in settings})
-    if isinstance(settings, dict):
-        return {name: with_files(value, change) for name, value in settings.items()}
-    if isinstance(settings, tuple):
-        return tuple(with_files(value, change) for value in settings)
-    return settings
