@@ -42,13 +42,9 @@ log = logging.getLogger(__name__)
 def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[str, Any]]:
     """Bring every system to its deliverables; returns each system's result, as saved in `result.json`.
 
-    Raises
-    ------
-    InputError
-        If the data, a checkpoint or a request cannot be used, or another run writes to the same folder.
-    BranchesFailed
-        If branches failed; all others are finished then, and running again tries only these. With
-        `fuse_incomplete` the systems are delivered from the others before this is raised.
+    Raises InputError if the data, a checkpoint or a request cannot be used, or another run writes to the same folder.
+    Raises BranchesFailed if branches failed; all others are finished then, and running again tries only these. With
+    `fuse_incomplete` the systems are delivered from the others before this is raised.
     """
     check_address(options.address)  # before minutes go into decoding
     options = replace(options, out=options.out.resolve())  # Ray changes the working directory, for all threads

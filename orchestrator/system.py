@@ -167,10 +167,7 @@ def load_system(name_or_path: str, backbone: str | None = None, overrides: Seque
     backbone: checkpoint, URI or built-in name to use in place of every configuration's own
     overrides: settings of every configuration as `branch.training.steps=30`, the value in YAML
 
-    Raises
-    ------
-    InputError
-        Naming the file, every key that is wrong and what is allowed there.
+    Raises InputError, naming the file, every key that is wrong and what is allowed there.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):

@@ -126,10 +126,7 @@ _FIELDS = {"system", "branches", "machines", "methods", "delivered", "omega", "h
 def read_result(path: Path) -> dict[str, Any]:
     """The result of a fusion, in its folder or in this JSON file; see `fuse_into` and `describe` for its fields.
 
-    Raises
-    ------
-    InputError
-        If there is none, or it is damaged or of an older tutti.
+    Raises InputError if there is none, or it is damaged or of an older tutti.
     """
     path = path if path.suffix == ".json" and not path.is_dir() else path / RESULT
     try:

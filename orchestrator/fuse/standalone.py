@@ -51,10 +51,7 @@ def fuse_tables(
     transductive: normalise by the test clips, see `scoring.calibration.transductive_normalisation`
     address: of the Ray cluster that searches; by default one core of this process does
 
-    Raises
-    ------
-    InputError
-        If the tables cannot be fused.
+    Raises InputError if the tables cannot be fused.
     """
     tree, files = read_folder(folder, system)
     used = {name: files[name] for name in tables_of(tree)}
@@ -82,10 +79,7 @@ def apply_result(
 
     system: its tables are taken, whatever they are called; without it, those of the names that have weights
 
-    Raises
-    ------
-    InputError
-        If the result or the tables cannot be used, or the result lies in `out`.
+    Raises InputError if the result or the tables cannot be used, or the result lies in `out`.
     """
     if out.resolve() == path.parent.resolve():
         raise InputError(f"{out}: the weights' own fusion lies there; give another --out")

@@ -89,11 +89,8 @@ def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
     without its suffix. Without an index each is a configuration of one sub-system, but for what a fusion into this
     folder wrote.
 
-    Raises
-    ------
-    InputError
-        If there is neither an index nor a table, or the index lacks a column or names a table twice or one that is not
-        there.
+    Raises InputError if there is neither an index nor a table, or the index lacks a column or names a table twice or
+    one that is not there.
     """
     path = folder / INDEX
     if not path.exists():
@@ -145,10 +142,8 @@ def read_folder(folder: Path, system: SystemSpec | None) -> tuple[Tree, dict[str
 
     A system's are known by configuration, seed, embedding and detector, whatever the data.
 
-    Raises
-    ------
-    InputError
-        If there is no such folder, as `from_index`, or naming the configuration and seed that has no table, or two.
+    Raises InputError if there is no such folder, as `from_index`, or naming the configuration and seed that has no
+    table, or two.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -184,10 +179,7 @@ def copied_tables(uri: str, experiment: str, run_id: str | None, folder: Path) -
 
     run_id: of a `tutti run`, to take the branches of its systems only
 
-    Raises
-    ------
-    InputError
-        If the store does not answer, or has no such experiment, branch or intact table.
+    Raises InputError if the store does not answer, or has no such experiment, branch or intact table.
     """
     from orchestrator.tracking.tracker import find_tracker, reaching
 

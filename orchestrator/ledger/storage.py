@@ -55,10 +55,7 @@ class StorageAway(ConnectionError):
 class Storage:
     """The storage at a URI, and an output folder on this node.
 
-    Raises
-    ------
-    InputError
-        If it cannot be written to, or a package for it is missing.
+    Raises InputError if it cannot be written to, or a package for it is missing.
     """
 
     def __init__(self, uri: str, out: Path) -> None:
@@ -233,12 +230,8 @@ class Storage:
 def stored_run(storage: Storage, out: Path) -> Iterator[None]:
     """Fetch the stored run before the block, unless this folder has left it there itself, and store it after the block.
 
-    Raises
-    ------
-    InputError
-        If another driver is at work, or the folder has another run than the storage.
-    StorageAway
-        If the storage cannot be reached before the block; after it that is a warning.
+    Raises InputError if another driver is at work, or the folder has another run than the storage. Raises StorageAway
+    if the storage cannot be reached before the block; after it that is a warning.
     """
     last = _last_driver(storage)
     elsewhere = last is not None and last["node"] != _node(out)

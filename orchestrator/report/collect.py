@@ -45,10 +45,7 @@ def collect(out: Path, ground_truth: Path | None = None) -> tuple[list[System], 
 
     ground_truth: folder of labels that came later
 
-    Raises
-    ------
-    InputError
-        If there is no result, or one is damaged or lacks its tables.
+    Raises InputError if there is no result, or one is damaged or lacks its tables.
     """
     folders = result_folders(out)
     if not folders:

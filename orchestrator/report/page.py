@@ -32,10 +32,7 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
     data: where their recordings are; None looks where the run had them
     ground_truth: folder of labels that came later; systems are also measured on its machines, and no result changes
 
-    Raises
-    ------
-    InputError
-        If there is no result, or one is damaged.
+    Raises InputError if there is no result, or one is damaged.
     """
     systems, notes = collect(out, ground_truth)
     tables = {table["table"]: table for system in systems for table in system.result["branches"]}.values()

@@ -46,10 +46,7 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
     count: of each kind of mistake
     data: the data set; None takes it from where the run had it
 
-    Raises
-    ------
-    InputError
-        If the recordings are not there.
+    Raises InputError if the recordings are not there.
     """
     root = data or Path(system.result["made"].get("data", "unknown"))
     if not root.is_dir():

@@ -65,10 +65,7 @@ class Tracker:
     def tables(self, run: Run, folder: Path) -> list[Path]:
         """Copies in `folder` of all score tables of a branch's run.
 
-        Raises
-        ------
-        InputError
-            If one of them is lost or damaged, or the store does not answer.
+        Raises InputError if one of them is lost or damaged, or the store does not answer.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with reaching(self.uri):
@@ -179,10 +176,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 
     The database is brought up to date here, by one process: workers that did so at once would collide.
 
-    Raises
-    ------
-    InputError
-        If the store cannot be reached.
+    Raises InputError if the store cannot be reached.
     """
     new_folder_id(out)
     if uri is None:

@@ -21,10 +21,7 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> NoReturn:
 
     say: gets the addresses
 
-    Raises
-    ------
-    InputError
-        If `out` has no store, or the port is taken.
+    Raises InputError if `out` has no store, or the port is taken.
     """
     database = (out / "mlflow.db").resolve()
     if not database.exists():

@@ -78,10 +78,7 @@ def generated_clips(
 
     A set that is not there is made; other branches that want it wait.
 
-    Raises
-    ------
-    InputError
-        If the set is damaged, or hardly any sample was accepted.
+    Raises InputError if the set is damaged, or hardly any sample was accepted.
     """
     folder, generator = set_folder(spec, job), spec.augmentation.generated
     if folder is None or generator is None or not _anything_rare(generator, index):

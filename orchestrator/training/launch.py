@@ -58,12 +58,8 @@ def train_missing(
 ) -> BranchesFailed | None:
     """Train and score the branches that are not finished; what to say of those that failed.
 
-    Raises
-    ------
-    InputError
-        If the data, a checkpoint, the cluster or this installation cannot be used; before anything is trained.
-    RunInterrupted
-        If it was stopped from outside.
+    Raises InputError if the data, a checkpoint, the cluster or this installation cannot be used; before anything is
+    trained. Raises RunInterrupted if it was stopped from outside.
     """
     storage = Storage(options.storage, options.out) if options.storage else None
     if storage is not None:
@@ -133,10 +129,7 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
 
     Branches that are killed again and again are tried at the end with more memory, and so have fewer beside them.
 
-    Raises
-    ------
-    RunInterrupted
-        If it was stopped from outside.
+    Raises RunInterrupted if it was stopped from outside.
     """
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True), job)

@@ -102,12 +102,8 @@ def in_own_process(subject: bytes, shared: bytes, report: Callable[..., Any]) ->
     shared: packed tuple of `work`, a function of a module, and `arguments`
     report: called here with what the process calls its `report` with
 
-    Raises
-    ------
-    ProcessDied
-        If the process ended before `work` did.
-    WorkFailed
-        If `work` raised something; its last line says what.
+    Raises ProcessDied if the process ended before `work` did. Raises WorkFailed if `work` raised something; its last
+    line says what.
     """
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"

@@ -42,10 +42,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
     What is there and intact is used: another detector costs no embedding, and clips that are new no training. Weights
     are committed before anything is taken from them, and of a branch whose scoring fails all that could be made.
 
-    Raises
-    ------
-    InputError
-        If the branch would fail at every try.
+    Raises InputError if the branch would fail at every try.
     """
     if versions() != job.versions:
         raise InputError("this node has another version of tutti than the driver; install the same on all nodes")
