@@ -49,10 +49,7 @@ class Reference:
     train_scores: (n,) cross-fitted scores of the normals
     threshold: that a score must exceed
 
-    Raises
-    ------
-    InputError
-        If there are too few clips, or their embeddings or scores do not vary.
+    Raises InputError if there are too few clips, or their embeddings or scores do not vary.
     """
 
     def __init__(self, manifest: Manifest, clips: pa.Table, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
@@ -110,10 +107,7 @@ class Ensemble:
     device: `cpu` or `cuda`
     false_alarms: share of normal clips above a threshold; None takes the package's
 
-    Raises
-    ------
-    InputError
-        If there is no intact package, or `device` is not there.
+    Raises InputError if there is no intact package, or `device` is not there.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", false_alarms: float | None = None) -> None:
@@ -140,10 +134,7 @@ class Ensemble:
         table: score, calibrated, threshold, anomaly (the challenge's decision), and contributions: by branch and
             detector, the score in sum
 
-        Raises
-        ------
-        InputError
-            If the machine or section is not known, or an embedding is not finite.
+        Raises InputError if the machine or section is not known, or an embedding is not finite.
         """
         return self.reference(machine, section).score(self.embed(recordings))
 

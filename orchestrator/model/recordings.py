@@ -65,11 +65,8 @@ def score_clips(
     -------
     table: machine, section, clip, start of the window (seconds, if there is one), and the columns of `Ensemble.score`
 
-    Raises
-    ------
-    InputError
-        If a recording cannot be used or is shorter than a window, a window or hop is too short, or a machine and
-        section is not known.
+    Raises InputError if a recording cannot be used or is shorter than a window, a window or hop is too short, or a
+    machine and section is not known.
     """
     machine = machine or ensemble.only_machine
     by_group: dict[tuple[str, int], list[Path]] = {}
