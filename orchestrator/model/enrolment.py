@@ -30,8 +30,7 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     The recordings become banks and calibration, as one domain without attributes. What the model knows of other
     machines stays as it is.
 
-    Raises InputError if the model knows the machine and section, `out` exists, or scores cannot refer to the
-    recordings.
+    Raises InputError if the model knows the machine and section, `out` exists, or the recordings cannot be used.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
