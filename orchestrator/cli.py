@@ -39,7 +39,7 @@ class _Commands(click.Group):
         return ctx.exit(2)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="tutti-asd")
 @click.option("-v", "--verbose", is_flag=True, help="Log details, including other packages'.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors; results are still printed.")

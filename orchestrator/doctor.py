@@ -51,7 +51,7 @@ def diagnose(data: Path | None, out: Path, address: str, tracking_uri: str | Non
         "gpu": _gpus(),
         "ray": _ray(address),
         "mlflow": _store(out, tracking_uri),
-        "data": _data(data),
+        **({"data": _data(data)} if data else {}),
         "disk": _disk(data, out),
     }
     for name, part in parts.items():
@@ -117,12 +117,9 @@ def _store(out: Path, uri: str | None) -> Iterator[Check]:
     yield Check("mlflow", "ok", f"the store at {uri or database} answers")
 
 
-def _data(data: Path | None) -> Iterator[Check]:
+def _data(data: Path) -> Iterator[Check]:
     from branches.data.dataset import read_index
 
-    if data is None:
-        yield Check("data", "ok", "not looked at; name the data set with --data")
-        return
     machines = read_index(data)["machine"]
     text = f"{data}: {len(machines)} clips of {len(machines.unique())} machines"
     yield Check("data", "ok", f"{text}; `tutti data check` reads every clip")

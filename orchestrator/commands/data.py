@@ -20,10 +20,8 @@ def data() -> None:
 
 @data.command()
 @click.argument("folder", type=path_type)
-@click.option(
-    "--size", type=click.Choice(["demo", "challenge"]), default="demo", show_default=True, help="How many clips."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--size", type=click.Choice(["demo", "challenge"]), default="demo", help="How many clips.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
 def synth(folder: Path, size: str, seed: int) -> None:
     """Write a generated data set in the layout of DCASE 2026, to try commands on.
 

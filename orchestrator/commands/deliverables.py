@@ -106,7 +106,7 @@ def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--out", required=True, type=existing_path, metavar="RUN_DIR", help="Run folder.")
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port on this machine.")
+@click.option("--port", default=5000, type=click.IntRange(1, 65535), help="Port on this machine.")
 def ui(out: Path, port: int) -> None:
     """Serve the MLflow UI on a run's store, on the loopback interface, and print where to open it.
 

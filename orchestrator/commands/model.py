@@ -47,7 +47,7 @@ def export(folder: Path, system: str | None, out: Path, false_alarms: float | No
 @click.option("--window", type=_seconds, help="Score long recordings in windows of so many seconds.")
 @click.option("--hop", type=_seconds, help="Seconds between windows; default: half.")
 @_false_alarms_option
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device.")
 @json_option
 def score(
     model: Path,
@@ -102,7 +102,7 @@ def score(
 @click.argument("model", type=existing_path)
 @click.argument("clips", nargs=-1, required=True, type=existing_path, metavar="CLIP...")
 @click.option("--machine", required=True, help="Name of the new machine.")
-@click.option("--section", type=click.IntRange(min=0), default=0, show_default=True, help="Of the machine.")
+@click.option("--section", type=click.IntRange(min=0), default=0, help="Of the machine.")
 @click.option("--out", required=True, type=path_type, help="Folder of the new model; must not exist.")
 def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path) -> None:
     """Add a machine to a packaged ensemble from normal recordings of it; nothing is trained.

@@ -64,7 +64,6 @@ tracking_option = click.option(
 address_option = click.option(
     "--address",
     default="local",
-    show_default=True,
     envvar="RAY_ADDRESS",  # which Ray itself sets inside a job
     show_envvar=True,
     help="`local` starts Ray here; `auto` uses the cluster that this machine or job belongs to; also host:port, ray://host:10001.",
@@ -75,7 +74,6 @@ run_options = _together(
         "--cpus-per-branch",
         type=click.IntRange(min=1),
         default=1,
-        show_default=True,
         help="Threads for computing and for loading batches.",
     ),
     click.option(
@@ -97,7 +95,6 @@ run_options = _together(
         "--checkpoint-seconds",
         type=click.FloatRange(min=0),
         default=600.0,
-        show_default=True,
         help="Interval between checkpoints of a branch.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Compile trained encoders: slower start, faster steps."),

@@ -73,7 +73,7 @@ def run(
 
 
 @click.command()
-@click.option("--out", type=path_type, default="runs/demo", metavar="RUN_DIR", show_default=True, help="Run folder.")
+@click.option("--out", type=path_type, default="runs/demo", metavar="RUN_DIR", help="Run folder.")
 @set_option
 @address_option
 @run_options
