@@ -262,7 +262,7 @@ def test_a_report_needs_results(tmp_path):
 def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "systems" / "mine").mkdir(parents=True)
     (tmp_path / "systems" / "mine" / "result.json").write_text('{"x":')
-    with pytest.raises(InputError, match=r"mine/result.json: damaged"):
+    with pytest.raises(InputError, match=r"mine/result.json: no result of a fusion, damaged"):
         write_report(tmp_path)
 
 
