@@ -79,9 +79,9 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
         self._began, self._said = time.monotonic(), dict[str, float]()
         self._count()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps its callbacks in a file, from which a run never goes on."""
-        return {}
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        """Tune keeps its callbacks in a file, from which a run never goes on; a copy elsewhere (ray://) is silent."""
+        return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         branch_id = trial.config["branch_id"]
