@@ -199,6 +199,11 @@ class _Loader(yaml.SafeLoader):
 
     yaml_constructors = {"tag:yaml.org,2002:null": yaml.SafeLoader.construct_yaml_null}  # noqa: RUF012
 
+    def _refused(self, suffix: str, node: yaml.Node) -> None:
+        raise yaml.MarkedYAMLError(problem=f"unknown tag {node.tag}", problem_mark=node.start_mark)
+
+    yaml_multi_constructors = {"!": _refused, "tag:yaml.org,2002:python/": _refused}  # noqa: RUF012
+
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -209,7 +214,7 @@ class _Loader(yaml.SafeLoader):
 
 def _parsed(text: str | bytes, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 

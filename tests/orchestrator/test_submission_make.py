@@ -143,7 +143,12 @@ def test_without_known_labels_results_are_still_to_be_filled_in(run):
         (lambda run: shutil.rmtree(run / "systems"), (), LABEL, "no results in it"),
         (lambda run: None, ("s3",), LABEL, "no result of system 's3'; there are s1, s2"),
         (lambda run: (run / "systems/s1/fused.parquet").write_bytes(b"x"), (), LABEL, "s1/fused.parquet: damaged"),
-        (lambda run: (run / "systems/s1/result.json").write_text("{"), (), LABEL, "s1/result.json: no result of a fusion, damaged"),
+        (
+            lambda run: (run / "systems/s1/result.json").write_text("{"),
+            (),
+            LABEL,
+            "result.json: no result of a fusion, damaged",
+        ),
         (lambda run: None, (), "Jiang THU", "'Jiang THU' is no label such as Jiang_THU_task2"),
         (lambda run: None, (), "../x_y_task2", "is no label"),
         (
