@@ -1,1 +1,1 @@
-"""The ledger: finished work as whole folders, exchanged by nodes and held by one driver at a time."""
+"""The ledger: finished branches, committed by their records, and the storage through which nodes exchange them."""
