@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from branches.data.synthetic import SyntheticSize, write_dataset
-from orchestrator.training.process import ProcessKilled, in_own_process
+from orchestrator.training.process import KILLED, ProcessDied, in_own_process, packed
 from scoring.table import read_table
 from tests.commands import SMALL_SYSTEM, tutti
 from tests.gpu.checks import CHECKS, clips, spec_of, train
@@ -25,17 +25,17 @@ def test_as_on_a_cpu(check):
     check("cuda", 50)
 
 
-def die_in_training(report):
+def die_in_training(steps, report):
     def kill(step, loss):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    train(spec_of(10), clips(16, 1.2), None, kill, device="cuda")
+    train(spec_of(steps), clips(16, 1.2), None, kill, device="cuda")
 
 
 def test_a_killed_branch_gives_its_memory_back():
     free = torch.cuda.mem_get_info()[0]
-    with pytest.raises(ProcessKilled):
-        in_own_process(die_in_training, report=print)
+    with pytest.raises(ProcessDied, match=KILLED):
+        in_own_process(packed(10), packed((die_in_training,)), print)
     time.sleep(1)
     assert abs(torch.cuda.mem_get_info()[0] - free) < 64 << 20
 
