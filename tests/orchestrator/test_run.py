@@ -224,7 +224,7 @@ def test_a_failing_branch_stops_no_other(tmp_path):
     assert "neighbours/wild/0" in run.stderr
     assert "training diverged" in run.stderr
     assert "Traceback" not in run.stderr
-    assert {r.data.params["objective.name"]: r.info.status for r in broken.runs("branch")} == {
+    assert {r.data.params["objective.name"]: r.info.status for r in broken.of_systems()} == {
         "softmax": "FINISHED",
         "arcface": "FAILED",
     }
