@@ -91,6 +91,7 @@ def head(tmp_path_factory):
             node.wait(30)
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
         subprocess.run(["rm", "-rf", folder], check=True)
 
 
