@@ -15,6 +15,12 @@ from scoring.errors import InputError
 
 # A job that is stopped has this long to stop its branches and close its record; Ray's own 3 s are too short for that.
 STOP_SECONDS = 60
+# They tell of every upload and connection, and set their own level when imported.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 def submit_job(address: str, command: str, folder: Path) -> str:
@@ -29,7 +35,8 @@ def submit_job(address: str, command: str, folder: Path) -> str:
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # the client would go to RAY_ADDRESS, whatever it is given
     from ray.job_submission import JobSubmissionClient
 
-    logging.disable(logging.INFO)  # Ray's client tells of every upload and connection
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     variables = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     try:
         environment = {"working_dir": str(folder), "env_vars": variables}

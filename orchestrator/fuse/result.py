@@ -160,10 +160,11 @@ def system_folders(run: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def finished_result(folder: Path, fusion_id: str) -> dict[str, Any] | None:
-    """The result that stands in `folder`, if it is this fusion's and its fused table is intact."""
+    """The result that stands in `folder`, if it is this fusion's and its tables are there."""
     with suppress(OSError, KeyError, InputError):
         result = read_result(folder)
-        if result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED):
+        whole = result["machines"]["lomo"] is None or (folder / HELD_OUT).exists()
+        if whole and result["fusion_id"] == fusion_id and result["sha256"] == file_sha256(folder / FUSED):
             return result
     return None
 

@@ -77,15 +77,12 @@ class Tracker:
         return [folder / file for file in files]
 
     def below(self, run_id: str) -> set[str]:
-        """Ids of the runs under a run and under its children: a system's or a folder's branches among them.
-
-        The baseline, which belongs to no system, is left out.
-        """
-        systems = self._children(run_id)
-        return {*systems, *(branch for system in systems for branch in self._children(system))}
+        """Ids of the runs under a run and under its children: a system's or a folder's branches among them."""
+        children = self._children(run_id)
+        return {*children, *(branch for child in children for branch in self._children(child))}
 
     def _children(self, run_id: str) -> list[str]:
-        return [run.info.run_id for run in self._search({_PARENT: run_id}) if run.data.tags.get("system")]
+        return [run.info.run_id for run in self._search({_PARENT: run_id})]
 
     def sent(self) -> set[str]:
         """Marks of what the store shows in full of this folder; see `descriptions.mark_of`."""

@@ -59,7 +59,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
         checkpoint.unlink(missing_ok=True)  # the weights are committed
         _embed(branch.spec, job, index, missing, folder)
         omega, record, failures = _score(branch, job, index, folder, record)
-        embedded = {embeddings_file(e): file_sha256(folder / embeddings_file(e)) for e in branch.embeddings}
+        embedded = {embeddings_file(e): file_sha256(folder / embeddings_file(e)) for e in missing}
         update = {
             "metrics": {**record.metrics, **(_cost(job, started) if before is None else {})},
             "files": record.files | embedded,

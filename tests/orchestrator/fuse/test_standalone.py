@@ -86,6 +86,14 @@ def test_again_nothing_is_searched(fused, scores):
     assert "delivered" in tutti_here("fuse", "--tables", scores, "--out", out).stdout
 
 
+def test_a_lost_table_of_a_fusion_is_made_again(fused, scores, tmp_path):
+    out = shutil.copytree(fused[0], tmp_path / "out")
+    held_out = (out / "held_out.parquet").read_bytes()
+    (out / "held_out.parquet").unlink()
+    assert tutti_here("fuse", "--tables", scores, "--out", out).exit_code == 0
+    assert (out / "held_out.parquet").read_bytes() == held_out
+
+
 def test_ray_gives_the_same(fused, scores, tmp_path):
     run = tutti("fuse", "--tables", scores, "--out", tmp_path, "--address", "local", "--json")
     assert run.returncode == 0, run.stderr
