@@ -1,4 +1,7 @@
-"""Files and folders that are there as a whole or not at all: written under a temporary name, then renamed."""
+"""Files and folders that are there as a whole or not at all: written under a temporary name, then renamed.
+
+This holds after a power cut, too: the content reaches the disk before the name does.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,11 +20,12 @@ def atomic(path: Path) -> Iterator[Path]:
     If the block raises, `path` stays as it was and the temporary file is removed. A kill leaves a file that begins
     with a dot and ends in `.tmp`, which nothing reads.
     """
-    # Of its own for each writer: two processes may write the same file at once, and the last one stays.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -30,13 +34,41 @@ def atomic(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path` to fill; it becomes `path` at the end of the block, in place of what was there.
 
-    If the block raises, `path` stays as it was and the new folder is removed.
+    If the block raises, `path` stays as it was and the new folder is removed. A kill leaves folders that begin with a
+    dot and end in `.tmp`; no moment is without a whole one, the old or the new, under its own name or such a one.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
+    new, old = _beside(path), _beside(path)
+    new.mkdir(parents=True)
     try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        yield new
+        for part in new.rglob("*"):
+            _flush(part)
+        _flush(new)
+        with suppress(FileNotFoundError):
+            os.replace(path, old)
+        os.replace(new, path)
+        _flush_names(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A temporary name of its own for each writer: two processes may write the same path, and the last one stays."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _flush(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_names(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot; what is renamed is in its place all the same
+        _flush(folder)

@@ -1,5 +1,9 @@
 """One way to write a file: whole or not at all."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from scoring.atomic import atomic, atomic_folder
@@ -44,3 +48,93 @@ def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
         (temporary / "absent").rename(temporary / "other")
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """What has been flushed and what has been renamed, in order, as inodes: these do not change with the name."""
+    calls, flush, rename = [], os.fsync, os.replace
+
+    def noted_flush(descriptor):
+        calls.append(("flushed", os.fstat(descriptor).st_ino))
+        flush(descriptor)
+
+    def noted_rename(source, target):
+        calls.append(("renamed", os.stat(source).st_ino))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_flush)
+    monkeypatch.setattr(os, "replace", noted_rename)
+    return calls
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, on_disk):
+    with atomic(tmp_path / "record.json") as temporary:
+        temporary.write_text("{}")
+    file, folder = (tmp_path / "record.json").stat().st_ino, tmp_path.stat().st_ino
+    assert on_disk == [("flushed", file), ("renamed", file), ("flushed", folder)]
+
+
+def test_so_is_that_of_a_folder_with_all_that_is_in_it(tmp_path, on_disk):
+    with atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "banks").mkdir()
+        (temporary / "banks" / "a.npy").write_text("a")
+    parts = {path.stat().st_ino for path in [tmp_path / "model", *(tmp_path / "model").rglob("*")]}
+    at = on_disk.index(("renamed", (tmp_path / "model").stat().st_ino))
+    assert {inode for _, inode in on_disk[:at]} == parts
+    assert on_disk[at + 1 :] == [("flushed", tmp_path.stat().st_ino)]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from scoring.atomic import atomic_folder
+
+path, left = Path(sys.argv[1]), int(sys.argv[2])
+rename = os.replace
+
+def killed(source, target):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    rename(source, target)
+
+os.replace = killed
+with atomic_folder(path) as new:
+    (new / "a").write_text("new")
+    (new / "b").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_at_any_rename_loses_no_folder(tmp_path, renames):
+    path = tmp_path / "model"
+    with atomic_folder(path) as temporary:
+        for name in "ab":
+            (temporary / name).write_text("old")
+    command = [sys.executable, "-c", KILLED, path, str(renames)]
+    assert subprocess.run(command, check=False).returncode == -9
+    contents = [sorted(p.read_text() for p in folder.iterdir()) for folder in tmp_path.iterdir()]
+    assert ["old", "old"] in contents
+    assert path.exists() == (renames == 0)
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("again")
+    assert [p.read_text() for p in path.iterdir()] == ["again"]
+
+
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, rename = tmp_path / "model", os.replace
+    path.mkdir()
+    (path / "old").touch()
+
+    def refused(source, target):
+        if target == path and (source / "new").exists():
+            raise PermissionError(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError), atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert [p.name for p in path.iterdir()] == ["old"]
