@@ -49,6 +49,6 @@ def marginals(scores: LabelledScores, weights: Mapping[str, Weights]) -> list[fl
         left[total <= 1e-9] = machine_weights
         group = of_group == machine
         normalised = np.concatenate([left / left.sum(axis=1, keepdims=True), machine_weights[None]])
-        cells[..., group] = scores.objective.cells(normalised)[..., group]
+        cells[..., group] = scores.measured(normalised)[..., group]
     omega = harmonic_mean(cells, axis=(-2, -1))
     return [float(omega[-1] - o) if p else None for o, p in zip(omega[:-1], possible, strict=True)]

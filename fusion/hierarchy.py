@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.labelled import LabelledScores
-from fusion.scales import combined
 from scoring.errors import InputError
 
 # sub-system → configuration → names of its seeds' tables
@@ -28,10 +27,7 @@ Parts = Sequence[slice]
 def tables_of(tree: Tree) -> list[str]:
     """Names of all tables of the tree, in its order, each once.
 
-    Raises
-    ------
-    InputError
-        If the tree, a sub-system or a configuration is empty.
+    Raises InputError if the tree, a sub-system or a configuration is empty.
     """
     names: list[str] = []
     for subsystem, configurations in tree.items():
@@ -67,11 +63,10 @@ def averaging(tree: Tree, names: Sequence[str]) -> NDArray[np.float64]:
 
 def configurations_of(scores: LabelledScores, tree: Tree) -> LabelledScores:
     """The tree's K configurations as members: the mean of each one's seeds."""
-    means = combined(scores.scale, averaging(tree, scores.names), scores.values)
-    return scores.with_values(means, configuration_names(tree))
+    return scores.with_values(averaging(tree, scores.names) @ scores.values, configuration_names(tree))
 
 
-def choose_weights(scores: LabelledScores, parts: Parts, level: Level, rng: np.random.Generator) -> Weights:
+def choose_weights(scores: LabelledScores, parts: Parts, rng: np.random.Generator, level: Level) -> Weights:
     """Weights (K,) of configurations: `level` inside each sub-system, then `level` over the sub-systems."""
     inside = [level(scores.part(part), rng) for part in parts]
     fused = np.stack([weights @ scores.values[part] for weights, part in zip(inside, parts, strict=True)])

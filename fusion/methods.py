@@ -12,39 +12,35 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
-from fusion.evolution import evolution
-from fusion.hierarchy import Level, Parts, Weights, choose_weights, uniform_weights
+from fusion.hierarchy import Level, Parts, Weights, choose_weights, factors, uniform_weights
 from fusion.labelled import LabelledScores
-from fusion.scales import CALIBRATED, GENERALISED_MEAN, MINIMUM, RANK, SOFT_MINIMUM
-from fusion.tpe import tpe
+from fusion.scales import Scale
 
 # Omega in per cent: members that differ by so much differ in weight by a factor e.
 TEMPERATURES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 # Share of the uniform weights in what is delivered.
 SHRINKAGES = (0.75, 0.5, 0.25, 0.0)
-# Standard deviations of normals, in which a soft minimum forgives; powers of a mean, −1 harmonic, 2 quadratic.
-SOFTNESSES = (4.0, 2.0, 1.0, 0.5)
-POWERS = (2.0, 4.0, -1.0)
-ROUNDS = 20
-BAGS = 10
+GREEDY_ROUNDS = 20
+TRIALS = 60  # of a search by TPE
+RANDOM_TRIALS = 6  # before the estimators take over; hyperopt's 20 would leave them little of so short a search
+PATIENCE = 12
+RESTARTS = 3
+POPULATION = 40  # of the evolutionary search
+GENERATIONS = 40
+OPEN = 0.75  # probability of a gate, see `to_weights`
 
 Search = Callable[[LabelledScores, Parts, np.random.Generator], dict[str, Weights]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose weights, and the scale of scores they apply to; its strength is the number of some scales."""
+    """A way to choose weights, and the scale of scores they apply to."""
 
     search: Search
-    scale: str = CALIBRATED
-
-
-def scale_of(method: str, strength: str) -> str:
-    """The scale of the scores that a method's weights of some strength apply to; see `fusion.scales`."""
-    scale = METHODS[method].scale
-    return f"{scale} {strength}" if scale in (SOFT_MINIMUM, GENERALISED_MEAN) else scale
+    scale: Scale = "calibrated"
 
 
 def uniform(scores: LabelledScores, rng: np.random.Generator) -> Weights:
@@ -61,9 +57,7 @@ def best_single(scores: LabelledScores, rng: np.random.Generator) -> Weights:
 
 def softmax(scores: LabelledScores, rng: np.random.Generator, temperature: float) -> Weights:
     """Weights ∝ exp(Omega / temperature), Omega in per cent."""
-    omega = scores.omega(np.eye(len(scores.values)))
-    weights = np.exp((omega - omega.max()) / temperature)
-    return weights / weights.sum()
+    return scipy.special.softmax(scores.omega(np.eye(len(scores.values))) / temperature)
 
 
 def greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
@@ -71,75 +65,139 @@ def greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
 
     Each round adds the member whose addition gives the highest Omega; the best of all rounds counts.
     """
-    return _select(scores, np.ones((1, len(scores.values)), bool))[0]
-
-
-def bagged_greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
-    """The mean of greedy selections from random halves of the members (Caruana et al. 2004)."""
     n = len(scores.values)
-    ranks = rng.permuted(np.tile(np.arange(n), (BAGS, 1)), axis=1)
-    return _select(scores, ranks < (n + 1) // 2).mean(axis=0)
-
-
-def _select(scores: LabelledScores, allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Greedy weights (B, C) from each bag's allowed members (B, C), all bags side by side."""
-    bags, n = allowed.shape
-    counts, best, best_omega = np.zeros((bags, n)), np.zeros((bags, n)), np.full(bags, -np.inf)
-    for size in range(1, ROUNDS + 1 if n > 1 else 2):
-        candidates = counts[:, None] + np.eye(n)
-        omega = np.full((bags, n), -np.inf)
-        omega[allowed] = scores.omega(candidates[allowed] / size)
-        chosen = (np.arange(bags), omega.argmax(axis=1))
-        counts, better = candidates[chosen], omega[chosen] > best_omega
-        best[better], best_omega[better] = counts[better] / size, omega[chosen][better]
+    counts, best, best_omega = np.zeros(n), np.zeros(n), -np.inf
+    for size in range(1, GREEDY_ROUNDS + 1):
+        candidates = counts + np.eye(n)
+        omega = scores.omega(candidates / size)
+        counts = candidates[omega.argmax()]
+        if omega.max() > best_omega:
+            best, best_omega = counts / size, omega.max()
     return best
+
+
+# Where searches begin.
+STARTS: tuple[Level, ...] = (uniform, best_single, greedy)
+
+
+def tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
+    """Weights (C,) of the highest Omega found by tree-structured Parzen estimators (Bergstra et al. 2011).
+
+    They are never worse than the starts. A search ends after `PATIENCE` trials without progress; as long as searches
+    find something better, up to `RESTARTS` of them begin anew with other random numbers.
+    """
+    if len(scores.values) == 1:
+        return np.ones(1)
+    starts = np.stack([start(scores, rng) for start in STARTS])
+    omega = scores.omega(starts)
+    best, best_omega = starts[omega.argmax()], omega.max()
+    for _ in range(RESTARTS):
+        found = _tpe_search(scores, starts, rng)
+        if scores.omega(found) <= best_omega + 1e-9:
+            break
+        best, best_omega = found, scores.omega(found)
+    return best
+
+
+def _tpe_search(scores: LabelledScores, starts: NDArray[np.float64], rng: np.random.Generator) -> Weights:
+    import hyperopt  # which takes a second to load
+    from hyperopt.early_stop import no_progress_loss
+
+    labels = [str(i) for i in range(len(scores.values))]
+
+    def weights(point: dict[str, float]) -> Weights:
+        return to_weights(np.array([point[label] for label in labels]))
+
+    best = hyperopt.fmin(
+        lambda point: -float(scores.omega(weights(point))),
+        {label: hyperopt.hp.uniform(label, 0, 1) for label in labels},
+        algo=partial(hyperopt.tpe.suggest, n_startup_jobs=RANDOM_TRIALS, verbose=False),
+        max_evals=TRIALS,
+        points_to_evaluate=[dict(zip(labels, to_point(start).tolist(), strict=True)) for start in starts],
+        early_stop_fn=no_progress_loss(PATIENCE),
+        rstate=rng,
+        show_progressbar=False,
+        verbose=False,
+    )
+    return weights(best)
+
+
+def evolution(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> Weights:
+    """Weights (K,) of the highest Omega found by differential evolution (Storn and Price 1997) on both levels at once.
+
+    A point has a coordinate for each sub-system and for each configuration inside its own. The first population is
+    random but for the starts.
+    """
+
+    def weights(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        over, inside = to_weights(points[:, : len(parts)]), points[:, len(parts) :]
+        return np.concatenate([over[:, [i]] * to_weights(inside[:, part]) for i, part in enumerate(parts)], axis=1)
+
+    starts = [choose_weights(scores, parts, rng, level) for level in STARTS]
+    population = rng.random((POPULATION, len(parts) + len(scores.values)))
+    for point, start in zip(population, starts, strict=False):
+        over, inside = factors(start, parts)
+        point[:] = np.concatenate([to_point(over), *map(to_point, inside)])
+    optimum = scipy.optimize.differential_evolution(
+        lambda points: -scores.omega(weights(points.T)),
+        [(0, 1)] * population.shape[1],
+        init=population,
+        maxiter=GENERATIONS,
+        tol=0,
+        polish=False,
+        updating="deferred",
+        vectorized=True,
+        seed=rng,
+    )
+    return weights(optimum.x[None])[0]
+
+
+def to_weights(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights (..., C) of points (..., C) in the unit cube, where searches that know only boxes can move.
+
+    A coordinate above `OPEN` closes its member's gate: the weight is 0. Below, the weight is ∝ −log(u / OPEN). With u
+    uniform each gate is open with probability `OPEN`, independently, and the weights of the open members are uniform
+    on their simplex, Dirichlet(1): −log of a uniform variable is exponential. Normalised uniforms would not be.
+    Where every gate is closed, weights are equal.
+    """
+    raw = np.maximum(0, -np.log(np.maximum(points, 1e-12) / OPEN))
+    total = raw.sum(axis=-1, keepdims=True)
+    return np.where(total > 0, raw / np.where(total > 0, total, 1), 1 / points.shape[-1])
+
+
+def to_point(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A point (C,) of the cube with these weights (C,)."""
+    return np.where(weights > 0, OPEN * np.exp(-len(weights) * weights), (1 + OPEN) / 2)
 
 
 def plain(level: Level) -> Search:
     """A search on both levels whose result is delivered as it is."""
-    return lambda scores, parts, rng: {"": choose_weights(scores, parts, level, rng)}
-
-
-def _equal(numbers: tuple[float, ...]) -> Search:
-    """Equal weights on both levels for each number of a scale: no label is needed but to choose among them."""
-    return lambda scores, parts, rng: {f"{number:g}": uniform_weights(parts) for number in numbers}
+    return lambda scores, parts, rng: {"": choose_weights(scores, parts, rng, level)}
 
 
 def _softmax(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> dict[str, Weights]:
     return {
-        f"temperature {t}": choose_weights(scores, parts, partial(softmax, temperature=t), rng) for t in TEMPERATURES
+        f"temperature {t}": choose_weights(scores, parts, rng, partial(softmax, temperature=t)) for t in TEMPERATURES
     }
 
 
-def _shrunk(level: Level) -> Search:
-    """A search on both levels, whose result is then drawn towards uniform weights."""
-    return lambda scores, parts, rng: _towards_uniform(choose_weights(scores, parts, level, rng), parts)
+def _shrunk(search: Callable[[LabelledScores, Parts, np.random.Generator], Weights]) -> Search:
+    """A search whose result is then drawn towards uniform weights."""
 
+    def drawn(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> dict[str, Weights]:
+        weights, equal = search(scores, parts, rng), uniform_weights(parts)
+        return {f"shrinkage {s}": (1 - s) * weights + s * equal for s in SHRINKAGES}
 
-def _towards_uniform(weights: Weights, parts: Parts) -> dict[str, Weights]:
-    return {f"shrinkage {s}": (1 - s) * weights + s * uniform_weights(parts) for s in SHRINKAGES}
-
-
-def _evolution(scores: LabelledScores, parts: Parts, rng: np.random.Generator) -> dict[str, Weights]:
-    starts = [choose_weights(scores, parts, level, rng) for level in (uniform, best_single, greedy)]
-    return _towards_uniform(evolution(scores, parts, starts, rng), parts)
-
-
-def _tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
-    return tpe(scores, [level(scores, rng) for level in (uniform, best_single, greedy)], rng)
+    return drawn
 
 
 # From the simplest to the most elaborate: of equals the first is taken.
 METHODS: dict[str, Method] = {
     "uniform": Method(plain(uniform)),
     "best_single": Method(plain(best_single)),
-    "minimum": Method(plain(uniform), MINIMUM),
-    "rank_average": Method(plain(uniform), RANK),
-    "soft_minimum": Method(_equal(SOFTNESSES), SOFT_MINIMUM),
-    "generalised_mean": Method(_equal(POWERS), GENERALISED_MEAN),
+    "rank_average": Method(plain(uniform), "rank"),
     "softmax": Method(_softmax),
-    "greedy": Method(_shrunk(greedy)),
-    "bagged_greedy": Method(_shrunk(bagged_greedy)),
-    "tpe": Method(_shrunk(_tpe)),
-    "evolution": Method(_evolution),
+    "greedy": Method(_shrunk(partial(choose_weights, level=greedy))),
+    "tpe": Method(_shrunk(partial(choose_weights, level=tpe))),
+    "evolution": Method(_shrunk(evolution)),
 }

@@ -9,11 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.labelled import LabelledScores
-from scoring.bootstrap import Interval, replicated_cells
+from scoring.bootstrap import REPLICATES, Interval, interval, replicated_cells
 from scoring.metrics import harmonic_mean
-
-REPLICATES = 1000
-LEVEL = 95
 
 
 @dataclass(frozen=True)
@@ -27,13 +24,13 @@ class Comparison:
     """
 
     gain: float
-    clips: Interval
-    machines: Interval
+    clips: Interval | None
+    machines: Interval | None
 
 
 def compare(
     scores: LabelledScores, against: Mapping[str, int], rng: np.random.Generator
-) -> tuple[Interval, dict[str, Comparison]]:
+) -> tuple[Interval | None, dict[str, Comparison]]:
     """Bootstrap of the first member of `scores`, alone and paired with others (Efron and Tibshirani 1993).
 
     Clips are drawn with replacement inside each machine's anomalies and its normals of either domain, the same
@@ -50,16 +47,16 @@ def compare(
     """
     cells = scores.cells.values(scores.values)
     plain = harmonic_mean(cells, axis=(-2, -1))
-    replicates = replicated_cells(scores.cells, scores.values, scores.strata(), REPLICATES, rng)
+    replicates = replicated_cells(scores.cells, scores.values, REPLICATES, rng)
     over_clips = harmonic_mean(replicates, axis=(-2, -1))
     machines = _machines_drawn(cells, scores.cells.machines, rng)
     comparisons = {
         name: Comparison(
-            float(plain[0] - plain[i]), _interval(over_clips[0] - over_clips[i]), _interval(machines[0] - machines[i])
+            float(plain[0] - plain[i]), interval(over_clips[0] - over_clips[i]), interval(machines[0] - machines[i])
         )
         for name, i in against.items()
     }
-    return _interval(over_clips[0]), comparisons
+    return interval(over_clips[0]), comparisons
 
 
 def _machines_drawn(
@@ -71,8 +68,3 @@ def _machines_drawn(
     weight = np.where(np.isnan(cells)[:, None], 0, times[:, None])
     with np.errstate(divide="ignore", invalid="ignore"):
         return weight.sum(axis=(-2, -1)) / np.where(weight > 0, weight / cells[:, None], 0).sum(axis=(-2, -1))
-
-
-def _interval(values: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    return float(low), float(high)

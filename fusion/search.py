@@ -6,19 +6,19 @@ chosen by what it reaches on held-out machines, and so is the figure it is given
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from fusion.evidence import Choice, Evidence, Validation
+from fusion.evidence import Choice, Validation, validation_of
 from fusion.hierarchy import Tree, averaging, by_subsystem, configurations_of, parts_of, tables_of, uniform_weights
 from fusion.joined import Joined, apply_weights
 from fusion.labelled import LabelledScores, labelled_rows
-from fusion.methods import scale_of
-from fusion.scales import CALIBRATED, on_scale
-from fusion.tasks import Problem, Runner, clip_folds, run_here, search_all
-from fusion.validation import UNIFORM
+from fusion.methods import METHODS
+from fusion.scales import SCALES, Scale, on_scale
+from fusion.tasks import Problem, Runner, run_here, search_all
+from fusion.validation import UNIFORM, Estimates
 from scoring.metrics import has_labels
 from scoring.table import conform, is_transductive, with_scores
 
@@ -29,13 +29,11 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 FUSION_VERSION = 4
 
 WHY = {
-    "best_single": "on held-out machines no simple method beats it, and no search does beyond noise",
+    "best_single": "on held-out machines uniform weights do not beat it, and no search does beyond noise",
     "uniform": "on held-out machines it beats the best single configuration, and no search beats it beyond noise",
-    "minimum": "on held-out machines it beats the best single configuration and uniform weights, and no search "
-    "beats it beyond noise",
 }
 WHY_BEST = "on held-out machines it beats uniform weights and the best single configuration beyond noise, and by most"
-WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on a held-out one"
+WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on a held-out one, so none is made"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Fusion:
     method, strength: what chose the weights
     why: the reason, for people
     weights: by table; `apply_weights` takes them to other data
-    scale: of the scores that they apply to, see `fusion.scales`
+    scale: of the scores that they apply to
     configuration_weights: weight of each configuration, by sub-system
     validation: None without labels
     table: the fused score table
@@ -57,7 +55,7 @@ class Fusion:
     strength: str
     why: str
     weights: dict[str, float]
-    scale: str
+    scale: Scale
     configuration_weights: dict[str, dict[str, float]]
     validation: Validation | None
     table: pa.Table
@@ -86,25 +84,22 @@ def fuse(
     seed: of the searches; the result does not depend on the runner
     runner: where the searches run
 
-    Raises
-    ------
-    InputError
-        If a table of the system is absent or the tables do not have the same clips.
+    Raises InputError if a table of the system is absent or the tables do not have the same clips.
     """
     joined = Joined.read(tables, tables_of(system), ("domain", "condition"))
-    labelled = _labelled(joined)
-    if labelled is None:
-        validation, (method, strength), weights = None, UNIFORM, uniform_weights(parts_of(system))
-    else:
-        evidence = _search(labelled, system, seed, runner)
-        method, strength = evidence.estimates.choose()
-        weights = evidence.estimates.weights((method, strength))
-        validation = evidence.validation()
-    scale, by_table = scale_of(method, strength), weights @ averaging(system, joined.names)
+    validation, (method, strength), weights = None, UNIFORM, uniform_weights(parts_of(system))
+    if pools := _pools(joined, system):
+        problem = Problem(pools["calibrated"], parts_of(system), seed)
+        estimates = Estimates(pools, search_all(problem, runner))
+        method, strength = estimates.choose()
+        weights = estimates.weights((method, strength))
+        validation = validation_of(estimates, seed)
+    scale, by_table = METHODS[method].scale, weights @ averaging(system, joined.names)
+    untested = validation is None or validation.lomo is None
     return Fusion(
         method=method,
         strength=strength,
-        why=_why(method, validation),
+        why=WHY_UNTESTED if untested else WHY.get(method, WHY_BEST),
         weights=dict(zip(joined.names, by_table.tolist(), strict=True)),
         scale=scale,
         configuration_weights=by_subsystem(system, weights),
@@ -114,34 +109,20 @@ def fuse(
     )
 
 
-def _labelled(joined: Joined) -> Callable[[str], LabelledScores] | None:
-    """The tables' scores on labelled clips on any scale, if a machine has both normals and anomalies."""
-    if not has_labels(joined.first):
-        return None
-    plain = LabelledScores.of(joined.names, joined.values, joined.first)
-    if not plain.machines:
-        return None
-
-    def on(scale: str) -> LabelledScores:
-        if scale == CALIBRATED:
-            return plain
-        return LabelledScores.of(joined.names, on_scale(scale, joined.clips, joined.values), joined.first, scale)
-
-    return on
+def _pools(joined: Joined, tree: Tree) -> dict[Scale, LabelledScores]:
+    """The configurations' scores of labelled clips on each scale; none if no machine has both normals and anomalies."""
+    if not has_labels(joined.first) or not len(labelled_rows(joined.first)):
+        return {}
+    return {
+        scale: configurations_of(
+            LabelledScores.of(joined.names, on_scale(scale, joined.clips, joined.values), joined.first), tree
+        )
+        for scale in SCALES
+    }
 
 
 def _held_out(joined: Joined, validation: Validation | None, metadata: Mapping[str, str]) -> pa.Table | None:
     if validation is None or validation.held_out is None:
         return None
-    clips = joined.first.replace_schema_metadata(joined.clips.schema.metadata).take(labelled_rows(joined.first))
+    clips = joined.first.take(labelled_rows(joined.first))
     return conform(with_scores(clips, validation.held_out, None, {**metadata, "weights": "chosen without the machine"}))
-
-
-def _search(tables: Callable[[str], LabelledScores], tree: Tree, seed: int, runner: Runner) -> Evidence:
-    scores = tables(CALIBRATED)
-    problem = Problem(configurations_of(scores, tree), parts_of(tree), clip_folds(scores, seed), seed)
-    return Evidence(tables, tree, problem, search_all(problem, runner))
-
-
-def _why(method: str, validation: Validation | None) -> str:
-    return WHY_UNTESTED if validation is None or validation.lomo is None else WHY.get(method, WHY_BEST)

@@ -1,4 +1,4 @@
-"""What weights are worth on machines and clips that had no say in them, and which method is therefore delivered.
+"""What weights are worth on machines that had no say in them, and which method is therefore delivered.
 
 Every search has been repeated without each machine and without each pair. A candidate (a method and a strength of its
 regularisation) is judged on each machine with the weights found without it: leave one machine out, LOMO. The best
@@ -9,30 +9,27 @@ strength and method are chosen by LOMO among the others alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusion.hierarchy import Weights
 from fusion.labelled import LabelledScores
-from fusion.methods import scale_of
-from fusion.scales import CALIBRATED
+from fusion.methods import METHODS
+from fusion.scales import Scale
+from fusion.tasks import Found, Machines
 from scoring.metrics import Metrics, harmonic_mean, metrics_of_cells
 
-# method → strength → weights (K,)
-Found = Mapping[str, Mapping[str, Weights]]
+# A method and a strength of its regularisation.
 Candidate = tuple[str, str]
-Machines = frozenset[str]
 
 UNIFORM: Candidate = ("uniform", "")
-MINIMUM: Candidate = ("minimum", "")
 # A single configuration costs least to run: of equals it is taken.
 SINGLE: Candidate = ("best_single", "")
 # What a search gains counts if it is so many standard errors over the machines: one-sided, 5 %.
 STANDARD_ERRORS = 1.645
-# Between the simple ways half a standard error decides: none has searched, but a choice that turns on every machine
-# left out would cost more than it gains.
+# Between the simple ways half a standard error decides: neither has searched, but a choice that turns on every
+# machine left out would cost more than it gains.
 TIE = 0.5
 # Omega in per cent that further branches have to bring, since each costs its time at inference.
 WORTH = 0.1
@@ -41,35 +38,29 @@ SMALLEST = 1e-6
 NOBODY: Machines = frozenset()
 
 
-def sets_left_out(machines: list[str]) -> list[Machines]:
-    """No machine, each one and each pair, as far as one remains."""
-    return [frozenset(out) for n in (0, 1, 2) if n < len(machines) for out in combinations(machines, n)]
-
-
 class Estimates:
     """Estimates from the weights found without certain machines.
 
     Parameters
     ----------
-    pools: the K configurations on a scale
-    found: for each set of `sets_left_out` what was found without these machines
+    pools: the K configurations on each scale
+    found: for each set of `fusion.tasks.sets_left_out` what was found without these machines
     """
 
-    def __init__(self, pools: Callable[[str], LabelledScores], results: Mapping[Machines, Found]) -> None:
-        self._found = results
-        pool = pools(CALIBRATED)
-        self.machines = pool.machines
-        self._of_group = np.array(pool.cells.machines)
-        self._cells: dict[Machines, dict[Candidate, NDArray[np.float64]]] = {left_out: {} for left_out in results}
-        by_scale: dict[str, list[tuple[Machines, Candidate]]] = {}
-        for left_out, methods in results.items():
+    def __init__(self, pools: Mapping[Scale, LabelledScores], found: Mapping[Machines, Found]) -> None:
+        self._pools, self._found = pools, found
+        self.machines = pools["calibrated"].machines
+        self._of_group = np.array(pools["calibrated"].cells.machines)
+        self._cells: dict[Machines, dict[Candidate, NDArray[np.float64]]] = {left_out: {} for left_out in found}
+        for left_out, methods in found.items():
             for method, weights in methods.items():
-                for strength in weights:
-                    by_scale.setdefault(scale_of(method, strength), []).append((left_out, (method, strength)))
-        for scale, searched in by_scale.items():  # one pool after the other, since those of all scales may be large
-            values = pools(scale).objective.cells(np.stack([self.weights(c, left_out) for left_out, c in searched]))
-            for (left_out, candidate), value in zip(searched, values, strict=True):
-                self._cells[left_out][candidate] = value
+                values = self.pool(method).measured(np.stack([*weights.values()]))
+                for strength, cells in zip(weights, values, strict=True):
+                    self._cells[left_out][method, strength] = cells
+
+    def pool(self, method: str) -> LabelledScores:
+        """The K configurations on the scale that a method's weights apply to."""
+        return self._pools[METHODS[method].scale]
 
     def weights(self, candidate: Candidate, left_out: Machines = NOBODY) -> Weights:
         """Weights (K,) that a candidate found without some machines."""
@@ -97,6 +88,17 @@ class Estimates:
             cells[:, group] = self._cells[left_out][choose(left_out)][:, group]
         return cells
 
+    def held_out_scores(self, choose: Callable[[Machines], Candidate]) -> NDArray[np.float64]:
+        """Scores (rows,) of each machine's labelled clips with what is chosen and found without it."""
+        pool = self._pools["calibrated"]
+        fused = np.empty(pool.values.shape[1])
+        for machine in self.machines:
+            left_out = frozenset([machine])
+            candidate = choose(left_out)
+            rows = np.unique(pool.cells.select([machine]).rows)
+            fused[rows] = self.weights(candidate, left_out) @ self.pool(candidate[0]).values[:, rows]
+        return fused
+
     def lomo(self, choose: Callable[[Machines], Candidate]) -> Metrics | None:
         """Metrics of what is chosen without each machine, on that machine."""
         cells = self.held_out(choose)
@@ -117,21 +119,16 @@ class Estimates:
             return UNIFORM
         best = simple = self._simple(without)
         best_loss = simple_loss = self._losses(simple, without)
-        for method, weights in self._found[without].items():
-            for strength in weights:
-                loss = self._losses((method, strength), without)
-                if loss.mean() < best_loss.mean() and _worth_it(loss, simple_loss):
-                    best, best_loss = (method, strength), loss
+        for candidate in self._cells[without]:
+            loss = self._losses(candidate, without)
+            if loss.mean() < best_loss.mean() and _worth_it(loss, simple_loss):
+                best, best_loss = candidate, loss
         return best
 
     def _simple(self, without: Machines = NOBODY) -> Candidate:
-        """The best single configuration, or the way without labels that beats it, and another, by more than a tie."""
-        simple, loss = SINGLE, self._losses(SINGLE, without)
-        for candidate in (UNIFORM, MINIMUM):
-            other = self._losses(candidate, without)
-            if _worth_it(other, loss, TIE):
-                simple, loss = candidate, other
-        return simple
+        """The best single configuration, or uniform weights if these beat it by more than a tie."""
+        uniform, single = (self._losses(candidate, without) for candidate in (UNIFORM, SINGLE))
+        return UNIFORM if _worth_it(uniform, single, TIE) else SINGLE
 
     def gain(self, candidate: Candidate) -> tuple[float | None, float | None]:
         """LOMO Omega beyond the simple method's, and its standard error over the machines, in per cent."""

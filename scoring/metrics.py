@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from scoring.clip_names import is_of_2020
 from scoring.errors import InputError
-from scoring.table import rows_of
+from scoring.table import groups
 
 MAX_FPR = 0.1
 CELLS = ("auc_source", "auc_target", "pauc")
 SUMMARY = (*CELLS, "hmean")
+# What a labelled clip may be: an anomaly, or a normal of the source domain, of the target domain, of any.
+ANOMALY, NORMALS = 1, (2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -69,26 +71,19 @@ class LabelledCells:
         AUC of a domain compares its normals with the anomalies of both domains; pAUC uses all clips
         (task description of DCASE 2023–2026 Task 2).
         """
-        labelled = np.flatnonzero(_labelled(table))
-        if not len(labelled):
+        labelled = _labelled(table)
+        if not labelled.any():
             raise InputError("no test clip has a known condition; metrics need labelled clips")
-        machine = table["machine"].combine_chunks().dictionary_encode()
-        (section,) = rows_of(table, ["section"])
-        names = np.array(machine.dictionary.to_pylist(), object)
-        of_rank, rank = np.unique(names, return_inverse=True)
-        sections, place = np.unique(section[labelled], return_inverse=True)
-        key = rank[machine.indices.to_numpy()[labelled]] * len(sections) + place
-        groups, group = np.unique(key, return_inverse=True)
-        counts = np.bincount(group)
-        column = np.arange(counts.max())
-        first = np.cumsum(counts) - counts
-        rows = labelled[np.argsort(group, kind="stable")][first[:, None] + np.minimum(column, counts[:, None] - 1)]
-        real = column < counts[:, None]
+        rows_by_group = [(machine, np.flatnonzero(rows & labelled)) for machine, _, rows in groups(table)]
+        machines, members = zip(*((machine, rows) for machine, rows in rows_by_group if len(rows)), strict=True)
+        largest = max(map(len, members))
+        rows = np.stack([np.pad(rows, (0, largest - len(rows)), "edge") for rows in members])
+        real = np.arange(largest) < np.array([[len(rows)] for rows in members])
         anomaly = real & _is(table, "condition", "anomaly")[rows]
         normal = real & ~anomaly
         in_cell = [_is(table, "domain", "source")[rows], _is(table, "domain", "target")[rows], real]
         return cls(
-            machines=tuple(of_rank[groups // len(sections)]),
+            machines=machines,
             rows=rows,
             positive=np.stack([anomaly] * 3).astype(float),
             negative=np.stack([normal & cell for cell in in_cell]).astype(float),
@@ -99,6 +94,16 @@ class LabelledCells:
         grouped = scores[..., self.rows][..., None, :, :]
         limits = np.array([1.0, 1.0, MAX_FPR])[:, None]
         return 100 * roc_area(grouped, self.positive, self.negative, limits)
+
+    def kinds(self) -> NDArray[np.uint8]:
+        """What each clip (G, N) is: `ANOMALY`, or the sum of those of `NORMALS` that hold; 0 for padding."""
+        labels = np.stack([self.positive[2], *self.negative]) > 0
+        return np.einsum("k,kgn->gn", np.array([ANOMALY, *NORMALS], np.uint8), labels)
+
+    def strata(self) -> list[NDArray[np.int64]]:
+        """Rows of each group's anomalies, and of its normals by domain."""
+        of_groups = zip(self.rows, self.kinds(), strict=True)
+        return [np.unique(rows[kinds == kind]) for rows, kinds in of_groups for kind in np.unique(kinds[kinds > 0])]
 
     def measurable(self) -> LabelledCells:
         """The groups of the machines that have both normals and anomalies to tell apart."""
@@ -197,10 +202,7 @@ def _is(table: pa.Table, column: str, value: str) -> NDArray[np.bool_]:
 def official_metrics(table: pa.Table) -> Metrics:
     """Official metrics of the labelled test rows of a score table, in per cent.
 
-    Raises
-    ------
-    InputError
-        If no test row has a known condition.
+    Raises InputError if no test row has a known condition.
     """
     cells = LabelledCells.from_table(table)
     values = cells.values(table["score"].to_numpy())
@@ -216,16 +218,11 @@ def metrics_of_cells(machines: Sequence[str], values: NDArray[np.float64]) -> Me
 
 def summarised(machines: Sequence[str], values: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:
     """The M machines, and the values in `SUMMARY` of each (..., 4, M), from cell values (..., 3, G)."""
-    names = list(dict.fromkeys(machines))
-    number = np.array([names.index(machine) for machine in machines])
-    order = np.argsort(number, kind="stable")
-    starts = np.searchsorted(number[order], np.arange(len(names)))
-    present = ~np.isnan(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.add.reduceat(np.where(present, 1 / values, 0)[..., order], starts, axis=-1)
-        count = np.add.reduceat(present[..., order].astype(float), starts, axis=-1)
-        hmean = count.sum(axis=-2, keepdims=True) / inverse.sum(axis=-2, keepdims=True)
-        return names, np.concatenate([count / inverse, hmean], axis=-2)
+    names, of_group = list(dict.fromkeys(machines)), np.array(machines)
+    of_machines = [values[..., of_group == name] for name in names]
+    cells = np.stack([harmonic_mean(cells, axis=-1) for cells in of_machines], axis=-1)
+    hmean = np.stack([harmonic_mean(cells, axis=(-2, -1)) for cells in of_machines], axis=-1)
+    return names, np.concatenate([cells, hmean[..., None, :]], axis=-2)
 
 
 def _optional(value: NDArray[np.float64]) -> float | None:

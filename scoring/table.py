@@ -52,11 +52,8 @@ def conform(table: pa.Table, name: str = "score table") -> pa.Table:
     Columns that a table made elsewhere lacks are read from the challenge's clip names: section (else 0), split (else
     test), domain and condition (else null). A missing `calibrated` is null; further columns are dropped.
 
-    Raises
-    ------
-    InputError
-        Naming `name` and what is wrong: a missing column, a wrong type, an unknown value, a duplicate
-        key, a missing or non-finite score, or no rows.
+    Raises InputError that names `name` and what is wrong: a missing column, a wrong type, an unknown value, a duplicate
+    key, a missing or non-finite score, or no rows.
     """
     twice = [column for column in SCHEMA.names if table.column_names.count(column) > 1]
     if twice:
@@ -116,10 +113,7 @@ def _describe(table: pa.Table, row: int) -> str:
 def write_table(table: pa.Table, path: str | Path) -> str:
     """Check `table`, write it to `path` through a temporary name, and return the file's SHA-256.
 
-    Raises
-    ------
-    ValueError
-        If the table has labels for reports only: a search could read them from a file.
+    Raises ValueError if the table has labels for reports only: a search could read them from a file.
     """
     path = Path(path)
     if is_report_only(table):
@@ -133,10 +127,7 @@ def write_table(table: pa.Table, path: str | Path) -> str:
 def read_table(path: str | Path) -> pa.Table:
     """The checked score table in the Parquet file `path`.
 
-    Raises
-    ------
-    InputError
-        If the file is absent, is no Parquet file, or fails a check of `conform`.
+    Raises InputError if the file is absent, is no Parquet file, or fails a check of `conform`.
     """
     try:
         table = pq.ParquetFile(path).read()
@@ -184,52 +175,59 @@ def with_scores(
     return pa.table(columns, schema=SCHEMA).replace_schema_metadata(_marked(metadata, table))
 
 
-def join(tables: Mapping[str, pa.Table], column: str = "calibrated") -> tuple[pa.Table, NDArray[np.float64]]:
-    """One column of several tables, joined by key; the tables come from `read_table` or `conform`.
+def join(
+    tables: Mapping[str, pa.Table], names: Sequence[str], column: str = "calibrated", agreeing: Sequence[str] = ()
+) -> tuple[pa.Table, NDArray[np.float64]]:
+    """One column of the named tables, joined by key; one is held at a time, if `tables` reads each when asked for it.
+
+    agreeing: columns that must be the same in all tables
 
     Returns
     -------
     keys: the first table without its scores and without `condition`; a label cannot leave through here. Its
         metadata hold nothing but the transductive mark, if any of the tables has it
-    values: (tables, rows) float64, in the order of `tables` and `keys`
+    values: (tables, rows) float64, in the order of `names` and `keys`
 
-    Raises
-    ------
-    InputError
-        If a table lacks a clip or a machine that another has, or has no values in `column`.
+    Raises InputError if a table is not there, lacks a clip or a machine that another has, has no values in `column`, or
+    says something else of a clip than another.
     """
-    named = list(tables.items())
-    if not named:
-        raise InputError("no score tables to fuse")
-    first_name, first = named[0]
-    for name, table in named:
-        _check_same_rows(first_name, first, name, table)
+    if absent := [name for name in names if name not in tables]:
+        raise InputError(
+            f"no score table for {', '.join(absent)}; train these branches or leave them out of the system"
+        )
+    first = conform(tables[names[0]], names[0])
+    keys, values = first.select([*KEY, "domain"]), np.empty((len(names), first.num_rows))
+    for i, name in enumerate(names):
+        table = conform(tables[name], name) if i else first
+        _check_same_rows(names[0], first, name, table)
         if table[column].null_count:
             raise InputError(
                 f"{name}: {table[column].null_count} rows have no {column} score; "
                 "it is made from training rows, and this table has none for them"
             )
-    values = np.stack([table[column].to_numpy() for _, table in named])
-    keys = first.select([*KEY, "domain"])
-    return keys.replace_schema_metadata(_marked({}, *tables.values())), values
+        for other in agreeing:
+            _check_same_values(other, names[0], first, name, table)
+        values[i] = table[column].to_numpy()
+        keys = keys.replace_schema_metadata(_marked({}, keys, table))
+    return keys, values
 
 
 def _check_same_rows(first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:
     if first.select(KEY).equals(table.select(KEY)):
         return
-    for here, there, of_here, of_there in (
-        (first_name, name, first, table),
-        (name, first_name, table, first),
-    ):
-        lost = set(pc.unique(of_here["machine"]).to_pylist()) - set(pc.unique(of_there["machine"]).to_pylist())
-        if lost:
-            raise InputError(
-                f"{there} has no machine {sorted(lost)[0]}, which {here} has; score it or leave it out of both"
-            )
+    for here, there, of_here, of_there in ((first_name, name, first, table), (name, first_name, table, first)):
+        if lost := set(of_here["machine"].to_pylist()) - set(of_there["machine"].to_pylist()):
+            raise InputError(f"{there} has no machine {min(lost)}, which {here} has; score it or leave it out of both")
         absent = of_here.select(KEY).join(of_there.select(KEY), list(KEY), join_type="left anti")
         if absent.num_rows:
             raise InputError(f"{there} lacks {_describe(absent, 0)} and {absent.num_rows - 1} more that {here} has")
-    raise ValueError(f"{first_name} and {name} have the same rows in another order: pass them through conform")
+
+
+def _check_same_values(column: str, first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:
+    if not table[column].equals(first[column]):
+        clips = zip(first["clip"].to_pylist(), first[column].to_pylist(), table[column].to_pylist(), strict=True)
+        clip, here, there = next(row for row in clips if row[1] != row[2])
+        raise InputError(f"the {column} of {clip} is {here} in {first_name} and {there} in {name}")
 
 
 def groups(table: pa.Table) -> Iterator[tuple[str, int, NDArray[np.bool_]]]:

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
-from fusion.scales import is_sum
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, fuse
 from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS
 from orchestrator.plan import Plan, digest, table_names
@@ -190,7 +189,6 @@ def describe(fusion: Fusion) -> dict[str, Any]:
             "table_weights": fusion.weights,
             "in_sample": in_sample and in_sample["omega"],
             "lomo": lomo and lomo["omega"],
-            "clips": v and v.clips,
             "ci": v and v.interval,
             "gains": {name: asdict(comparison) for name, comparison in v.gains.items()} if v else {},
         },
@@ -214,7 +212,6 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "in_sample": choice.in_sample.omega,
         "machines": choice.in_sample.as_dict()["machines"],
         "lomo": choice.lomo and choice.lomo.omega,
-        "clips": choice.clips,
         "fixed": choice.fixed,
         "gain": choice.gain,
         "gain_error": choice.gain_error,
@@ -258,5 +255,4 @@ def _delivers(result: Mapping[str, Any]) -> str:
     if len(used) == 1:
         return f"{used[0]} alone"
     method = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
-    mean = f"{method} weights" if is_sum(delivered["scale"]) else method.replace("_", " ")
-    return f"{mean} of {len(used)} of {len(configurations)} configurations"
+    return f"{method} weights of {len(used)} of {len(configurations)} configurations"

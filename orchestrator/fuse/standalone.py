@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from cluster.session import session
 from fusion.hierarchy import Tree, averaging, tables_of
 from fusion.on_ray import run_on_ray
-from fusion.scales import is_scale
+from fusion.scales import Scale
 from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import run_here
 from orchestrator.fuse.result import described_table, finished_result, fuse_into, read_result, write_result
@@ -37,7 +37,7 @@ class Delivered(BaseModel):
 
     table_weights: dict[str, Weight]
     weights: dict[str, dict[str, Weight]]
-    scale: str
+    scale: Scale
 
 
 def fuse_tables(
@@ -121,7 +121,7 @@ def _read_delivered(path: Path) -> Delivered:
     """A person may have changed the file."""
     try:
         delivered = Delivered.model_validate(read_result(path)["delivered"])
-        usable = is_scale(delivered.scale) and any(delivered.table_weights.values())
+        usable = any(delivered.table_weights.values())
     except ValidationError:
         usable = False
     if not usable:

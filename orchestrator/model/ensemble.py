@@ -18,7 +18,7 @@ from branches.beats import load_beats
 from branches.beats.lora import merge_lora
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
 from branches.spec import BUILT_IN, BranchSpec, EmbeddingSpec
-from fusion.scales import contributions, on_scale
+from fusion.scales import on_scale
 from orchestrator.model.manifest import CLIPS, REMEDY, Manifest, package_of, read_manifest
 from scoring.banks import Bank, attributes_as_text
 from scoring.calibration import METHODS, check_varied, location_scale
@@ -95,7 +95,7 @@ class Reference:
         split = ["train"] * len(self._banks[0].train_scores) + ["test"] * len(others[0])
         clips = pa.table({"machine": ["m"] * len(split), "section": [0] * len(split), "split": split})
         weights = np.array([member.weight for member in self._members])
-        return contributions(self._scale, weights, on_scale(self._scale, clips, np.stack(calibrated)))
+        return weights[:, None] * on_scale(self._scale, clips, np.stack(calibrated))
 
 
 class Ensemble:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from branches.audio.formats import Format
 from branches.spec import PROJECTION, BranchSpec, EmbeddingSpec
+from fusion.scales import Scale
 from orchestrator.plan import embedding_name
 from scoring.decisions import FALSE_ALARMS
 from scoring.detectors import DetectorSpec
@@ -51,7 +52,7 @@ class Member(BaseModel):
 class Manifest(BaseModel):
     """A packaged ensemble; what it was made of stands in the MLflow model's metadata.
 
-    scale: of the scores that the weights apply to, see `fusion.scales`
+    scale: of the scores that the weights apply to
     branches: specs by branch_id; paths of backbones are those within the package
     formats: of the machines' clips, where they are known
     false_alarms: share of normal clips above a threshold
@@ -59,7 +60,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scale: str
+    scale: Scale
     members: tuple[Member, ...]
     branches: dict[str, BranchSpec]
     formats: dict[str, Format] = {}

@@ -31,7 +31,7 @@ def differences(best: System, systems: Sequence[System]) -> list[dict[str, Any]]
         if best.held_out is None or table is None:
             continue
         try:
-            _, values = join({"best": best.held_out, over: table}, "score")
+            _, values = join({"best": best.held_out, over: table}, ("best", over), "score")
         except InputError:  # of other clips
             continue
         scores = LabelledScores.of(("best", over), values, best.held_out)

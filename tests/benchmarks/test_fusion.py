@@ -22,13 +22,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-import fusion.tpe
+import fusion.methods
 from fusion.hierarchy import configurations_of, parts_of, tables_of
 from fusion.joined import Joined
 from fusion.labelled import LabelledScores
+from fusion.methods import to_weights
 from fusion.search import fuse
-from fusion.simplex import to_weights
-from fusion.tasks import Problem, Task, search_weights
+from fusion.tasks import Problem, search_weights
 from orchestrator.fuse.tables import TableFiles, from_index
 from scoring.calibration import calibrate
 from scoring.metrics import official_metrics
@@ -142,12 +142,12 @@ def task_seconds(per_table: int, per_cell: int = 50, trials: int = 60) -> float:
     """One task, all methods, on five sub-systems with `per_table` configurations each."""
     tree = {f"s{i}": {f"c{j}": [f"{i}.{j}"] for j in range(per_table)} for i in range(5)}
     scores, _ = labelled(pool(tables_of(tree), per_cell))
-    problem = Problem(configurations_of(scores, tree), parts_of(tree), np.zeros(scores.values.shape[1], int), 0)
+    problem = Problem(configurations_of(scores, tree), parts_of(tree), 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion.tpe, "TRIALS", trials)
-        patch.setattr(fusion.tpe, "PATIENCE", trials)
-        patch.setattr(fusion.tpe, "RESTARTS", 1)
-        return seconds(lambda: search_weights(problem, Task()))
+        patch.setattr(fusion.methods, "TRIALS", trials)
+        patch.setattr(fusion.methods, "PATIENCE", trials)
+        patch.setattr(fusion.methods, "RESTARTS", 1)
+        return seconds(lambda: search_weights(problem, frozenset()))
 
 
 def test_growth_with_tables_clips_and_trials():

@@ -44,7 +44,7 @@ def test_levels_multiply_and_come_apart_again(shape, seed):
 
 def test_uniform_needs_no_labels():
     configurations = configurations_of(labelled(make_pool(per_cell=4)), TREE)
-    chosen = choose_weights(configurations, parts_of(TREE), uniform, rng())
+    chosen = choose_weights(configurations, parts_of(TREE), rng(), uniform)
     assert uniform_weights(parts_of(TREE)) == pytest.approx(chosen)
     assert chosen == pytest.approx([0.25, 0.25, 0.5])
 

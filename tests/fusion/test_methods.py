@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest
 
+import fusion.methods
 from fusion.hierarchy import configurations_of, parts_of
-from fusion.methods import METHODS, best_single, greedy, softmax
-from fusion.tpe import tpe
+from fusion.methods import METHODS, OPEN, best_single, greedy, softmax, to_point, to_weights, tpe
 from tests.fusion.pools import TREE, labelled, make_pool, rng
 
 
@@ -42,8 +45,27 @@ def test_softmax_goes_from_the_best_to_uniform(scores):
     assert softmax(scores, rng(), 1e6) == pytest.approx(np.full(4, 0.25), abs=1e-3)
 
 
-def test_tpe_is_never_below_its_starts_and_improves_a_poor_one(scores):
-    best = greedy(scores, rng())
-    assert scores.omega(tpe(scores, [best], rng())) >= scores.omega(best)
+def test_tpe_is_never_below_its_starts_and_improves_a_poor_one(scores, monkeypatch):
+    assert scores.omega(tpe(scores, rng())) >= scores.omega(greedy(scores, rng()))
     poor = np.array([0.0, 0.0, 1.0, 0.0])
-    assert scores.omega(tpe(scores, [poor], rng())) > scores.omega(poor) + 5
+    monkeypatch.setattr(fusion.methods, "STARTS", (lambda scores, rng: poor,))
+    assert scores.omega(tpe(scores, rng())) > scores.omega(poor) + 5
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_every_point_is_on_the_simplex_and_comes_back(point):
+    weights = to_weights(np.array(point))
+    assert weights.min() >= 0
+    assert np.isclose(weights.sum(), 1)
+    np.testing.assert_allclose(to_weights(to_point(weights)), weights, atol=1e-9)
+
+
+def test_open_members_are_uniform_on_their_simplex():
+    """Of Dirichlet(1) with three members each weight is Beta(1, 2), whatever gates are."""
+    points = np.random.default_rng(0).random((20_000, 3))
+    weights = to_weights(points)
+    all_open = (points < OPEN).all(axis=1)
+    assert np.isclose(all_open.mean(), OPEN**3, atol=0.01)
+    assert kstest(weights[all_open, 0], "beta", (1, 2)).pvalue > 0.01
+    assert (weights[:, 0] == 0).mean() > 0.2

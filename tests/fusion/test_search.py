@@ -4,10 +4,10 @@ import pytest
 
 from fusion.methods import METHODS
 from fusion.search import fuse
-from scoring.calibration import calibrate, transductive_normalisation
+from scoring.calibration import transductive_normalisation
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
-from scoring.table import conform, is_transductive, metadata_of, with_scores
+from scoring.table import conform, is_transductive, metadata_of
 from tests.fusion.pools import MACHINES, TREE, make_pool, turned
 from tests.tables import make_table
 
@@ -54,10 +54,7 @@ def test_every_method_has_its_figures(fused):
     assert set(v.methods) == set(METHODS)
     for choice in v.methods.values():
         assert 50 < choice.lomo.omega < 100
-        assert 50 < choice.clips < 100
-        assert sum(choice.weights.values()) == pytest.approx(1)
     assert v.methods["uniform"].lomo.omega == pytest.approx(v.methods["uniform"].in_sample.omega)
-    assert v.methods["uniform"].clips == pytest.approx(v.methods["uniform"].in_sample.omega)
     assert v.interval[0] < v.lomo.omega < v.interval[1]
     assert official_metrics(fused.held_out).omega == pytest.approx(v.lomo.omega)
     assert v.marginal["a/poor"] < v.marginal["a/good"]
@@ -73,35 +70,21 @@ def test_the_expected_figure_is_of_a_choice_made_without_the_machine(tables, fus
     assert held[1] < 50 < held[0]
 
 
-def test_the_minimum_is_delivered_where_one_false_alarm_of_many_spoils_a_sum():
-    """Every member finds normals of its own odd, more than it does anomalies, and all find these odd."""
-    tables = make_pool()
-    for i, (name, table) in enumerate(tables.items()):
-        rng, n = np.random.default_rng(i), table.num_rows
-        anomaly = table["condition"].to_numpy() == "anomaly"
-        false = (rng.random(n) < 0.4) & ~anomaly
-        score = rng.normal(size=n) + np.where(anomaly, 5.0, 0.0) + np.where(false, rng.uniform(5, 15, n), 0.0)
-        tables[name] = conform(with_scores(table, score, calibrate(table, score), {}))
-    fusion = fuse(tables, TREE)
-    assert (fusion.method, fusion.scale) in {
-        ("minimum", "minimum"),
-        ("soft_minimum", f"soft_minimum {fusion.strength}"),
-    }
-    z = np.stack([tables[name]["calibrated"].to_numpy() for name in fusion.weights])
-    assert official_metrics(fusion.table).omega == pytest.approx(fusion.validation.in_sample.omega)
-    assert official_metrics(fusion.held_out).omega == pytest.approx(fusion.validation.lomo.omega)
-    assert fusion.validation.lomo.omega > fusion.validation.methods["uniform"].lomo.omega + 5
-    assert fusion.validation.methods["minimum"].fixed == pytest.approx(fusion.validation.methods["minimum"].lomo.omega)
-    if fusion.method == "minimum":
-        np.testing.assert_allclose(fusion.table["score"], z.min(axis=0))
-
-
 def test_one_machine_gives_uniform_and_says_why():
     fusion = fuse(make_pool(("fan",), 6), TREE)
     assert fusion.method == "uniform"
     assert "fewer than two labelled machines" in fusion.why
     assert fusion.validation.lomo is None
     assert fusion.validation.gains == {}
+
+
+def test_a_machine_may_be_called_anything():
+    names = ("fold 1", "fold 2", "a/b")
+    fusion, plain = (fuse(make_pool(machines, 8), TREE) for machines in (names, ("a", "b", "c")))
+    assert tuple(fusion.validation.lomo.machines) == tuple(sorted(names))
+    for name in ("uniform", "best_single", "softmax", "greedy"):  # which draw no random numbers
+        omegas = [f.validation.methods[name].lomo.omega for f in (fusion, plain)]
+        assert omegas[0] == pytest.approx(omegas[1])
 
 
 def test_a_system_of_one_branch_on_two_sections():
@@ -158,5 +141,5 @@ def test_any_mapping_will_do(tables):
 
     small = Counting(make_pool(("fan",), 6))
     fuse(small, TREE)
-    assert Counting.read == 4
+    assert Counting.read <= 5
     assert np.isfinite(tables["g0"]["calibrated"].to_numpy()).all()

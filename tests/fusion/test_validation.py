@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from fusion.hierarchy import configurations_of
-from fusion.scales import CALIBRATED, MINIMUM, RANK
-from fusion.validation import NOBODY, SINGLE, UNIFORM, Estimates, sets_left_out
+from fusion.tasks import sets_left_out
+from fusion.validation import NOBODY, SINGLE, UNIFORM, Estimates
 from tests.fusion.pools import MACHINES, TREE, labelled, make_pool
 
 GOOD, POOR, OTHER = np.eye(3)
@@ -14,8 +12,7 @@ EQUAL = np.full(3, 1 / 3)
 
 @pytest.fixture(scope="module")
 def pools():
-    configurations = configurations_of(labelled(make_pool()), TREE)
-    return {CALIBRATED: configurations, RANK: configurations, MINIMUM: replace(configurations, scale=MINIMUM)}
+    return dict.fromkeys(["calibrated", "rank"], configurations_of(labelled(make_pool()), TREE))
 
 
 def estimates(pools, greedy=None, single=GOOD, uniform=EQUAL):
@@ -24,12 +21,11 @@ def estimates(pools, greedy=None, single=GOOD, uniform=EQUAL):
         left_out: {
             "uniform": {"": uniform},
             "best_single": {"": single},
-            "minimum": {"": uniform},
             "greedy": {"": greedy(left_out) if callable(greedy) else greedy} if greedy is not None else {},
         }
-        for left_out in sets_left_out(pools[CALIBRATED].machines)
+        for left_out in sets_left_out(pools["calibrated"].machines)
     }
-    return Estimates(pools.__getitem__, {k: {m: w for m, w in v.items() if w} for k, v in found.items()})
+    return Estimates(pools, {k: {m: w for m, w in v.items() if w} for k, v in found.items()})
 
 
 def test_each_machine_is_judged_with_the_weights_found_without_it(pools):
@@ -38,7 +34,7 @@ def test_each_machine_is_judged_with_the_weights_found_without_it(pools):
 
     lomo = estimates(pools, weights).lomo(lambda _: ("greedy", ""))
     for machine, expected in (("pump", GOOD), ("fan", POOR)):
-        cells = pools[CALIBRATED].only([machine]).objective.cells(expected)
+        cells = pools["calibrated"].without({*MACHINES} - {machine}).measured(expected)
         assert lomo.machines[machine].auc_source == pytest.approx(cells[0, 0])
 
 
@@ -58,7 +54,7 @@ def test_what_beats_the_simple_methods_clearly_is_delivered(pools):
     found = estimates(pools, better, single=OTHER, uniform=POOR)
     assert found.choose() == ("greedy", "")
     gain, error = found.gain(("greedy", ""))
-    omega = [pools[CALIBRATED].omega(w) for w in (better, OTHER)]
+    omega = [pools["calibrated"].omega(w) for w in (better, OTHER)]
     assert gain == pytest.approx(omega[0] - omega[1])
     assert gain > 1.645 * error
 
@@ -76,7 +72,7 @@ def test_what_is_no_better_is_not_delivered(pools):
 
 
 def test_one_machine_tests_nothing(pools):
-    one = {scale: pool.only(["fan"]) for scale, pool in pools.items()}
+    one = {scale: pool.without(["pump", "valve"]) for scale, pool in pools.items()}
     found = estimates(one, GOOD)
     assert sets_left_out(["fan"]) == [NOBODY]
     assert found.choose() == UNIFORM

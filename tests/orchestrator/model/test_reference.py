@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusion.joined import apply_weights
-from fusion.scales import CALIBRATED, MINIMUM, RANK
+from fusion.scales import SCALES
 from orchestrator.model.ensemble import Reference
 from orchestrator.model.manifest import Manifest, Member
 from scoring.banks import score_table
@@ -31,7 +31,6 @@ BANKS = ["banks/a.npy", "banks/b.npy"]
 MEMBER = st.tuples(
     st.sampled_from(DETECTORS), st.sampled_from(sorted(METHODS)), st.sampled_from("ab"), st.floats(0.1, 3)
 )
-SCALES = [CALIBRATED, RANK, MINIMUM, "soft_minimum 0.5", "generalised_mean -1", "generalised_mean 2"]
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -105,7 +104,7 @@ def test_a_score_does_not_depend_on_the_clips_beside_it(drawn, scale, test):
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))
 def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector):
     """Such clips are of one domain and have no attributes."""
-    manifest = manifest_of([(detector, "location_scale", "a", 1.0)], CALIBRATED)
+    manifest = manifest_of([(detector, "location_scale", "a", 1.0)], "calibrated")
     clips = clips_of(7, 0, 0)
     clips = clips.set_column(6, "attributes", pa.nulls(7, clips.schema.field("attributes").type).fill_null([]))
     X = np.random.default_rng(1).normal(size=(7, 8, 2)).astype(np.float32)

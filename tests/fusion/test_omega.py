@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.objective import Objective
+from fusion.omega import Omega
 from scoring.metrics import LabelledCells
 from scoring.table import conform
 from tests.tables import make_table
 
 
 def both(cells, values, weights):
-    return Objective(values, cells).cells(weights), cells.values(weights @ values)
+    return Omega(values, cells).cells(weights), cells.values(weights @ values)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.booleans())
@@ -49,7 +49,7 @@ def test_many_blocks_are_one(monkeypatch):
     table = make_table()
     cells, values = LabelledCells.from_table(table), np.random.default_rng(0).normal(size=(2, table.num_rows))
     weights = np.random.default_rng(1).dirichlet(np.ones(2), 30)
-    whole = Objective(values, cells).cells(weights)
-    monkeypatch.setattr("fusion.objective.BLOCK", 100)
-    monkeypatch.setattr("fusion.objective.SUMMED", 500)
-    assert Objective(values, cells).cells(weights) == pytest.approx(whole)
+    whole = Omega(values, cells).cells(weights)
+    monkeypatch.setattr("fusion.omega.BLOCK", 100)
+    monkeypatch.setattr("fusion.omega.SUMMED", 500)
+    assert Omega(values, cells).cells(weights) == pytest.approx(whole)

@@ -9,62 +9,55 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.scales import CALIBRATED, combined
-from scoring.metrics import MAX_FPR, LabelledCells
+from scoring.metrics import ANOMALY, MAX_FPR, NORMALS, LabelledCells
 
 # Scores that are sorted at once: what stays in a core's cache is several times as fast as what does not.
 BLOCK = 20_000
 # Scores that are summed at once: many weight vectors share one pass over the members' scores.
 SUMMED = 1_000_000
 
-_POSITIVE, _NORMAL = 1, (2, 4, 8)  # of the source domain, of the target domain, of any
 
-
-class Objective:
-    """Cells in per cent of weighted means of C members, on G (machine, section) groups of at most N clips.
+class Omega:
+    """Cells in per cent of weighted sums of C members, on G (machine, section) groups of at most N clips.
 
     Parameters
     ----------
     values: (C, rows) scores of the members
     cells: who is compared with whom; a clip counts wholly or not at all
-    scale: that the scores are on, see `fusion.scales`
     """
 
-    def __init__(self, values: NDArray[np.float64], cells: LabelledCells, scale: str = CALIBRATED) -> None:
-        self._values, self._cells, self._scale = values, cells, scale
-        labels = np.stack([cells.positive[2], *cells.negative]) > 0
-        codes = np.array([_POSITIVE, *_NORMAL])
-        self._codes = np.einsum("k,kgn->gn", codes, labels).astype(np.uint8)
-        self._counts = labels.sum(axis=-1).astype(float)
-        self._first_of_group = np.arange(len(self._codes))[:, None] * self._codes.shape[1]
+    def __init__(self, values: NDArray[np.float64], cells: LabelledCells) -> None:
+        self._values, self._cells, self._kinds = values, cells, cells.kinds()
+        self._counts = np.stack([(self._kinds & kind > 0).sum(axis=-1, dtype=float) for kind in (ANOMALY, *NORMALS)])
+        self._first_of_group = np.arange(len(self._kinds))[:, None] * self._kinds.shape[1]
         self._members = np.ascontiguousarray(values[:, cells.rows]).reshape(len(values), -1)
 
     def cells(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Cells (..., 3, G) for weights (..., C), NaN where absent."""
         flat = weights.reshape(-1, weights.shape[-1])
-        result = np.empty((len(flat), 3, len(self._codes)))
-        for some in _blocks(len(flat), SUMMED // self._codes.size):
-            scores = combined(self._scale, flat[some], self._members).reshape(-1, *self._codes.shape)
-            for few in _blocks(len(scores), BLOCK // self._codes.size):
+        result = np.empty((len(flat), 3, len(self._kinds)))
+        for some in _blocks(len(flat), SUMMED // self._kinds.size):
+            scores = (flat[some] @ self._members).reshape(-1, *self._kinds.shape)
+            for few in _blocks(len(scores), BLOCK // self._kinds.size):
                 result[some][few] = self._block(flat[some][few], scores[few])
         return result.reshape(*weights.shape[:-1], *result.shape[1:])
 
     def _block(self, weights: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Cells (B, 3, G) of grouped scores (B, G, N), which are used up."""
-        scores[:, self._codes == 0] = np.inf  # clips without a label stand above all others and count for nothing
+        scores[:, self._kinds == 0] = np.inf  # clips without a label stand above all others and count for nothing
         order = scores.argsort(axis=-1)
-        result = self._counted(self._codes.ravel()[order + self._first_of_group])
+        result = self._counted(self._kinds.ravel()[order + self._first_of_group])
         scores.sort(axis=-1)
         tied = ((scores[..., 1:] == scores[..., :-1]) & (scores[..., 1:] < np.inf)).any(axis=(1, 2))
         if tied.any():
-            result[tied] = self._cells.values(combined(self._scale, weights[tied], self._values))
+            result[tied] = self._cells.values(weights[tied] @ self._values)
         return result
 
-    def _counted(self, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Cells from the labels in ascending order of score (B, G, N): anomalies above each normal are counted."""
+    def _counted(self, kinds: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Cells from the clips' kinds in ascending order of score (B, G, N): anomalies above each normal count."""
         positive, source, target, negative = self._counts
-        is_source, is_target, is_normal = ((codes & code > 0).astype(float) for code in _NORMAL)
-        above = positive[:, None] - (codes & _POSITIVE).cumsum(axis=-1, dtype=float)
+        is_source, is_target, is_normal = ((kinds & kind > 0).astype(float) for kind in NORMALS)
+        above = positive[:, None] - (kinds & ANOMALY).cumsum(axis=-1, dtype=float)
         from_top = negative[:, None] - is_normal.cumsum(axis=-1)
         in_part = is_normal * np.clip(MAX_FPR * negative[:, None] - from_top, 0, 1)
         sums = [np.einsum("bgn,bgn->bg", above, share) for share in (is_source, is_target, in_part)]
