@@ -19,7 +19,7 @@ from scoring.table import groups, rows_of
 FALSE_ALARMS = 0.1  # share of normal clips above a threshold, as in the challenge
 QUANTILE = 1 - FALSE_ALARMS
 
-Rule = Literal["gamma", "empirical", "false_alarm"]
+Rule = Literal["gamma", "false_alarm"]
 Thresholds = Mapping[tuple[str, int], float]
 
 
@@ -34,21 +34,13 @@ def gamma_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> f
     return float(scipy.stats.pearson3.ppf(quantile, skew, loc=train.mean(), scale=train.std()))
 
 
-def empirical_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> float:
-    """Quantile of the training scores (n,) themselves."""
-    return float(np.quantile(train, quantile))
-
-
 def false_alarm_threshold(train: NDArray[np.float64], quantile: float = QUANTILE) -> float:
     """The training score (of n) that a further normal clip exceeds with probability 1 − `quantile` at most.
 
     Whatever the distribution, the k-th of n scores is exceeded with probability 1 − k / (n + 1), if the further
     clip is like those of the training (Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005).
 
-    Raises
-    ------
-    InputError
-        If n is too small for any of the scores to be enough.
+    Raises InputError if n is too small for any of the scores to be enough.
     """
     rank = int(np.ceil((len(train) + 1) * quantile - 1e-9))
     if rank > len(train):
@@ -62,7 +54,6 @@ def false_alarm_threshold(train: NDArray[np.float64], quantile: float = QUANTILE
 
 RULES: dict[Rule, Callable[[NDArray[np.float64], float], float]] = {
     "gamma": gamma_threshold,
-    "empirical": empirical_threshold,
     "false_alarm": false_alarm_threshold,
 }
 
@@ -70,10 +61,8 @@ RULES: dict[Rule, Callable[[NDArray[np.float64], float], float]] = {
 def thresholds(table: pa.Table, rule: Rule = "gamma", quantile: float = QUANTILE) -> dict[tuple[str, int], float]:
     """Threshold on `score` of each machine and section, from the table's training rows.
 
-    Raises
-    ------
-    InputError
-        If a machine and section has fewer than two training rows, scores that do not vary, or too few for the rule.
+    Raises InputError if a machine and section has fewer than two training rows, scores that do not vary, or too few for
+    the rule.
     """
     train, score = table["split"].to_numpy() == "train", table["score"].to_numpy()
     limits = {}
@@ -100,10 +89,7 @@ def decision_metrics(table: pa.Table, limits: Thresholds) -> dict[str, DecisionM
     table: a score table; a machine's sections are counted together
     limits: threshold of each machine and section, from `thresholds`
 
-    Raises
-    ------
-    InputError
-        If no test row has a known condition.
+    Raises InputError if no test row has a known condition.
     """
     if not has_labels(table):
         raise InputError("no test clip has a known condition; metrics need labelled clips")

@@ -28,10 +28,7 @@ def read_scores(path: str | Path) -> pa.Table:
     path: a Parquet file; a CSV file with a header; `anomaly_score_<machine>_section_<NN>_test.csv` without one; or a
         folder of the latter, one for each machine and section. `scoring.table.conform` says which columns are needed
 
-    Raises
-    ------
-    InputError
-        If there is no such table, or it fails a check.
+    Raises InputError if there is no such table, or it fails a check.
     """
     path = Path(path)
     if path.is_dir():

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
-from scoring.table import REPORT_ONLY, SCHEMA, metadata_of, rows_of
+from scoring.table import KEY, REPORT_ONLY, SCHEMA, metadata_of, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -51,45 +50,38 @@ class GroundTruth:
     def revealed(self, table: pa.Table) -> pa.Table:
         """The rows of `table` whose machine and section have ground truth, with it; marked as for reports only.
 
-        Raises
-        ------
-        InputError
-            If there is no such machine, or a clip is missing in the table or in the ground truth.
+        Raises InputError if there is no such machine, or a clip is missing in the table or in the ground truth.
         """
-        machine, section, split, clip, condition = rows_of(table, ["machine", "section", "split", "clip", "condition"])
-        groups = list(zip(machine, map(int, section), strict=True))
-        covered = [group in self.labels for group in groups]
-        if not any(covered):
+        groups = zip(*rows_of(table, ["machine", "section"]), strict=True)
+        table = table.filter(pa.array([group in self.labels for group in groups]))
+        if not table.num_rows:
             raise InputError(f"{self.source}: ground truth of {self._described()}; the table has none of these")
-        labels = [
-            self.labels[group].get(name) if wanted and s == "test" else None
-            for group, name, s, wanted in zip(groups, clip, split, covered, strict=True)
-        ]
-        seen: dict[Group, set[str]] = {group: set() for group, wanted in zip(groups, covered, strict=True) if wanted}
-        for group, name, s, label, wanted in zip(groups, clip, split, labels, covered, strict=True):
-            if wanted and s == "test":
-                if label is None:
-                    raise InputError(f"{self.source}: no ground truth for {group[0]}/{name} (section {group[1]})")
-                seen[group].add(label.clip)
-        for group, clips in seen.items():
-            if lost := {label.clip for label in self.labels[group].values()} - clips:
+        labels: list[Label | None] = []
+        seen: dict[Group, set[str]] = defaultdict(set)
+        for machine, section, split, clip in zip(*rows_of(table, KEY), strict=True):
+            clips = seen[machine, section]
+            label = self.labels[machine, section].get(clip) if split == "test" else None
+            if label is not None:
+                clips.add(label.clip)
+            elif split == "test":
+                raise InputError(f"{self.source}: no ground truth for {machine}/{clip} (section {section})")
+            labels.append(label)
+        for (machine, section), clips in seen.items():
+            if lost := {label.clip for label in self.labels[machine, section].values()} - clips:
                 raise InputError(
-                    f"{group[0]} section {group[1]}: {len(lost)} clips of the ground truth have no score, "
+                    f"{machine} section {section}: {len(lost)} clips of the ground truth have no score, "
                     f"{min(lost)} among them"
                 )
-        changed = sum(
-            x is not None and c is not None and x.condition != c for x, c in zip(labels, condition, strict=True)
-        )
-        if changed:
+        pairs = zip(labels, table["condition"].to_pylist(), strict=True)
+        if changed := sum(label is not None and old not in (None, label.condition) for label, old in pairs):
             log.warning("%s: labels of %d clips differ from the table's; the ground truth counts", self.source, changed)
         for column in ("condition", "domain"):
-            before = table[column].to_pylist()
-            values = [(label and getattr(label, column)) or old for label, old in zip(labels, before, strict=True)]
+            pairs = zip(labels, table[column].to_pylist(), strict=True)
+            values = [(label and getattr(label, column)) or old for label, old in pairs]
             table = table.set_column(
                 SCHEMA.get_field_index(column), SCHEMA.field(column), pa.array(values, pa.string())
             )
-        metadata = {**metadata_of(table), REPORT_ONLY: "true"}
-        return table.filter(pa.array(np.array(covered))).replace_schema_metadata(metadata)
+        return table.replace_schema_metadata({**metadata_of(table), REPORT_ONLY: "true"})
 
     def _described(self) -> str:
         return ", ".join(f"{machine} section {section:02d}" for machine, section in sorted(self.labels))
@@ -102,10 +94,7 @@ def read_ground_truth(folder: Path) -> GroundTruth:
     in `ground_truth_domain` say 0 (source) or 1 (target), those in `ground_truth_attributes` the clip's full name.
     `eval_data_list.csv` is the form of 2020 and 2021.
 
-    Raises
-    ------
-    InputError
-        If there are none, or one cannot be read.
+    Raises InputError if there are none, or one cannot be read.
     """
     by_kind: dict[str, dict[Group, Path]] = defaultdict(dict)
     for path in sorted(folder.rglob("ground_truth_*.csv")):
