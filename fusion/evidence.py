@@ -75,8 +75,8 @@ def validation_of(estimates: Estimates, seed: int) -> Validation:
             weights[machine] = estimates.weights(estimates.choose(left_out), left_out)
         held_out = estimates.held_out_scores(estimates.choose)
         single, uniform = (estimates.held_out_scores(choose) for choose in (lambda _: SINGLE, lambda _: UNIFORM))
-        systems = pool.with_values(np.stack([held_out, single, uniform]))
-        interval, gains = compare(systems, {"best_single": 1, "uniform": 2}, np.random.default_rng(seed))
+        systems = pool.with_values(np.stack([held_out, single, uniform]), ("delivered", "best_single", "uniform"))
+        interval, gains = compare(systems, np.random.default_rng(seed))
     return Validation(
         in_sample=estimates.in_sample(delivered),
         lomo=lomo,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,33 +27,27 @@ class Comparison:
     machines: Interval | None
 
 
-def compare(
-    scores: LabelledScores, against: Mapping[str, int], rng: np.random.Generator
-) -> tuple[Interval | None, dict[str, Comparison]]:
-    """Bootstrap of the first member of `scores`, alone and paired with others (Efron and Tibshirani 1993).
+def compare(scores: LabelledScores, rng: np.random.Generator) -> tuple[Interval | None, dict[str, Comparison]]:
+    """Bootstrap of the first member of `scores`, alone and paired with the others (Efron and Tibshirani 1993).
 
     Clips are drawn with replacement inside each machine's anomalies and its normals of either domain, the same
     for all members, so that what is hard for all cancels out of a gain.
 
-    Parameters
-    ----------
-    scores: members on the same clips
-    against: name → which member to compare the first one with
-
     Returns
     -------
-    the interval of the first member's Omega over clips drawn anew, and a `Comparison` for each name
+    the interval of the first member's Omega over clips drawn anew, and a `Comparison` with each other member by name
     """
     cells = scores.cells.values(scores.values)
-    plain = harmonic_mean(cells, axis=(-2, -1))
-    replicates = replicated_cells(scores.cells, scores.values, REPLICATES, rng)
-    over_clips = harmonic_mean(replicates, axis=(-2, -1))
-    machines = _machines_drawn(cells, scores.cells.machines, rng)
+    omega = harmonic_mean(cells, axis=(-2, -1))
+    over_clips = harmonic_mean(replicated_cells(scores.cells, scores.values, REPLICATES, rng), axis=(-2, -1))
+    over_machines = _machines_drawn(cells, scores.cells.machines, rng)
     comparisons = {
         name: Comparison(
-            float(plain[0] - plain[i]), interval(over_clips[0] - over_clips[i]), interval(machines[0] - machines[i])
+            float(omega[0] - omega[i]),
+            interval(over_clips[0] - over_clips[i]),
+            interval(over_machines[0] - over_machines[i]),
         )
-        for name, i in against.items()
+        for i, name in enumerate(scores.names[1:], start=1)
     }
     return interval(over_clips[0]), comparisons
 

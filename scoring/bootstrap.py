@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +29,6 @@ class Intervals:
     replicates: int
     omega: Interval | None
     machines: dict[str, dict[str, Interval | None]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The form in which intervals are printed as JSON."""
-        return asdict(self)
 
 
 def bootstrap_intervals(table: pa.Table, replicates: int = REPLICATES, seed: int = 0) -> Intervals:

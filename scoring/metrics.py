@@ -140,13 +140,9 @@ def roc_area(
     """
     order = np.argsort(-scores, axis=-1)
     ranked = np.take_along_axis(scores, order, axis=-1)
-    # A curve has one point per distinct score: inside a group of ties take the group's last point.
-    n = scores.shape[-1]
+    # A curve has one point per distinct score, at the last clip of a group of ties.
     is_last = np.concatenate([ranked[..., 1:] != ranked[..., :-1], np.ones((*ranked.shape[:-1], 1), bool)], -1)
-    last = np.minimum.accumulate(np.where(is_last, np.arange(n), n - 1)[..., ::-1], axis=-1)[..., ::-1]
-    shape = np.broadcast_shapes(scores.shape, positive.shape)
-    weights = np.stack([np.broadcast_to(positive, shape), np.broadcast_to(negative, shape)])
-    y, x = _cumulated(weights, np.broadcast_to(order, shape)[None], np.broadcast_to(last, shape)[None])
+    y, x = (_rate(weights, order, is_last) for weights in (positive, negative))
     limit = np.asarray(max_fpr, float)[..., None]
     width, height = np.diff(x), np.diff(y)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -158,14 +154,14 @@ def roc_area(
     return np.where(limit < 1, 0.5 * (1 + (area - chance) / (limit - chance)), area)
 
 
-def _cumulated(weights: NDArray[np.float64], order: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Rate of the weights ranked first … k-th, with a leading zero: (..., N + 1)."""
-    total = np.cumsum(np.take_along_axis(weights, order, axis=-1), axis=-1)
-    total = np.take_along_axis(total, last, axis=-1)
-    rate = np.zeros((*total.shape[:-1], total.shape[-1] + 1))
+def _rate(weights: NDArray[np.float64], order: NDArray[np.int64], is_last: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Share (..., N + 1) of the weights at the points of a curve so far, from 0 to 1; NaN if they weigh nothing."""
+    shape = np.broadcast_shapes(weights.shape, order.shape)
+    ranked = np.take_along_axis(np.broadcast_to(weights, shape), np.broadcast_to(order, shape), axis=-1)
+    total = np.zeros((*shape[:-1], shape[-1] + 1))
+    np.maximum.accumulate(ranked.cumsum(axis=-1) * is_last, axis=-1, out=total[..., 1:])
     with np.errstate(invalid="ignore"):
-        rate[..., 1:] = total / np.where(total[..., -1:] > 0, total[..., -1:], np.nan)
-    return rate
+        return total / total[..., -1:]
 
 
 def harmonic_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] | None = None) -> NDArray[np.float64]:

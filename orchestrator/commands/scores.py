@@ -89,8 +89,12 @@ def _metrics_of(path: Path, ground_truth: Path | None) -> dict[str, Any]:
     except InputError as error:
         click.echo(f"{path}: no decisions: {error}", err=True)
         decided = {}
-    intervals = bootstrap_intervals(table).as_dict()
-    return {**metrics, "ci": intervals, "decisions": decided, "transductive": is_transductive(table)}
+    return {
+        **metrics,
+        "ci": asdict(bootstrap_intervals(table)),
+        "decisions": decided,
+        "transductive": is_transductive(table),
+    }
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> float | str | None:

@@ -35,7 +35,7 @@ def differences(best: System, systems: Sequence[System]) -> list[dict[str, Any]]
         except InputError:  # of other clips
             continue
         scores = LabelledScores.of(("best", over), values, best.held_out)
-        gain = asdict(compare(scores, {over: 1}, np.random.default_rng(0))[1][over])
+        gain = asdict(compare(scores, np.random.default_rng(0))[1][over])
         if len(scores.machines) == 1:
             gain["machines"] = None
         rows.append({"over": over, "meaning": _meaning(gain), **gain})

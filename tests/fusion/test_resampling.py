@@ -9,9 +9,9 @@ from tests.fusion.pools import labelled, make_pool, rng
 def compared():
     scores = labelled(make_pool())
     better = scores.values[:2].mean(axis=0)
-    members = scores.with_values(np.stack([better, scores.values[2], better, scores.values[0]]))
-    against = {"useless": 1, "itself": 2, "half of it": 3}
-    return members.omega(np.eye(4)), compare(members, against, rng())
+    values = np.stack([better, scores.values[2], better, scores.values[0]])
+    members = scores.with_values(values, ("better", "useless", "itself", "half of it"))
+    return members.omega(np.eye(4)), compare(members, rng())
 
 
 def test_gains_are_told_from_noise(compared):
@@ -37,6 +37,6 @@ def test_intervals_cover_the_truth():
         noise = np.random.default_rng(seed).normal(size=(2, scores.values.shape[1]))
         anomaly = np.zeros(scores.values.shape[1])
         anomaly[scores.cells.rows[scores.cells.positive[2] > 0]] = 1
-        _, gains = compare(scores.with_values(noise + anomaly), {"equal": 1}, rng(seed))
+        _, gains = compare(scores.with_values(noise + anomaly, ("one", "equal")), rng(seed))
         covered += gains["equal"].clips[0] <= 0 <= gains["equal"].clips[1]
     assert covered >= 34
