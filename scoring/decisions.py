@@ -93,22 +93,21 @@ def decision_metrics(table: pa.Table, limits: Thresholds) -> dict[str, DecisionM
     """
     if not has_labels(table):
         raise InputError("no test clip has a known condition; metrics need labelled clips")
-    split, condition, score = rows_of(table, ["split", "condition", "score"])
-    counts: dict[str, NDArray[np.int64]] = {}
-    for machine, section, group in groups(table):
-        group &= split == "test"
-        above = score > limits[machine, section]
-        anomaly, normal = group & (condition == "anomaly"), group & (condition == "normal")
-        outcomes = np.array([(anomaly & above).sum(), (normal & above).sum(), (anomaly & ~above).sum()])
-        if anomaly.any() or normal.any():
-            counts[machine] = counts.get(machine, 0) + outcomes
-    return {machine: _decision_metrics(*map(int, outcomes)) for machine, outcomes in counts.items()}
+    machine, condition, score = rows_of(table, ["machine", "condition", "score"])
+    known = (table["split"].to_numpy() == "test") & table["condition"].is_valid().to_numpy()
+    alarm = np.zeros(len(score), bool)
+    for name, section, group in groups(table):
+        alarm[group] = score[group] > limits[name, section]
+    metrics = {}
+    for name in dict.fromkeys(machine[known]):
+        own = known & (machine == name)
+        anomaly = own & (condition == "anomaly")
+        hits, alarms, anomalies = (int(rows.sum()) for rows in (anomaly & alarm, own & alarm, anomaly))
+        metrics[name] = DecisionMetrics(
+            _share(hits, alarms), _share(hits, anomalies), _share(2 * hits, alarms + anomalies)
+        )
+    return metrics
 
 
-def _decision_metrics(hits: int, false_alarms: int, misses: int) -> DecisionMetrics:
-    def share(part: int, whole: int) -> float | None:
-        return 100 * part / whole if whole else None
-
-    return DecisionMetrics(
-        share(hits, hits + false_alarms), share(hits, hits + misses), share(2 * hits, 2 * hits + false_alarms + misses)
-    )
+def _share(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None

@@ -55,7 +55,8 @@ class LabelledCells:
     """Who is compared with whom: clips of G (machine, section) groups, padded to N clips.
 
     rows: (G, N) indices into the table's rows; padding repeats a valid index and has no weight
-    positive, negative: (..., 3, G, N) weights of a clip as anomaly and as normal in each cell of `CELLS`
+    positive: (..., 1, G, N) weights of a clip as anomaly, the same in all cells
+    negative: (..., 3, G, N) weights of a clip as normal in each cell of `CELLS`
     machines: the machine of each group
     """
 
@@ -85,7 +86,7 @@ class LabelledCells:
         return cls(
             machines=machines,
             rows=rows,
-            positive=np.stack([anomaly] * 3).astype(float),
+            positive=anomaly[None].astype(float),
             negative=np.stack([normal & cell for cell in in_cell]).astype(float),
         )
 
@@ -97,7 +98,7 @@ class LabelledCells:
 
     def kinds(self) -> NDArray[np.uint8]:
         """What each clip (G, N) is: `ANOMALY`, or the sum of those of `NORMALS` that hold; 0 for padding."""
-        labels = np.stack([self.positive[2], *self.negative]) > 0
+        labels = np.concatenate([self.positive, self.negative]) > 0
         return np.einsum("k,kgn->gn", np.array([ANOMALY, *NORMALS], np.uint8), labels)
 
     def strata(self) -> list[NDArray[np.int64]]:

@@ -36,7 +36,7 @@ def test_intervals_cover_the_truth():
         scores = labelled(make_pool(("fan",), 15))
         noise = np.random.default_rng(seed).normal(size=(2, scores.values.shape[1]))
         anomaly = np.zeros(scores.values.shape[1])
-        anomaly[scores.cells.rows[scores.cells.positive[2] > 0]] = 1
+        anomaly[scores.cells.rows[scores.cells.positive[0] > 0]] = 1
         _, gains = compare(scores.with_values(noise + anomaly, ("one", "equal")), rng(seed))
         covered += gains["equal"].clips[0] <= 0 <= gains["equal"].clips[1]
     assert covered >= 34
