@@ -186,7 +186,9 @@ def test_digest(tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for given in (digest, digest[:8], digest.upper()):
         load_beats(path, sha256=given)
-    load_beats(path.as_uri(), sha256=digest)
+    assert shutil.copy(path, tmp_path / "100 % mine#1.pt")
+    for uri in (path.as_uri(), (tmp_path / "100 % mine#1.pt").as_uri(), f"file://{tmp_path}/100 % mine#1.pt"):
+        load_beats(uri, sha256=digest)
     with pytest.raises(InputError, match=f"has sha256 {digest}"):
         load_beats(path, sha256="00000000")
     for wrong in (digest[:7], "", "x" * 8, digest + "0"):
