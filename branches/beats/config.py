@@ -82,12 +82,9 @@ class BEATsConfig(BaseModel):
         except ValidationError as error:
             mistake = error.errors()[0]
         key, message = ".".join(map(str, mistake["loc"])), mistake["msg"].removeprefix("Value error, ")
-        match mistake["type"]:
-            case "missing":
-                raise InputError(f"cfg has no {key}; is this a BEATs checkpoint?")
-            case "value_error":
-                raise InputError(f"cfg: {message}")
-        raise InputError(f"cfg: {key} is {mistake['input']!r}: {message[0].lower()}{message[1:]}")
+        if mistake["type"] == "missing":
+            raise InputError(f"cfg has no {key}; is this a BEATs checkpoint?")
+        raise InputError(f"cfg: {key} is {mistake['input']!r}: {message}" if key else f"cfg: {message}")
 
 
 TINY = BEATsConfig(
