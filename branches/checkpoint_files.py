@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 from scoring.errors import InputError
 
@@ -26,7 +27,7 @@ def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
         return _copy(path, digest, fetch)
     if path == "small":
         return _shipped(digest)
-    file = Path(path.removeprefix("file://"))
+    file = Path(unquote(path.removeprefix("file://")) if path.startswith("file://") else path)
     if not file.is_file():
         raise InputError(f"{path}: no such file; give a BEATs checkpoint's path or URI, or the name small or tiny")
     if digest:

@@ -14,16 +14,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from branches.audio.cache import AudioCache
-from branches.beats import BEATs, load_beats, save_beats
-from branches.beats.checkpoint import load_state, naming, read_content
+from branches.beats import BEATs, load_beats
+from branches.beats.checkpoint import load_state, naming, read_tensors, save_tensors
 from branches.frames import SAMPLE_RATE
 from branches.frontend import fbank, frame_padding, full_precision
 from branches.log_mel import LogMel
 from branches.pooling import build_pooling
-from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
+from branches.spec import LOG_MEL, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
 from branches.training.strategies import prepare
 from branches.transfer import to_device
-from scoring.atomic import atomic
 from scoring.errors import InputError
 
 
@@ -32,16 +31,14 @@ class BranchModel(nn.Module):
 
     spec: the branch
     train_in_bfloat16: whether the encoder computes in it while training; embeddings have the precision of the spec
-    backbone: with its adapters, if the strategy has any; None loads the spec's
     """
 
-    def __init__(self, spec: BranchSpec, train_in_bfloat16: bool = False, backbone: BEATs | None = None) -> None:
+    def __init__(self, spec: BranchSpec, train_in_bfloat16: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.train_in_bfloat16 = train_in_bfloat16
-        self.backbone = load_backbone(spec.backbone) if backbone is None else backbone
-        new = backbone is None and isinstance(self.backbone, BEATs)  # not yet prepared for the strategy
-        self.groups = prepare(self.beats, spec.strategy) if new else []
+        self.backbone = load_backbone(spec.backbone)
+        self.groups = prepare(self.backbone, spec.strategy) if isinstance(self.backbone, BEATs) else []
         self.backbone.layer_numbers(spec.backbone.layers)
         self.width = patch_width(self.backbone, spec.backbone)
         self.pooling = build_pooling(spec.pooling, self.width)
@@ -100,10 +97,6 @@ class BranchModel(nn.Module):
                 outputs.append(self.pool(combined, patch_padding))
         return outputs
 
-    def head_state(self) -> dict[str, Tensor]:
-        """Tensors of what is not the backbone."""
-        return {k: v.detach().cpu() for k, v in self.state_dict().items() if not k.startswith("backbone.")}
-
 
 def load_backbone(spec: BackboneSpec) -> BEATs | LogMel:
     """What turns log-mels into patches: a checkpoint, or log-mels as they are."""
@@ -116,58 +109,41 @@ def patch_width(backbone: BEATs | LogMel, spec: BackboneSpec) -> int:
 
 
 def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
-    """Write what training changed: adapters, layers and head; the backbone's checkpoint is referred to.
-
-    `load_branch` gives the branch back, `branches.beats.load_beats` its backbone.
-    """
-    backbone = model.spec.backbone
-    elsewhere = backbone.path in BUILT_IN or "://" in backbone.path
-    location = backbone.path if elsewhere else str(Path(backbone.path).resolve())
-    branch = {"spec": model.spec.model_dump_json(), "head": model.head_state()}
-    save_beats(model.beats, path, base=(location, backbone.sha256), branch=branch)
+    """Write a branch: its spec, and the tensors that training changed; the backbone's checkpoint is not in the file."""
+    fixed = _fixed(model)
+    changed = {name: value.detach().cpu() for name, value in model.state_dict().items() if name not in fixed}
+    save_tensors({"spec": model.spec.model_dump_json(), "changed": changed}, path)
 
 
-def load_branch(path: str | os.PathLike[str], device: str = "cpu") -> BranchModel:
-    """A branch that `save_branch` wrote, in eval mode on a device.
+def load_branch(path: str | os.PathLike[str], backbone: str | None = None, device: str = "cpu") -> BranchModel:
+    """A branch that `save_branch` wrote, in eval mode on a device: the model of its spec, filled with what has changed.
 
-    Raises
-    ------
-    InputError
-        If the file or the backbone's checkpoint it refers to cannot be used.
+    backbone: where the checkpoint that it was trained from lies now; None takes the place in the spec
+
+    Raises InputError if the file cannot be used, or the checkpoint, which must have the digest in the spec.
     """
     with naming(path):
-        match read_content(path).get("branch"):
-            case {"spec": str() as text, "head": dict() as head}:
+        match read_tensors(Path(path)):
+            case {"spec": str() as text, "changed": dict() as changed}:
                 pass
             case _:
-                raise InputError("no branch in this checkpoint; load it with load_beats")
+                raise InputError("no trained branch of this version of tutti")
         try:
             spec = BranchSpec.model_validate_json(text)
         except ValidationError as error:
             raise InputError(f"the spec in it is of another version of tutti ({error.error_count()} errors)") from None
-    backbone = load_beats(path)
+    if backbone is not None:
+        spec = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": backbone})})
     with torch.random.fork_rng(devices=[]):
-        model = BranchModel(spec, backbone=backbone)
+        model = BranchModel(spec)
     with naming(path):
-        load_state(model, {**head, **{f"backbone.{k}": v for k, v in backbone.state_dict().items()}})
+        load_state(model, {**_fixed(model), **changed})
     return model.eval().to(device)
 
 
-def relocate_branch(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], spec: BranchSpec, backbone: str
-) -> None:
-    """Copy a branch's file, so that it refers to a backbone at another place.
-
-    Parameters
-    ----------
-    spec: of the branch, as it shall stand in the copy
-    backbone: path, if relative to the folder of `target`, or a built-in name
-    """
-    content = read_content(source)
-    content["base"] = {"path": backbone, "sha256": None}
-    content["branch"] = {**content["branch"], "spec": spec.model_dump_json()}
-    with atomic(Path(target)) as temporary, temporary.open("xb") as file:
-        torch.save(content, file)
+def _fixed(model: BranchModel) -> dict[str, Tensor]:
+    """What the strategy leaves as it is in the backbone's checkpoint."""
+    return {name: value for name, value in model.named_parameters() if not value.requires_grad}
 
 
 def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> tuple[Tensor, Tensor | None]:

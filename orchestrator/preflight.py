@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from branches.checkpoint_files import local_file
 from branches.data.dataset import class_labels
 from branches.frames import n_frames
-from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, LoraSpec, PatchesSpec
+from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, PatchesSpec
 from orchestrator.plan import Branch
 from orchestrator.training.generated import nothing_rare
 from orchestrator.training.process import check_installation
@@ -74,21 +74,15 @@ def check_branches(branches: Sequence[Branch], index: pa.Table, noise: pa.Table)
 
 def check_models(branches: Sequence[Branch]) -> None:
     """Load each checkpoint and tokenizer once; `InputError` if it is none, or lacks what a branch asks of it."""
-    from branches.beats import BEATs, load_tokenizer
+    from branches.beats import load_tokenizer
     from branches.model import load_backbone
-    from branches.training.strategies import prepare
 
     for path, backbone in {b.spec.backbone.path: b.spec.backbone for b in branches}.items():
         model = load_backbone(backbone)
-        sharing = [b for b in branches if b.spec.backbone.path == path]
-        for branch in sharing:
+        for branch in [b for b in branches if b.spec.backbone.path == path]:
             taken = [e.layers for e in branch.embeddings if isinstance(e, PatchesSpec)]
             for layers in [branch.spec.backbone.layers, *taken]:
                 model.layer_numbers(layers)
-        # Of the strategies only adapters can be refused, by a checkpoint that has some.
-        for strategy in [b.spec.strategy for b in sharing if isinstance(b.spec.strategy, LoraSpec)][:1]:
-            assert isinstance(model, BEATs)
-            prepare(model, strategy)
     masked = [b.spec.masked_prediction for b in branches if b.spec.masked_prediction is not None]
     for file in {file for spec in masked for file in spec.tokenizers}:
         load_tokenizer(file.path, file.sha256)

@@ -19,13 +19,10 @@ _GATE_UNITS = 8
 
 
 def distance_buckets(length: int, num_buckets: int, max_distance: int) -> Tensor:
-    """Bucket of every distance (key position − query position) from −(length−1) to length−1.
+    """Bucket (2 · length − 1,) int64 of every distance (key position − query position), from −(length−1) to length−1.
 
     Half of the buckets are for keys after the query. In each half, the first half of the buckets are one distance
     each, and the rest grow logarithmically up to `max_distance`.
-
-    Returns:
-        (2 · length − 1,) int64.
     """
     distance = torch.arange(1 - length, length)
     per_side = num_buckets // 2
@@ -44,15 +41,10 @@ def _buckets_on(device: torch.device, length: int, num_buckets: int, max_distanc
 
 
 def relative_bias(table: Tensor, length: int, max_distance: int) -> Tensor:
-    """Position bias r between all pairs of patches.
+    """Position bias r (H, P, P) between all pairs of `length` patches; [h, i, j] is for query i and key j.
 
-    Args:
-        table: (buckets, H), a value for each bucket and head.
-        length: number of patches P.
-        max_distance: distance from which on all are in the last bucket.
-
-    Returns:
-        (H, P, P); [h, i, j] is for query i and key j.
+    table: (buckets, H), a value for each bucket and head
+    max_distance: from which on all are in the last bucket
     """
     buckets_on = _buckets_on.__wrapped__ if torch.compiler.is_compiling() else _buckets_on
     buckets = buckets_on(table.device, length, table.shape[0], max_distance)

@@ -10,10 +10,8 @@ from branches.beats.config import BEATsConfig
 from branches.beats.encoder import Encoder
 from branches.beats.memory import LONG_CLIP, check_attention_memory
 from branches.frames import MIN_SAMPLES, N_MELS
-from branches.frontend import fbank, frame_padding
+from branches.frontend import fbank
 from scoring.errors import InputError
-
-Combine = Literal["concat", "mean"]
 
 
 class BEATs(nn.Module):
@@ -23,10 +21,10 @@ class BEATs(nn.Module):
     fastest); D is `embed_dim`. In a batch of clips of different lengths `valid_samples` (B,) holds each clip's own
     length; the rest of its row is padding.
 
-    Two rules say which patches are padding. Calling the module, or `predict`, follows the BEATs authors' rule, which
-    depends on the length of the batch and lets a few patches beyond the clip's end take part: it gives their numbers.
-    `features`, and `encode` with `branches.frontend.frame_padding`, take exactly the patches that the clip alone
-    would have: a clip's features do not depend on the clips beside it.
+    Two rules say which patches are padding. Calling the module follows the BEATs authors' rule, which depends on the
+    length of the batch and lets a few patches beyond the clip's end take part: it gives their numbers. `encode` with
+    `branches.frontend.frame_padding` takes exactly the patches that the clip alone would have: a clip's features do not
+    depend on the clips beside it.
     """
 
     def __init__(self, config: BEATsConfig) -> None:
@@ -59,96 +57,59 @@ class BEATs(nn.Module):
     def forward(self, waveforms: Tensor, valid_samples: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the BEATs authors' `extract_features` returns.
 
-        Args:
-            waveforms: (B, T) float32, 16 kHz, in [−1, 1]; T ≥ 2 800.
-            valid_samples: (B,) int64, or None if no clip is padded.
+        waveforms: (B, T) float32, 16 kHz, in [−1, 1]; T ≥ 2 800
+        valid_samples: (B,) int64, or None if no clip is padded
 
-        Returns:
-            Features (B, P, D), or for a checkpoint fine-tuned on classes (`config.finetuned_model`) the class
-            probabilities (B, classes); and the patch mask (B, P) bool, True = padding, None if `valid_samples` is.
-
-        Raises:
-            InputError: a shape is wrong or the clip too short.
+        Returns features (B, P, D), or for a checkpoint fine-tuned on classes (`config.finetuned_model`) the class
+        probabilities (B, classes), and the patch mask (B, P) bool, True = padding, None if `valid_samples` is. Raises
+        InputError if a shape is wrong or the clip too short.
         """
         features = fbank(waveforms)
         mask = None if valid_samples is None else self._grouped_mask(waveforms, features, valid_samples)
-        x, _ = self._encode(features, mask)
+        x = self._outputs(features, mask, len(self.layers))[-1]
         return (self._classify(x, mask), mask) if self.config.finetuned_model else (x, mask)
-
-    def predict(self, waveforms: Tensor, valid_samples: Tensor | None = None) -> Tensor:
-        """Class probabilities (B, classes) of a fine-tuned checkpoint; arguments as for the call.
-
-        Raises:
-            InputError: the checkpoint has no predictor.
-        """
-        if not self.config.finetuned_model:
-            raise InputError("this BEATs checkpoint has no predictor; load one that was fine-tuned on classes")
-        probabilities, _ = self(waveforms, valid_samples)
-        return probabilities
-
-    def features(
-        self,
-        waveforms: Tensor,
-        valid_samples: Tensor | None = None,
-        layers: int | Sequence[int] | None = None,
-        combine: Combine = "concat",
-    ) -> tuple[Tensor, Tensor | None]:
-        """Features of any checkpoint, fine-tuned or not; each clip's own patches alone take part.
-
-        Arguments as for the call and `encode`; returns (B, P, D) and the patch mask (B, P) or None.
-        """
-        features = fbank(waveforms)
-        padding = None if valid_samples is None else frame_padding(valid_samples, features.shape[1])
-        return self.encode(features, padding, layers, combine)
 
     def encode(
         self,
         features: Tensor,
         padding: Tensor | None = None,
-        layers: int | Sequence[int] | None = None,
-        combine: Combine = "concat",
+        layers: Sequence[int] = (-1,),
+        combine: Literal["concat", "mean"] = "concat",
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mel features → patch features.
 
-        Args:
-            features: (B, F, 128) from `branches.frontend.fbank`; F ≥ 16.
-            padding: (B, F) bool, True = padding, or None. A patch with a padded frame is padding.
-            layers: which layers' outputs: n is the output of the n-th layer, 0 the input of the first, −1 the last;
-                several are combined; None is the last. Layers above the highest wanted are not computed.
-            combine: "concat" (B, P, n·D) or "mean" (B, P, D) of several layers.
+        features: (B, F, 128) from `branches.frontend.fbank`; F ≥ 16
+        padding: (B, F) bool, True = padding, or None; a patch with a padded frame is padding
+        layers: n is the output of the n-th layer, 0 the input of the first, −1 the last; layers above the highest
+            wanted are not computed
+        combine: several layers become (B, P, n·D), or their mean
 
-        Returns:
-            (B, P, D) or (B, P, n·D), and the patch mask (B, P) bool or None if `padding` is.
-
-        Raises:
-            InputError: a shape is wrong, the clip too short or too long for this process's memory, or there is no
-                such layer.
+        Returns (B, P, D) or (B, P, n·D), and the patch mask (B, P) bool or None if `padding` is. Raises InputError if a
+        shape is wrong, the clip too short or too long for this process's memory, or there is no such layer.
         """
-        if padding is None:
-            return self._encode(features, None, layers, combine)
-        if padding.shape != features.shape[:2]:
-            raise InputError(f"padding is {tuple(padding.shape)}, must be {tuple(features.shape[:2])}")
-        size = self.config.input_patch_size
-        steps = padding.unfold(1, size, size).any(-1)
-        mask = steps.repeat_interleave(self.config.freq_patches, dim=1)
-        return self._encode(features, mask, layers, combine)
-
-    def _encode(
-        self,
-        features: Tensor,
-        mask: Tensor | None,
-        layers: int | Sequence[int] | None = None,
-        combine: Combine = "concat",
-    ) -> tuple[Tensor, Tensor | None]:
+        mask = None
+        if padding is not None:
+            if padding.shape != features.shape[:2]:
+                raise InputError(f"padding is {tuple(padding.shape)}, must be {tuple(features.shape[:2])}")
+            size = self.config.input_patch_size
+            mask = padding.unfold(1, size, size).any(-1).repeat_interleave(self.config.freq_patches, dim=1)
         wanted = self.layer_numbers(layers)
-        outputs = self.encoder(self._embed(features), mask, max(wanted))
+        outputs = self._outputs(features, mask, max(wanted))
         chosen = [outputs[n] for n in wanted]
         if len(chosen) == 1:
             return chosen[0], mask
         return (torch.cat(chosen, -1) if combine == "concat" else torch.stack(chosen).mean(0)), mask
 
-    def _embed(self, features: Tensor) -> Tensor:
-        """(B, F, 128) → (B, P, D): patches, before the encoder."""
+    def layer_numbers(self, layers: Sequence[int]) -> list[int]:
+        """Numbers, from 0, of the outputs that `encode` means by `layers`; `InputError` if there is no such one."""
+        depth = len(self.layers)
+        numbers = [n + depth + 1 if n < 0 else n for n in layers]
+        if not numbers or not all(0 <= n <= depth for n in numbers):
+            raise InputError(f"layers {list(layers)}: this BEATs has outputs 0 to {depth} (or −1 to −{depth + 1})")
+        return numbers
+
+    def _outputs(self, features: Tensor, mask: Tensor | None, depth: int) -> list[Tensor]:
+        """(B, F, 128) → the encoder's input and the outputs of its first `depth` layers, each (B, P, D)."""
         if features.dim() != 3 or features.shape[2] != N_MELS or features.shape[1] < self.config.input_patch_size:
             raise InputError(
                 f"features are {tuple(features.shape)}, must be (batch, frames ≥ {self.config.input_patch_size}, "
@@ -157,17 +118,9 @@ class BEATs(nn.Module):
         if features.shape[1] > LONG_CLIP:
             check_attention_memory(self.config.encoder_attention_heads, features.shape[1], features.device)
         patches = self.patch_embedding(features.unsqueeze(1)).flatten(2).transpose(1, 2)
-        x: Tensor = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
-        return x
-
-    def layer_numbers(self, layers: int | Sequence[int] | None) -> list[int]:
-        """Numbers, from 0, of the outputs that `encode` means by `layers`; `InputError` if there is no such one."""
-        depth = len(self.layers)
-        asked = [depth] if layers is None else [layers] if isinstance(layers, int) else list(layers)
-        numbers = [n + depth + 1 if n < 0 else n for n in asked]
-        if not numbers or not all(0 <= n <= depth for n in numbers):
-            raise InputError(f"layers {layers!r}: this BEATs has outputs 0 to {depth} (or −1 to −{depth + 1})")
-        return numbers
+        x = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
+        outputs: list[Tensor] = self.encoder(x, mask, depth)
+        return outputs
 
     def _grouped_mask(self, waveforms: Tensor, features: Tensor, valid_samples: Tensor) -> Tensor:
         """(B, P) bool by the authors' rule: samples, then frames, are cut into equal groups without a remainder.

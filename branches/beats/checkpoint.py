@@ -1,99 +1,72 @@
-"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them.
+"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them."""
 
-Our own fine-tuned checkpoints may leave out what is as in another checkpoint, their `base`:
-`{"cfg": dict, "model": the tensors that changed, "base": {"path": str, "sha256": str or None}}`, and may carry a
-`branch` (`branches.model.save_branch`). `cfg["lora"]` describes adapters, whose tensors stand in `model`.
-"""
-
+import copy
 import os
+import re
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from branches.beats.backbone import BEATs
 from branches.beats.config import TINY, BEATsConfig
-from branches.beats.lora import add_lora
-from branches.beats.wrappings import plain_keys, plain_values, unwrapped
+from branches.beats.lora import merge_lora
 from branches.checkpoint_files import local_file
-from branches.spec import BUILT_IN
 from scoring.atomic import atomic
 from scoring.errors import InputError
 
 _TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 _TINY_SEED = 20_221_218
+# Of DistributedDataParallel, and of torch.compile.
+_MODULE_WRAPPERS = ("module.", "_orig_mod.")
+# Weight norm as torch.nn.utils.parametrizations has it: original0 is the magnitude, original1 the direction.
+_WEIGHT_NORM = re.compile(r"(.*)parametrizations\.weight\.original([01])")
+_NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+# What training scripts leave beside tensors; none of it runs code.
+_PLAIN: list[Any] = [
+    *(Namespace, np.dtype, *(type(np.dtype(name)) for name in _NUMPY)),
+    *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),  # of NumPy 2 and 1
+]
 
 
 def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs:
     """A BEATs backbone in eval mode, on the CPU.
 
-    Args:
-        path: a released or saved checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "tiny": a small
-            random network whose weights are always the same, or "small": the network that comes with tutti
-            (`branches.pretraining`). A fine-tuned checkpoint comes with its adapters.
-        sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
-            (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched
-            once, without it each time, because only the file's content says whether it is still the same.
+    path: a checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "small", the network that comes with tutti,
+        or "tiny", a small random network whose weights are always the same
+    sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
+        (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched
+        once, without it each time, because only the file's content says whether it is still the same.
 
-    Raises:
-        InputError: the file is not there, is not the one `sha256` means, or is not a BEATs checkpoint; the message
-            names the file and the key that is missing, unexpected or of the wrong shape.
+    Raises InputError if the file is not there, is not the one `sha256` means, or is no BEATs checkpoint, naming the key
+    that is missing, unexpected or of the wrong shape.
     """
     if str(path) == "tiny":
         return random_beats(TINY, _TINY_SEED)
-    content = read_content(path, sha256)
+    cfg, state = read_checkpoint(path, sha256)
     with naming(path):
-        state = content["model"]
-        if "base" in content:
-            state = _with_copied_table({**_base_state(content["base"], Path(path).parent), **state})
-        return build_beats(content["cfg"], state)
+        return build_beats(cfg, state)
 
 
-def save_beats(
-    model: BEATs,
-    path: str | os.PathLike[str],
-    base: tuple[str, str | None] | None = None,
-    branch: Mapping[str, Any] | None = None,
-) -> None:
-    """Write `model` as a checkpoint that `load_beats` reads; the file appears whole or not at all.
+def save_beats(model: BEATs, path: str | os.PathLike[str]) -> None:
+    """Write `model` as a checkpoint in the released form; adapters become part of the weights."""
+    plain = copy.deepcopy(model)
+    merge_lora(plain)
+    state = {key: value.detach().cpu() for key, value in plain.state_dict().items()}
+    first, *others = _tables(model.config)
+    save_tensors({"cfg": model.config.model_dump(), "model": {**state, **dict.fromkeys(others, state[first])}}, path)
 
-    Args:
-        model: the keys of its tensors are those of the released files.
-        path: local; its folder must exist.
-        base: path (if relative, then to the folder of `path`) and sha256 of the checkpoint that the model was made
-            from: only what has changed since is written, and `load_beats` needs the base again.
-        branch: plain values and tensors to keep beside it.
-    """
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    content: dict[str, Any] = {"cfg": model.config.to_cfg()}
-    if base is None:
-        state = _with_copied_table(state)
-    else:
-        content["base"] = {"path": base[0], "sha256": base[1]}
-        base_state = _base_state(content["base"], Path(path).parent)
-        state = {
-            key: value
-            for key, value in state.items()
-            if key not in base_state or not torch.equal(value, base_state[key])
-        }
-    content["model"] = state
-    if branch is not None:
-        content["branch"] = dict(branch)
+
+def save_tensors(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write what `read_tensors` reads; the file appears whole or not at all, and says nothing of its name."""
     with atomic(Path(path)) as temporary, temporary.open("xb") as file:
         torch.save(content, file)
-
-
-def _base_state(base: Any, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's base."""
-    match base:
-        case {"path": str() as path, "sha256": str() | None as sha256}:
-            location = path if path in BUILT_IN or "://" in path else str(folder / path)
-            return load_beats(location, sha256).state_dict()
-    raise InputError(f"base is {base!r}, must be a path and a sha256")
 
 
 def random_beats(config: BEATsConfig, seed: int) -> BEATs:
@@ -133,35 +106,23 @@ def _initialise(name: str, parameter: Tensor, generator: torch.Generator) -> Non
 def build_beats(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> BEATs:
     """A BEATs network in eval mode from the two parts of a checkpoint.
 
-    Raises:
-        InputError: names the first key that is missing, unexpected or of the wrong shape.
+    Raises InputError, naming the first key that is missing, unexpected or of the wrong shape.
     """
     config = BEATsConfig.from_cfg(cfg)
     with torch.device("meta"):  # no time is spent on random weights, and no random numbers
-        model = BEATs(replace(config, lora=None))
-        if config.lora is not None:
-            add_lora(model, config.lora)
-    load_state(model, _one_table(state, config.encoder_layers))
+        model = BEATs(config)
+    first, *others = tables = _tables(config)
+    _fail_on("missing", [key for key in tables if key not in state])
+    for key in others:
+        if not torch.equal(state[first], state[key]):
+            raise InputError(f"{key} differs from {first}; BEATs has one table for all layers")
+    load_state(model, {key: value for key, value in state.items() if key not in others})
     return model.eval()
 
 
-def _with_copied_table(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """File the table of relative positions under every layer, as the released files do."""
-    layers = {key.split(".")[2] for key in state if key.startswith("encoder.layers.")}
-    return {**state, **{_TABLE.format(layer): state[_TABLE.format(0)] for layer in layers}}
-
-
-def _one_table(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Drop the copies of the first layer's table of relative positions that are filed under the others."""
-    first = state.get(_TABLE.format(0))
-    kept = dict(state)
-    for key in map(_TABLE.format, range(1, layers)):
-        copy = kept.pop(key, None)
-        if first is None or copy is None:
-            raise InputError(f"missing key {key if copy is None else _TABLE.format(0)}")
-        if not torch.equal(first, copy):
-            raise InputError(f"{key} differs from {_TABLE.format(0)}; BEATs has one table for all layers")
-    return kept
+def _tables(config: BEATsConfig) -> list[str]:
+    """Keys of the table of relative positions, which the released files have under every layer, the model once."""
+    return [_TABLE.format(layer) for layer in range(config.encoder_layers)]
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -182,26 +143,56 @@ def _fail_on(what: str, keys: list[str]) -> None:
         raise InputError(f"{what} key {keys[0]}{more}")
 
 
-def read_content(path: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Any]:
-    """What is in a checkpoint, `cfg` and `model` at least; only tensors and plain values are ever unpickled.
+def read_checkpoint(
+    path: str | os.PathLike[str], sha256: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The two parts of a checkpoint, `cfg` and state dict, as the released files have them.
 
-    Raises:
-        InputError: the file is not there, not the one `sha256` means, or no checkpoint.
+    Raises InputError if the file is not there, not the one `sha256` means, or no checkpoint.
     """
     file = local_file(str(path), sha256)
     try:
-        with plain_values():
-            content = unwrapped(torch.load(file, map_location="cpu", weights_only=True))
+        match read_tensors(file):
+            case {"cfg": dict() | Namespace() as cfg, "model": dict() as state}:
+                if all(map(torch.is_tensor, state.values())):
+                    return _plain_values(cfg), _plain_keys(state)
+            case {"spec": str()}:
+                raise InputError('it is a trained branch; save_beats(load_branch(FILE).beats, "my.pt") makes one of it')
+        raise InputError('it must hold "cfg" and "model" (a state dict)')
+    except InputError as error:
+        raise InputError(f"{path} is not a BEATs checkpoint: {error}") from error
+
+
+def read_tensors(file: Path) -> Any:
+    """What torch saved in a file; only tensors and plain values are ever unpickled, else it raises InputError."""
+    try:
+        with torch.serialization.safe_globals(_PLAIN):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except InputError as error:
-        raise InputError(f"{path} is not a BEATs checkpoint: it {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from None
     except Exception as error:  # the unpickler fails in any way on a file that is no pickle
-        raise InputError(f"{path} is not a BEATs checkpoint: not a file of tensors saved by torch") from error
-    match content:
-        case {"cfg": dict(), "model": dict() as state} if all(isinstance(t, Tensor) for t in state.values()):
-            return {**content, "model": plain_keys(state)}
-    raise InputError(f'{path} is not a BEATs checkpoint: it must hold "cfg" and "model" (a state dict)')
+        if other := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+            raise InputError(f"it holds {other[1]}; save tensors, numbers and text alone in it") from None
+        raise InputError("not a file of tensors saved by torch") from error
+
+
+def _plain_values(cfg: dict[str, Any] | Namespace) -> dict[str, Any]:
+    """A `cfg` as a dict without NumPy's numbers."""
+    values = vars(cfg) if isinstance(cfg, Namespace) else cfg
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+
+
+def _plain_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the released names: without a wrapper before all of them, weight norm as it was saved then."""
+    for wrapper in _MODULE_WRAPPERS:
+        if state and all(key.startswith(wrapper) for key in state):
+            return _plain_keys({key.removeprefix(wrapper): value for key, value in state.items()})
+    return {
+        f"{match[1]}weight_{'gv'[int(match[2])]}" if (match := _WEIGHT_NORM.fullmatch(key)) else key: value
+        for key, value in state.items()
+    }
 
 
 @contextmanager

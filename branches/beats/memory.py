@@ -27,10 +27,10 @@ def check_attention_memory(heads: int, frames: int, device: torch.device = CPU) 
     needed = 2 * heads * patches**2 * 4  # the position bias, and a clip's gated one
     available = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     if needed > available:
-        seconds = frames * FRAME_SHIFT / SAMPLE_RATE
         raise TooLong(
-            f"{seconds:.0f} s are too long to be judged as one clip: attention needs {needed / 1e9:.3g} GB, and "
-            f"{available / 1e9:.3g} GB are free; cut it into clips, or score it with `tutti score --window 10`"
+            f"{frames * FRAME_SHIFT / SAMPLE_RATE:.0f} s are too long to be judged as one clip: attention needs "
+            f"{needed / 1e9:.3g} GB, and {available / 1e9:.3g} GB are free; cut it into clips, or score it with "
+            "`tutti score --window 10`"
         )
 
 
@@ -40,15 +40,10 @@ def available_memory() -> int:
 
     limits = [psutil.virtual_memory().available]
     with suppress(OSError, ValueError):  # without cgroups, or "max"
-        limits.append(int((_CGROUP / "memory.max").read_text("utf-8")) - _used_by_container())
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text("utf-8")) for name in ("max", "current"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text("utf-8").splitlines())
+        limits.append(limit - used + int(stat["inactive_file"]))  # the file cache gives way
     of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
     if of_process != resource.RLIM_INFINITY:
         limits.append(of_process - psutil.Process().memory_info().vms)
     return max(0, min(limits))
-
-
-def _used_by_container() -> int:
-    """Bytes in use without the file cache, which gives way."""
-    lines = (_CGROUP / "memory.stat").read_text("utf-8").splitlines()
-    inactive = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
-    return int((_CGROUP / "memory.current").read_text("utf-8")) - inactive

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from branches.beats import BEATs
-from branches.beats.config import LoRAConfig
-from branches.beats.lora import add_lora, lora_parameters
+from branches.beats.lora import add_lora
 from branches.spec import FrozenSpec, FullSpec, HeadSpec, LoraSpec, PartialSpec, StrategySpec
 
 
@@ -43,8 +42,7 @@ def _everything(backbone: BEATs, strategy: FullSpec) -> list[Group]:
 
 
 def _adapters(backbone: BEATs, strategy: LoraSpec) -> list[Group]:
-    add_lora(backbone, LoRAConfig(strategy.rank, strategy.alpha, strategy.targets))
-    return [Group(lora_parameters(backbone))]
+    return [Group(add_lora(backbone, strategy))]
 
 
 STRATEGIES: dict[type, Callable[[BEATs, Any], list[Group]]] = {

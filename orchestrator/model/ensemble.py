@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from branches.audio.cache import in_memory
 from branches.audio.channels import cancelled_in_memory
-from branches.beats import load_beats
 from branches.beats.lora import merge_lora
 from branches.model import BranchModel, batches_of_like_length, features_of, load_branch
 from branches.spec import BUILT_IN, BranchSpec, EmbeddingSpec
@@ -195,9 +194,12 @@ def _networks(manifest: Manifest, folder: Path, device: str) -> list[Network]:
 
 
 def _model(spec: BranchSpec, folder: Path, file: str) -> BranchModel:
+    backbone = spec.backbone.path
+    if backbone not in BUILT_IN:
+        backbone = str(folder / backbone)
     if spec.is_frozen:
-        path = spec.backbone.path
-        return BranchModel(spec, backbone=None if path in BUILT_IN else load_beats(folder / path))
-    model = load_branch(folder / file)
+        located = spec.backbone.model_copy(update={"path": backbone})
+        return BranchModel(spec.model_copy(update={"backbone": located}))
+    model = load_branch(folder / file, backbone)
     merge_lora(model.beats)  # an adapter beside each projection costs time at every recording
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -16,10 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from branches.audio.formats import read_formats
-from branches.beats import load_beats, save_beats
 from branches.checkpoint_files import local_file
 from branches.data.dataset import index_of
-from branches.model import relocate_branch
 from branches.spec import BUILT_IN, PROJECTION, BranchSpec
 from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import BRANCHES, RECORD, is_intact, read_finished, read_record
@@ -128,23 +127,21 @@ def _pack_bank(source: Path, member: Member, table: pa.Table, folder: Path) -> N
 
 
 def _pack_branch(weights: Path, spec: BranchSpec, folder: Path, file: str) -> BranchSpec:
-    """Pack the weights of a branch as `file`; its spec, with its backbone's place in the package.
-
-    A backbone is there once, by its digest, and whole, even if its file refers to a further one.
-    """
-    location = spec.backbone.path
-    if location not in BUILT_IN:
-        try:
-            source = local_file(location, spec.backbone.sha256)
-        except InputError as error:
-            raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
-        location = f"backbones/{file_sha256(source)[:16]}.pt"
-        if not (folder / location).exists():
-            save_beats(load_beats(source), folder / location)
-    packed = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"path": location, "sha256": None})})
+    """Pack the weights of a branch as `file`, and its backbone, once by its digest; the spec with its place there."""
     if not spec.is_frozen:
-        relocate_branch(weights, folder / file, packed, location if location in BUILT_IN else f"../{location}")
-    return packed
+        shutil.copyfile(weights, folder / file)
+    if spec.backbone.path in BUILT_IN:
+        return spec
+    try:
+        source = local_file(spec.backbone.path, spec.backbone.sha256)
+    except InputError as error:
+        raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
+    sha256 = file_sha256(source)
+    location = f"backbones/{sha256[:16]}.pt"
+    if not (folder / location).exists():
+        shutil.copyfile(source, folder / location)
+    backbone = spec.backbone.model_copy(update={"path": location, "sha256": sha256})
+    return spec.model_copy(update={"backbone": backbone})
 
 
 def _save_model(folder: Path, out: Path, about: Mapping[str, str]) -> None:

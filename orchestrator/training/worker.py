@@ -21,7 +21,6 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Scoring, embedding_name, versions
 from orchestrator.training.generated import generated_clips
 from orchestrator.training.job import Job, StageReport
-from scoring.atomic import atomic
 from scoring.banks import score_table
 from scoring.errors import InputError
 from scoring.metrics import Metrics, has_labels, official_metrics
@@ -172,8 +171,7 @@ def _train(
     clips = training_clips(audio, index, spec, frozen[0] if frozen else None, generated, _supplemental(spec, job))
     model = train(spec, clips, checkpoint, note, job.checkpoint_seconds, job.device, job.cpus_per_branch, job.compiled)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / WEIGHTS) as temporary:
-        save_branch(model, temporary)
+    save_branch(model, folder / WEIGHTS)
     trained = {"metrics": _cost(job, started), "curve": curve}
     files = {**record.files, WEIGHTS: file_sha256(folder / WEIGHTS)}
     record = record.model_copy(update={**trained, "files": files})
@@ -226,7 +224,7 @@ def _frozen(wanted: FrozenInput, job: Job, index: pa.Table) -> NDArray[np.float3
 
 def _embed(spec: BranchSpec, job: Job, index: pa.Table, embeddings: Sequence[EmbeddingSpec], folder: Path) -> None:
     """Write embeddings of all clips: one pass through the network, or what a frozen backbone gives all branches."""
-    from branches.model import embed, load_branch, relocate_branch
+    from branches.model import embed, load_branch
 
     if not embeddings:
         return
@@ -237,9 +235,8 @@ def _embed(spec: BranchSpec, job: Job, index: pa.Table, embeddings: Sequence[Emb
             for wanted, file in zip(spec.frozen_inputs(embeddings), files, strict=True):
                 np.save(file, _frozen(wanted, job, index))
         else:
-            weights = Path(name) / WEIGHTS  # whose backbone may lie elsewhere now
-            relocate_branch(folder / WEIGHTS, weights, spec, spec.backbone.path)
-            embed(load_branch(weights, job.device), _audio(spec, job, index), spec.channel, embeddings, files)
+            model = load_branch(folder / WEIGHTS, spec.backbone.path, job.device)
+            embed(model, _audio(spec, job, index), spec.channel, embeddings, files)
         for file in files:
             file.replace(folder / file.name)
 

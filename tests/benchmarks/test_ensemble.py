@@ -20,6 +20,7 @@ from branches.beats import BEATsConfig, save_beats
 from branches.beats.checkpoint import random_beats
 from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
 from branches.model import BranchModel, features_of, load_branch
+from branches.spec import BUILT_IN
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import export_system
 from tests.commands import tutti
@@ -72,12 +73,12 @@ def one_by_one(ensemble: Ensemble) -> list[Callable[[], Branch]]:
 def loaded(ensemble: Ensemble, name: str) -> Branch:
     """A branch that embeds clips (samples, channels) of one length, and hears nothing of the others."""
     spec = ensemble.manifest.branches[name]
+    place = spec.backbone.path if spec.backbone.path in BUILT_IN else str(ensemble.folder / spec.backbone.path)
     if spec.is_frozen:
-        place = spec.backbone.path if spec.backbone.path == "tiny" else str(ensemble.folder / spec.backbone.path)
         backbone = spec.backbone.model_copy(update={"path": place})
         network = BranchModel(spec.model_copy(update={"backbone": backbone}))
     else:
-        network = load_branch(ensemble.folder / f"branches/{name}.pt")
+        network = load_branch(ensemble.folder / f"branches/{name}.pt", place)
 
     @torch.inference_mode()
     def embed(clips: list[NDArray[np.float32]]) -> None:

@@ -97,11 +97,11 @@ def test_loading_leaves_the_random_state_alone():
             r"layer_norm\.bias has shape \(3,\), must be \(32,\)",
         ),
         (lambda c: c["cfg"].pop("encoder_layers"), "no encoder_layers"),
-        (lambda c: c["cfg"].update(encoder_layers="3"), "encoder_layers must be int"),
+        (lambda c: c["cfg"].update(encoder_layers="3"), r"encoder_layers is '3': Input should be a valid integer"),
         (lambda c: c["cfg"].update(encoder_layers=2), "unexpected key encoder.layers.2"),
-        (lambda c: c["cfg"].update(dropout=1.5), r"dropout must be in \[0, 1\)"),
+        (lambda c: c["cfg"].update(dropout=1.5), r"dropout is 1\.5: Input should be less than 1"),
         (lambda c: c["cfg"].update(encoder_attention_heads=5), "not a multiple of encoder_attention_heads"),
-        (lambda c: c["cfg"].update(gru_rel_pos=False), "only True is supported"),
+        (lambda c: c["cfg"].update(gru_rel_pos=False), "gru_rel_pos is False: Input should be True"),
         (lambda c: c.pop("cfg"), "must hold"),
     ],
 )
@@ -156,6 +156,11 @@ def test_what_is_ambiguous_stays_an_error(changed, change, message):
         load_beats(changed(change))
 
 
+def test_a_number_in_place_of_a_tensor_is_one_line(changed):
+    with pytest.raises(InputError, match=r'it must hold "cfg" and "model" \(a state dict\)$'):
+        load_beats(changed(lambda c: c["model"].update({"layer_norm.bias": 1.0})))
+
+
 def test_a_tokenizer_is_no_backbone():
     with pytest.raises(InputError, match="unexpected key quantize"):
         load_beats(FIXTURES / "tokenizer.pt")
@@ -186,7 +191,9 @@ def test_digest(tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     for given in (digest, digest[:8], digest.upper()):
         load_beats(path, sha256=given)
-    load_beats(path.as_uri(), sha256=digest)
+    assert shutil.copy(path, tmp_path / "100 % mine#1.pt")
+    for uri in (path.as_uri(), (tmp_path / "100 % mine#1.pt").as_uri(), f"file://{tmp_path}/100 % mine#1.pt"):
+        load_beats(uri, sha256=digest)
     with pytest.raises(InputError, match=f"has sha256 {digest}"):
         load_beats(path, sha256="00000000")
     for wrong in (digest[:7], "", "x" * 8, digest + "0"):

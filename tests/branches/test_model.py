@@ -1,9 +1,13 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
 from branches.audio.cache import open_cache
-from branches.beats import BEATs, load_beats
+from branches.beats import BEATs, load_beats, save_beats
+from branches.beats.checkpoint import random_beats
+from branches.beats.config import TINY
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel, load_branch, save_branch
@@ -106,8 +110,43 @@ def test_a_saved_branch_is_loaded_as_it_was(tmp_path, strategy):
     assert not loaded.training
     features = torch.randn(2, 64, 128)
     assert torch.equal(loaded(features, None), model(features, None))
-    backbone = load_beats(tmp_path / "branch.pt")
-    assert torch.equal(backbone.encode(features)[0], model.backbone.encode(features)[0])
+    changed = torch.load(tmp_path / "branch.pt", weights_only=True)["changed"]
+    assert changed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    save_branch(loaded, tmp_path / "again.pt")
+    assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "branch.pt").read_bytes()
+
+
+def test_a_branch_s_network_is_another_one_s_backbone(tmp_path):
+    model = BranchModel(spec(strategy={"name": "lora", "rank": 2}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
+    save_branch(model.eval(), tmp_path / "branch.pt")
+    with pytest.raises(InputError, match=r"it is a trained branch; save_beats\(load_branch\(FILE\)\.beats"):
+        load_beats(tmp_path / "branch.pt")
+    save_beats(load_branch(tmp_path / "branch.pt").beats, tmp_path / "my.pt")
+    features = torch.randn(2, 64, 128)
+    expected, untrained = (m.encode(features)[0] for m in (model.beats, load_beats("tiny")))
+    torch.testing.assert_close(
+        BranchModel(spec(backbone=str(tmp_path / "my.pt"))).eval().beats.encode(features)[0], expected
+    )
+    assert not torch.allclose(expected, untrained, atol=1e-2)
+
+
+def test_a_branch_finds_its_backbone_where_it_lies_now_and_no_other(tmp_path):
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    save_beats(load_beats("tiny"), old)
+    backbone = {"path": str(old), "sha256": hashlib.sha256(old.read_bytes()).hexdigest()}
+    model = BranchModel(spec(backbone=backbone, strategy="head")).eval()
+    save_branch(model, tmp_path / "branch.pt")
+    old.rename(new)
+    with pytest.raises(InputError, match=r"old\.pt: no such file"):
+        load_branch(tmp_path / "branch.pt")
+    features = torch.randn(2, 64, 128)
+    assert torch.equal(load_branch(tmp_path / "branch.pt", str(new))(features, None), model(features, None))
+    save_beats(random_beats(TINY, seed=1), new)
+    with pytest.raises(InputError, match=r"new\.pt has sha256"):
+        load_branch(tmp_path / "branch.pt", str(new))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -149,26 +188,21 @@ def test_nothing_is_embedded_in_tf32(frozen, monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
-def test_what_was_not_trained_is_not_written(tmp_path):
-    sizes = {}
-    for strategy in ("head", "full"):
-        model = BranchModel(spec(strategy=strategy, pooling="mean"))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.01 * parameter.requires_grad)
-        save_branch(model, tmp_path / "branch.pt")
-        sizes[strategy] = (tmp_path / "branch.pt").stat().st_size
-    assert sizes["head"] < 0.1 * sizes["full"]
-
-
-def test_a_backbone_is_no_branch(tmp_path):
-    model = BranchModel(spec())
-    save_branch(model, tmp_path / "branch.pt")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(spec='{"wings": 2}'), "the spec in it is of another version"),
+        (lambda c: c.pop("changed"), "no trained branch of this version of tutti"),
+        (lambda c: c["changed"].pop("projection.bias"), r"missing key projection\.bias"),
+        (lambda c: c["changed"].update(extra=torch.ones(1)), "unexpected key extra"),
+    ],
+)
+def test_what_is_wrong_with_a_branch_is_named_with_its_file(tmp_path, change, message):
+    save_branch(BranchModel(spec()), tmp_path / "branch.pt")
     content = torch.load(tmp_path / "branch.pt", weights_only=True)
-    torch.save({**content, "branch": {**content["branch"], "spec": '{"wings": 2}'}}, tmp_path / "future.pt")
-    with pytest.raises(InputError, match=r"future\.pt: the spec in it is of another version"):
-        load_branch(tmp_path / "future.pt")
-    del content["branch"]
-    torch.save(content, tmp_path / "backbone.pt")
-    with pytest.raises(InputError, match=r"backbone\.pt: no branch in this checkpoint"):
-        load_branch(tmp_path / "backbone.pt")
+    change(content)
+    torch.save(content, tmp_path / "changed.pt")
+    with pytest.raises(InputError, match=rf"changed\.pt: {message}"):
+        load_branch(tmp_path / "changed.pt")
+    with pytest.raises(InputError, match=r"absent\.pt: cannot be read"):
+        load_branch(tmp_path / "absent.pt")

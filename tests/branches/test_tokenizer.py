@@ -89,7 +89,7 @@ def test_labels_under_autocast_are_chosen_in_float32(path):
     computed = []
     if path != "random:0":
         tokenizer.backbone.layers[0].fc1.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
-        tokenizer.quantizer.quantize_layer.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
+        tokenizer.quantize_layer.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         labels = tokenizer.labels(waveforms)
     assert (labels == exact).float().mean() > (0.8 if computed else 0.999)

@@ -1,7 +1,5 @@
 """The memory model against the tensors that autograd keeps, of the operations that run on a GPU."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -47,7 +45,7 @@ class Attention(torch.autograd.Function):
 def kept(strategy, layers, batch):
     """Bytes that autograd keeps of a forward pass, without the parameters."""
     torch.manual_seed(0)
-    model = random_beats(dataclasses.replace(CONFIG, encoder_layers=layers), seed=0).train()
+    model = random_beats(CONFIG.model_copy(update={"encoder_layers": layers}), seed=0).train()
     prepare(model, strategy)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages, tensors = {}, []

@@ -32,6 +32,7 @@ def test_the_page(run, tmp_path):
     fused = tmp_path / "runs" / "first" / "systems" / "s2" / "fused.parquet"
     fused.parent.mkdir(parents=True)
     shutil.copy(run.out / "systems" / "mixed" / "fused.parquet", fused)
+    shutil.copytree(run.out / "branches", tmp_path / "runs" / "first" / "branches")
     shutil.copytree(run.model, tmp_path / "model")
     shutil.copy(run.clips("rotor")[0], tmp_path / "clip.wav")
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "api.md").read_text(), re.MULTILINE | re.DOTALL)
