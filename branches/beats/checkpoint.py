@@ -33,8 +33,8 @@ def load_beats(path: str | os.PathLike[str], sha256: str | None = None) -> BEATs
 
     Args:
         path: a released or saved checkpoint (local path, `file://`, `s3://`, `http(s)://` …), or "tiny": a small
-            random network whose weights are always the same, or "small": the network that comes with tutti
-            (`branches.pretraining`). A fine-tuned checkpoint comes with its adapters.
+            random network whose weights are always the same, or "small": the network that comes with tutti.
+            A fine-tuned checkpoint comes with its adapters.
         sha256: digest of the file, or its first 8 hex digits or more. A remote file is kept in the cache folder
             (`$TUTTI_CACHE`, else `tutti` in the user's cache folder) under its digest; with `sha256` it is fetched
             once, without it each time, because only the file's content says whether it is still the same.
