@@ -22,6 +22,7 @@ from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_
 from branches.model import BranchModel, features_of, load_branch
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import export_system
+from orchestrator.model.manifest import Member
 from tests.commands import tutti
 
 pytestmark = pytest.mark.benchmark
@@ -45,9 +46,9 @@ subsystems:
     softmax: {branch: {strategy: lora}}
   frozen:
     mean: {branch: {strategy: frozen, pooling: mean}}
-    power: {branch: {strategy: frozen, pooling: generalised_mean}}
+    statistics: {branch: {strategy: frozen, pooling: band_statistics}}
     bands: {branch: {strategy: frozen, pooling: band_mean}}
-    layers: {branch: {strategy: frozen, pooling: mean, backbone: {path: base.pt, layers: [4, 8], combine: mean}}}
+    layers: {branch: {strategy: frozen, pooling: mean, backbone: {path: base.pt, layers: [4, 8]}}}
 """
 
 
@@ -61,28 +62,29 @@ def exported(folder: Path, system: str) -> Path:
     return export_system(folder / "out", None, folder / "model")
 
 
-Branch = Callable[[list[NDArray[np.float32]]], None]
+Embedder = Callable[[list[NDArray[np.float32]]], None]
 
 
-def one_by_one(ensemble: Ensemble) -> list[Callable[[], Branch]]:
-    """What loads each branch of a package."""
-    return [lambda name=name: loaded(ensemble, name) for name in ensemble.manifest.branches]
+def one_by_one(ensemble: Ensemble) -> list[Callable[[], Embedder]]:
+    """What loads the network of each member of a package."""
+    return [lambda member=member: loaded(ensemble, member) for member in ensemble.manifest.members]
 
 
-def loaded(ensemble: Ensemble, name: str) -> Branch:
-    """A branch that embeds clips (samples, channels) of one length, and hears nothing of the others."""
-    spec = ensemble.manifest.branches[name]
+def loaded(ensemble: Ensemble, member: Member) -> Embedder:
+    """A member that embeds clips (samples, channels) of one length, and hears nothing of the others."""
+    spec = ensemble.manifest.branches[member.branch_id]
     if spec.is_frozen:
         place = spec.backbone.path if spec.backbone.path == "tiny" else str(ensemble.folder / spec.backbone.path)
         backbone = spec.backbone.model_copy(update={"path": place})
         network = BranchModel(spec.model_copy(update={"backbone": backbone}))
     else:
-        network = load_branch(ensemble.folder / f"branches/{name}.pt")
+        network = load_branch(ensemble.folder / member.branch_file)
 
     @torch.inference_mode()
     def embed(clips: list[NDArray[np.float32]]) -> None:
         audio = in_memory(clips)
-        network(*features_of([audio.waveform(i, spec.channel) for i in range(len(audio))], torch.device("cpu")))
+        waveforms = [audio.waveform(i, spec.channel) for i in range(len(audio))]
+        network.embeddings(*features_of(waveforms, torch.device("cpu")), [member.embedding])
 
     return embed
 
@@ -117,7 +119,7 @@ def measure(model: Path, rounds: int, many: int) -> None:
     """Print what the package weighs, and what a clip of 10 s takes."""
     ensemble = Ensemble(model)
     loads = one_by_one(ensemble)
-    branches = [load() for load in loads]
+    members = [load() for load in loads]
     clips = [render(SyntheticClip("rotor", "test", "source", "normal", i), 10.0) for i in range(many)]
     ensemble.score("rotor", clips[:1])
     calls = {
@@ -125,11 +127,11 @@ def measure(model: Path, rounds: int, many: int) -> None:
             lambda: Ensemble(model).score("rotor", clips[:1]),
             lambda: [load()(clips[:1]) for load in loads],
         ),
-        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [run(clips[:1]) for run in branches]),
-        f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in branches]),
+        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [run(clips[:1]) for run in members]),
+        f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in members]),
     }
     size = sum(path.stat().st_size for path in ensemble.folder.rglob("*") if path.is_file())
-    print(f"\n{len(ensemble.manifest.members)} score tables, {len(branches)} branches, {size / 1e6:.1f} MB")
+    print(f"\n{len(members)} score tables, {len(ensemble.manifest.branches)} branches, {size / 1e6:.1f} MB")
     for name, (together, alone) in calls.items():
         ours, theirs = fastest(together, alone, rounds=rounds)
         print(f"{name}: {ours * 1e3:.0f} ms together, {theirs * 1e3:.0f} ms one by one: {theirs / ours:.2f}×")
