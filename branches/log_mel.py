@@ -8,19 +8,12 @@ on two generated sets, where not standardising gave 71.0 and 70.2: real machines
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
-from threading import Event
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from branches.audio.cache import AudioCache
 from branches.frames import N_MELS
-from branches.frontend import fbank
-from branches.pooling import N_BANDS, build_pooling
-from branches.spec import BandStatisticsSpec
+from branches.pooling import N_BANDS
 from scoring.errors import InputError
 
 BANDS = 64
@@ -46,25 +39,8 @@ class LogMel(nn.Module):
         return [0] * len(layers)
 
     def encode(
-        self, features: Tensor, padding: Tensor | None, layers: Sequence[int] = (-1,), combine: str = "concat"
+        self, features: Tensor, padding: Tensor | None, layers: Sequence[int] = (-1,)
     ) -> tuple[Tensor, Tensor | None]:
         """Log-mels (B, F, 128), padded frames (B, F) or None → patches (B, 8 F, 8), their padding (B, 8 F) or None."""
         patches = (features @ self.to_bands).reshape(len(features), -1, self.embed_dim)
         return patches, None if padding is None else padding.repeat_interleave(N_BANDS, dim=1)
-
-
-def log_mel_statistics(audio: AudioCache, abandoned: Event | None = None) -> NDArray[np.float32]:
-    """Mean and standard deviation over time of each band of the near channel: (clips, 2 · 64) float32.
-
-    `CancelledError` if the event is set before the last clip.
-    """
-    log_mel, pooling = LogMel(), build_pooling(BandStatisticsSpec(), LogMel.embed_dim)
-    with torch.inference_mode():
-        pooled = []
-        for clip in range(len(audio)):
-            if abandoned is not None and abandoned.is_set():
-                raise CancelledError
-            waveform = torch.from_numpy(audio.waveform(clip, "near"))
-            pooled.append(pooling(*log_mel.encode(fbank(waveform[None]), None)))
-        statistics: NDArray[np.float32] = torch.cat(pooled).flatten(1).numpy()
-    return statistics

@@ -19,7 +19,7 @@ from branches.beats.checkpoint import load_state, naming, read_tensors, save_ten
 from branches.frames import SAMPLE_RATE
 from branches.frontend import fbank, frame_padding, full_precision
 from branches.log_mel import LogMel
-from branches.pooling import build_pooling
+from branches.pooling import Pooling
 from branches.spec import LOG_MEL, BackboneSpec, BranchSpec, Channel, EmbeddingSpec, PatchesSpec
 from branches.training.strategies import prepare
 from branches.transfer import to_device
@@ -27,7 +27,7 @@ from scoring.errors import InputError
 
 
 class BranchModel(nn.Module):
-    """Backbone, pooling and the linear layer that gives the embedding; frozen branches have no such layer.
+    """A backbone, and the head that is trained: pooling and a linear layer; frozen branches have none.
 
     spec: the branch
     train_in_bfloat16: whether the encoder computes in it while training; embeddings have the precision of the spec
@@ -40,10 +40,9 @@ class BranchModel(nn.Module):
         self.backbone = load_backbone(spec.backbone)
         self.groups = prepare(self.backbone, spec.strategy) if isinstance(self.backbone, BEATs) else []
         self.backbone.layer_numbers(spec.backbone.layers)
-        self.width = patch_width(self.backbone, spec.backbone)
-        self.pooling = build_pooling(spec.pooling, self.width)
-        self.projection: nn.Module = nn.Identity()
+        self.width = self.backbone.embed_dim * len(spec.backbone.layers)  # of a patch
         if not spec.is_frozen:
+            self.pooling = Pooling(spec.pooling, self.width)
             self.projection = nn.Linear(self.pooling.output_dim, spec.embedding_dim)
 
     @property
@@ -57,20 +56,19 @@ class BranchModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mels (B, F, 128) and padded frames (B, F) → patches (B, P, D) float32 and their padding.
 
-        layers: to be concatenated; None takes those of the spec
+        layers: side by side; None takes those of the spec
 
         Only the encoder computes in bfloat16: in what follows, variances and angles would cancel.
         """
         spec = self.spec.backbone
         bfloat16 = self.train_in_bfloat16 if self.training else spec.precision == "bfloat16"
         with torch.autocast(features.device.type, torch.bfloat16, enabled=bfloat16), full_precision():
-            combine = spec.combine if layers is None else "concat"
-            patches, patch_padding = self.backbone.encode(features, padding, layers or spec.layers, combine)
+            patches, patch_padding = self.backbone.encode(features, padding, layers or spec.layers)
         return patches.float(), patch_padding
 
     @full_precision()
     def pool(self, patches: Tensor, padding: Tensor | None) -> Tensor:
-        """Patches (B, P, D) → embeddings (B, E), or (B, 8, E) by frequency band."""
+        """Patches (B, P, D) → what the head gives: embeddings (B, E), or (B, 8, E) by frequency band."""
         embeddings: Tensor = self.projection(self.pooling(patches, padding))
         return embeddings
 
@@ -82,30 +80,22 @@ class BranchModel(nn.Module):
     @full_precision()
     def embeddings(self, features: Tensor, padding: Tensor | None, embeddings: Sequence[EmbeddingSpec]) -> list[Tensor]:
         """Several embeddings (B, E) or (B, 8, E) of the same clips: the encoder runs once for all of them."""
-        views = [e if isinstance(e, PatchesSpec) else self.spec.backbone for e in embeddings]
-        asked = [self.backbone.layer_numbers(view.layers) for view in views]
+        taken = [e.layers if isinstance(e, PatchesSpec) else self.spec.backbone.layers for e in embeddings]
+        asked = [self.backbone.layer_numbers(layers) for layers in taken]
         wanted = sorted({n for numbers in asked for n in numbers})
         patches, patch_padding = self.encode(features, padding, wanted)
-        layers = dict(zip(wanted, patches.chunk(len(wanted), dim=-1), strict=True))
-        outputs = []
-        for embedding, view, numbers in zip(embeddings, views, asked, strict=True):
-            parts = [layers[n] for n in numbers]
-            combined = torch.cat(parts, dim=-1) if view.combine == "concat" else torch.stack(parts).mean(dim=0)
-            if isinstance(embedding, PatchesSpec):
-                outputs.append(build_pooling(embedding.pooling, combined.shape[-1])(combined, patch_padding))
-            else:
-                outputs.append(self.pool(combined, patch_padding))
-        return outputs
+        outputs = dict(zip(wanted, patches.chunk(len(wanted), dim=-1), strict=True))
+        pooled = []
+        for embedding, numbers in zip(embeddings, asked, strict=True):
+            chosen = torch.cat([outputs[n] for n in numbers], dim=-1)
+            pool = Pooling(embedding.pooling, chosen.shape[-1]) if isinstance(embedding, PatchesSpec) else self.pool
+            pooled.append(pool(chosen, patch_padding))
+        return pooled
 
 
 def load_backbone(spec: BackboneSpec) -> BEATs | LogMel:
     """What turns log-mels into patches: a checkpoint, or log-mels as they are."""
     return LogMel() if spec.path == LOG_MEL else load_beats(spec.path, sha256=spec.sha256)
-
-
-def patch_width(backbone: BEATs | LogMel, spec: BackboneSpec) -> int:
-    """Width of a patch of the layers that a spec asks for."""
-    return backbone.embed_dim * (len(spec.layers) if spec.combine == "concat" else 1)
 
 
 def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:

@@ -1,8 +1,8 @@
-"""Branch specs: everything that determines a branch's embeddings, as typed settings.
+"""Branch specs: everything that determines a branch's weights, and what is then taken from its network.
 
-Each choice (objective, strategy, pooling) is a settings class here and a class or function in its own file,
-bound together in that file's registry; a new one is a settings class, an entry in the union and in the
-registry, and a test. In YAML a choice without settings may be given by its name alone.
+Each choice (objective, strategy, pooling) is a settings class here, an entry in its union, and what it does in a file
+of its own. In YAML a choice without settings may be given by its name alone. The descriptions are the documentation:
+`tutti show --settings` prints them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from scoring.settings import Settings, by_name
 
@@ -29,6 +29,12 @@ def _by_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+Layers = Annotated[
+    tuple[int, ...],
+    Field(min_length=1, description="outputs to use, side by side: of the n-th layer; 0 its input, −1 the last"),
+]
+
+
 class FileSpec(Settings):
     """A file of weights, which counts by its content and not by where it lies."""
 
@@ -39,11 +45,8 @@ class FileSpec(Settings):
 class BackboneSpec(FileSpec):
     """A BEATs checkpoint, and which of its layers the branch listens to."""
 
-    path: str = Field(
-        "tiny", description="a checkpoint's path or URI, `small`, `tiny` (random) or `log_mel` (no network)"
-    )
-    layers: tuple[int, ...] = Field((-1,), min_length=1, description="outputs to use: n-th layer, −1 the last")
-    combine: Literal["concat", "mean"] = Field("concat", description="how several layers become one output")
+    path: str = Field("tiny", description="a checkpoint's path or URI, `small`, `tiny` (random) or `log_mel` (frozen)")
+    layers: Layers = (-1,)
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the encoder when it embeds, in the run and in the packaged model"
     )
@@ -59,7 +62,7 @@ class ArcFaceSpec(Settings):
     """Additive angular margin."""
 
     name: Literal["arcface"] = "arcface"
-    scale: float = Field(30.0, gt=0)
+    scale: float = Field(30.0, gt=0, description="of the cosines, before the softmax")
     margin: float = Field(0.5, ge=0, lt=1.5, description="radians added to the angle of the true class")
 
 
@@ -74,28 +77,22 @@ class SubcenterArcFaceSpec(ArcFaceSpec):
     )
 
 
-class AdaCosSpec(Settings):
-    """Cosines with a scale that adapts itself to the training."""
-
-    name: Literal["adacos"] = "adacos"
-
-
 class SubclusterAdaCosSpec(Settings):
-    """AdaCos with several clusters to each class, whose probabilities add up."""
+    """Cosines to several clusters of a class, whose probabilities add up; the scale adapts itself to the training."""
 
     name: Literal["subcluster_adacos"] = "subcluster_adacos"
-    clusters: int = Field(16, ge=1, description="clusters of each class")
+    clusters: int = Field(16, ge=1, description="clusters of each class; 1 is AdaCos")
 
 
 ObjectiveSpec = Annotated[
-    SoftmaxSpec | ArcFaceSpec | SubcenterArcFaceSpec | AdaCosSpec | SubclusterAdaCosSpec,
+    SoftmaxSpec | ArcFaceSpec | SubcenterArcFaceSpec | SubclusterAdaCosSpec,
     Field(discriminator="name"),
     BeforeValidator(by_name),
 ]
 
 
 class FrozenSpec(Settings):
-    """Nothing is trained: the pooled output of the backbone is the embedding."""
+    """Nothing is trained; `embedding` says what is taken from the backbone."""
 
     name: Literal["frozen"] = "frozen"
 
@@ -124,10 +121,10 @@ class LoraSpec(Settings):
     """Low-rank adapters of the backbone's projections are trained."""
 
     name: Literal["lora"] = "lora"
-    rank: int = Field(64, ge=1)
+    rank: int = Field(64, ge=1, description="of the adapters")
     alpha: float = Field(64.0, gt=0, description="adapters count alpha / rank")
     targets: tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ...] = Field(
-        ("q_proj", "v_proj"), min_length=1
+        ("q_proj", "v_proj"), min_length=1, description="projections of each layer that have adapters"
     )
 
 
@@ -154,13 +151,6 @@ class AttentiveStatisticsSpec(_PoolingSettings):
     name: Literal["attentive_statistics"] = "attentive_statistics"
 
 
-class GeneralisedMeanSpec(_PoolingSettings):
-    """Power mean, from the mean (1) towards the maximum."""
-
-    name: Literal["generalised_mean"] = "generalised_mean"
-    power: float = Field(3.0, gt=0)
-
-
 class BandMeanSpec(_PoolingSettings):
     """Mean over time of each frequency band."""
 
@@ -183,16 +173,16 @@ class RelativeDeviationSpec(_PoolingSettings):
     keeps_bands: ClassVar[bool] = True
 
     name: Literal["relative_deviation"] = "relative_deviation"
-    gamma: float = Field(6.0, ge=0, description="0 is the mean")
+    gamma: float = Field(6.0, ge=0, description="weights (1 + d / d_max)^γ, d from the mean; 0 is the mean")
 
 
-_Untrained = MeanSpec | GeneralisedMeanSpec | BandMeanSpec | BandStatisticsSpec | RelativeDeviationSpec
+_Untrained = MeanSpec | BandMeanSpec | BandStatisticsSpec | RelativeDeviationSpec
 UntrainedPoolingSpec = Annotated[_Untrained, Field(discriminator="name"), BeforeValidator(by_name)]
 PoolingSpec = Annotated[_Untrained | AttentiveStatisticsSpec, Field(discriminator="name"), BeforeValidator(by_name)]
 
 
 class ProjectionSpec(Settings):
-    """What the training head gives: its pooling and projection; of a frozen branch the pooled patches."""
+    """What the training head gives: its pooling and projection."""
 
     source: Literal["projection"] = "projection"
 
@@ -201,9 +191,8 @@ class PatchesSpec(Settings):
     """Patches before the training head, with a pooling of their own."""
 
     source: Literal["patches"] = "patches"
-    layers: tuple[int, ...] = Field((-1,), min_length=1, description="outputs to use: n-th layer, −1 the last")
-    combine: Literal["concat", "mean"] = Field("concat", description="how several layers become one output")
-    pooling: UntrainedPoolingSpec = BandMeanSpec()
+    layers: Layers = Field((-1,), description="outputs to use, as of the backbone; its own unless given")
+    pooling: UntrainedPoolingSpec = Field(BandMeanSpec(), description="of the patches")
 
 
 def _by_source(value: Any) -> Any:
@@ -223,53 +212,46 @@ class PseudoLabelsSpec(Settings):
     source: int = Field(7, ge=1, description="clusters of the source clips, at most")
     target: int = Field(1, ge=1, description="clusters of the target clips, at most")
     channel: Channel | None = Field(None, description="that is clustered; the branch's unless given")
-    pooling: UntrainedPoolingSpec = MeanSpec()
+    pooling: UntrainedPoolingSpec = Field(MeanSpec(), description="of what is clustered")
 
 
 class ClassesSpec(Settings):
-    """What the classes are that a branch learns to tell apart, and how often each is heard."""
+    """What the classes are that a branch learns to tell apart."""
 
-    pseudo_labels: Annotated[int, Field(ge=0)] | PseudoLabelsSpec = Field(
-        0, description="clusters of a machine and section without attributes; 0 leaves them one class"
+    pseudo_labels: PseudoLabelsSpec | None = Field(
+        None, description="clusters in place of the attributes of machines without; these are one class unless given"
     )
     domain: bool = Field(False, description="whether source and target of the same attributes are two classes")
-    balance: float = Field(0.0, ge=0, le=1, description="0 hears all clips equally often, 1 all classes")
-
-    @property
-    def clusters(self) -> PseudoLabelsSpec:
-        """The pseudo-labels in full: a number alone is that of either domain."""
-        given = self.pseudo_labels
-        return PseudoLabelsSpec(source=given, target=given) if isinstance(given, int) else given
 
 
 class NoiseSpec(Settings):
     """Other recordings mixed into training clips."""
 
-    probability: float = Field(0.5, ge=0, le=1)
-    snr_db: tuple[float, ...] = Field((5.0, 10.0, 15.0, 20.0), min_length=1, description="one of these is drawn")
+    probability: float = Field(0.5, ge=0, le=1, description="of a clip to get noise")
+    snr_db: tuple[float, ...] = Field(
+        (5.0, 10.0, 15.0, 20.0), min_length=1, description="signal over noise; one of these is drawn"
+    )
     source: Literal["far", "supplemental"] = Field(
         "far", description="far microphone of other clips of the machine, or noise clips of its `supplemental` folder"
     )
 
 
 class MixupSpec(Settings):
-    """Two clips and their labels are mixed."""
+    """Two clips and their labels are mixed, in any shares."""
 
-    probability: float = Field(0.5, ge=0, le=1)
-    alpha: float = Field(1.0, gt=0, description="shares are drawn from Beta(alpha, alpha)")
+    probability: float = Field(0.5, ge=0, le=1, description="of a clip to be mixed with another one")
 
 
 class TrainingSpec(Settings):
     """AdamW with linear warm-up and cosine decay."""
 
-    steps: int = Field(10_000, ge=0)
-    batch_size: int = Field(32, ge=2)
+    steps: int = Field(10_000, ge=0, description="of the optimiser")
+    batch_size: int = Field(32, ge=2, description="clips")
     accumulation: int = Field(1, ge=1, description="batches whose gradients make one step")
     crop_seconds: float = Field(10.0, gt=0.2, description="longer clips are cut at random, shorter ones padded")
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    warmup_steps: int = Field(360, ge=0)
-    gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    learning_rate: float = Field(1e-4, gt=0, description="at its highest, after the warm-up")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    warmup_steps: int = Field(360, ge=0, description="over which the learning rate rises")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 keeps the last")
 
 
@@ -305,10 +287,8 @@ class AugmentationSpec(Settings):
 
     time_mask: int = Field(0, ge=0, description="SpecAugment: longest masked stretch, frames of 10 ms")
     frequency_mask: int = Field(0, ge=0, lt=128, description="SpecAugment: widest masked stretch, mel bands")
-    gain_db: float = Field(0.0, ge=0, description="level changes at random by up to so much")
-    speed: float = Field(0.0, ge=0, lt=0.5, description="speed and pitch change by up to this share")
-    noise: NoiseSpec | None = None
-    mixup: MixupSpec | None = None
+    noise: NoiseSpec | None = Field(None, description="other recordings mixed into training clips")
+    mixup: MixupSpec | None = Field(None, description="two clips and their labels mixed")
     generated: GeneratorSpec | None = Field(None, description="train on generated clips of rare conditions, too")
 
 
@@ -320,67 +300,45 @@ class MaskedPredictionSpec(Settings):
         min_length=1,
         description="released tokenizers (path, sha256), or random:SEED",
     )
-    weight: float = Field(0.5, gt=0, description="of the loss beside the objective's")
-    mask: float = Field(0.3, gt=0, lt=1, description="share of patches that are masked")
 
 
 class BranchSpec(Settings):
     """One branch. Two branches that differ in `seed` alone are of one configuration."""
 
     backbone: Annotated[BackboneSpec, BeforeValidator(_by_path)] = BackboneSpec()
-    channel: Channel = "near"
-    machines: tuple[str, ...] | None = Field(
-        None, min_length=1, description="machines to train on; the others are only embedded. All unless given"
-    )
+    channel: Channel = Field("near", description="of two; `cancel` takes what the far one predicts from the near one")
+    strategy: StrategySpec = Field(FullSpec(), description="what is trained")
+    pooling: PoolingSpec = Field(AttentiveStatisticsSpec(), description="of the training head")
+    embedding_dim: int = Field(256, ge=2, description="length of the training head's projection")
     classes: ClassesSpec = ClassesSpec()
-    objective: ObjectiveSpec = ArcFaceSpec()
-    masked_prediction: MaskedPredictionSpec | None = None
-    strategy: StrategySpec = FullSpec()
-    pooling: PoolingSpec = AttentiveStatisticsSpec()
-    embedding_dim: int = Field(256, ge=2)
+    objective: ObjectiveSpec = Field(ArcFaceSpec(), description="loss of the classes")
+    masked_prediction: MaskedPredictionSpec | None = Field(None, description="auxiliary loss, the dual tokenizer")
     augmentation: AugmentationSpec = AugmentationSpec()
     training: TrainingSpec = TrainingSpec()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="not given here: a configuration lists its `seeds`")
+
+    @model_serializer(mode="wrap")
+    def _what_counts(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Of a frozen branch nothing else is shown or kept; what a file says beside, when it is read, is its own."""
+        settings: dict[str, Any] = handler(self)
+        if not self.is_frozen or info.exclude_unset:
+            return settings
+        del settings["backbone"]["layers"]
+        return {key: settings[key] for key in ("backbone", "channel", "strategy", "seed")}
 
     @property
     def is_frozen(self) -> bool:
         """Whether nothing is trained."""
         return isinstance(self.strategy, FrozenSpec)
 
-    def as_used(self, embedding: EmbeddingSpec = PROJECTION) -> BranchSpec:
-        """The spec with what a frozen branch ignores at its defaults, so that equal branches have equal specs.
-
-        Where patches are asked for, that is its layers and its pooling, too.
-        """
-        if not self.is_frozen:
-            return self
-        backbone, pooling = self.backbone, self.pooling
-        if isinstance(embedding, PatchesSpec):
-            plain = backbone.model_dump(exclude={"layers", "combine"})
-            backbone, pooling = BackboneSpec.model_validate(plain), MeanSpec()
-        return BranchSpec(backbone=backbone, channel=self.channel, strategy=self.strategy, pooling=pooling)
-
-    def resolved(self, embedding: EmbeddingSpec) -> EmbeddingSpec:
-        """What an embedding comes to: of a frozen branch, which has no head, patches in any case."""
-        if not self.is_frozen or isinstance(embedding, PatchesSpec):
-            return embedding
-        settings = {"pooling": self.pooling, "layers": self.backbone.layers, "combine": self.backbone.combine}
-        return PatchesSpec.model_validate(settings)
-
-    def pooling_of(self, embedding: EmbeddingSpec) -> PoolingSpec:
-        """The pooling of an embedding: its own, or that of the training head."""
-        return embedding.pooling if isinstance(embedding, PatchesSpec) else self.pooling
-
     def frozen_inputs(self, embeddings: Sequence[EmbeddingSpec]) -> list[FrozenInput]:
         """What the branch needs of its backbone as it is: its embeddings if it is frozen, or those of its classes."""
         if self.is_frozen:
-            return [(self, self.resolved(embedding)) for embedding in embeddings]
-        if self.classes.pseudo_labels:
-            plain = BackboneSpec(path=self.backbone.path, sha256=self.backbone.sha256)
-            clusters = self.classes.clusters
-            channel = clusters.channel or self.channel
-            frozen = BranchSpec(backbone=plain, channel=channel, strategy=FrozenSpec(), pooling=MeanSpec())
-            return [(frozen, PatchesSpec(pooling=clusters.pooling))]
+            return [(self, embedding) for embedding in embeddings]
+        if clusters := self.classes.pseudo_labels:
+            backbone = BackboneSpec(path=self.backbone.path, sha256=self.backbone.sha256)
+            frozen = BranchSpec(backbone=backbone, channel=clusters.channel or self.channel, strategy=FrozenSpec())
+            return [(frozen, PatchesSpec(layers=self.backbone.layers, pooling=clusters.pooling))]
         return []
 
 

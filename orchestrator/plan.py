@@ -27,6 +27,7 @@ from branches.spec import (
     BranchSpec,
     EmbeddingSpec,
     FrozenSpec,
+    PatchesSpec,
 )
 from fusion.hierarchy import Tree
 from orchestrator.system import ConfigurationSpec, SystemSpec
@@ -116,7 +117,8 @@ def _name(settings: BaseModel, kind: str) -> str:
 # Mean and deviation over time of log-mels: what a training has to be better than. Standardised, since a few loud bands
 # would rule otherwise.
 BASELINE = ConfigurationSpec(
-    branch=BranchSpec(backbone=BackboneSpec(path=LOG_MEL), strategy=FrozenSpec(), pooling=BandStatisticsSpec()),
+    branch=BranchSpec(backbone=BackboneSpec(path=LOG_MEL), strategy=FrozenSpec()),
+    embedding=PatchesSpec(pooling=BandStatisticsSpec()),
     detector=MahalanobisSpec(standardised=True),
 )
 
@@ -172,8 +174,8 @@ def without(plan: Plan, tables: Set[str]) -> Plan:
 
 
 def _branch(c: ConfigurationSpec, seed: int, systems: tuple[str, ...], name: str, dataset: Dataset | None) -> Branch:
-    spec = c.branch.as_used(c.embedding).model_copy(update={"seed": seed})
-    config = identity(spec.model_copy(update={"seed": 0}))
+    spec = c.branch.model_copy(update={"seed": seed})
+    config = identity(c.branch)
     return Branch(
         branch_id=digest([config, seed, dataset and dataset.training_fingerprint(spec), TRAINING_VERSION]),
         config_id=digest(config),

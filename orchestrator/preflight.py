@@ -57,15 +57,10 @@ def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
     return spec.model_copy(update={"path": path, "sha256": file_sha256(file)})
 
 
-def check_branches(branches: Sequence[Branch], index: pa.Table, noise: pa.Table) -> None:
-    """Raise `InputError` if branches cannot be trained with these packages, checkpoints, machines and noise clips."""
+def check_branches(branches: Sequence[Branch], noise: pa.Table) -> None:
+    """Raise `InputError` if branches cannot be trained with these packages, checkpoints and noise clips."""
     check_installation()
     check_models(branches)
-    machines = set(index["machine"].to_pylist())
-    for branch in branches:
-        if missing := sorted(set(branch.spec.machines or ()) - machines):
-            there = ", ".join(sorted(machines))
-            raise InputError(f"{branch.name}: machines: no {missing[0]} among the data; there are {there}")
     if not noise.num_rows and "supplemental" in _noise_sources(branches):
         raise InputError(
             "augmentation.noise.source is supplemental, but no machine has supplemental/*noise*.wav; use far"

@@ -32,6 +32,8 @@ from branches.spec import (
     AttentiveStatisticsSpec,
     BranchSpec,
     EmbeddingSpec,
+    PatchesSpec,
+    PoolingSpec,
 )
 from scoring.detectors import DetectorSpec, MahalanobisSpec
 from scoring.errors import InputError
@@ -64,9 +66,11 @@ class ConfigurationSpec(Settings):
     """One training recipe, what is taken from its network, and one detector, for some seeds."""
 
     branch: Recipe = BranchSpec()
-    embedding: EmbeddingSpec = PROJECTION
-    detector: DetectorSpec = MahalanobisSpec()
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
+    embedding: EmbeddingSpec = Field(PROJECTION, description="what is scored of the network")
+    detector: DetectorSpec = Field(MahalanobisSpec(), description="how that is scored")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        (0,), min_length=1, description="one branch for each"
+    )
     expected: float | None = Field(
         None, gt=0, lt=100, description="Omega in per cent that others published on the 2026 development set"
     )
@@ -78,29 +82,50 @@ class ConfigurationSpec(Settings):
             raise ValueError("seeds must be distinct")
         return seeds
 
+    @property
+    def pooling(self) -> PoolingSpec:
+        """The pooling of what is scored."""
+        return self.embedding.pooling if isinstance(self.embedding, PatchesSpec) else self.branch.pooling
+
+
+def _as_used(c: ConfigurationSpec) -> ConfigurationSpec:
+    """Patches are of the backbone's layers unless it is said of which; of a frozen branch there is nothing else.
+
+    Of its settings those stay that `model_dump` has, which count, so that equal branches have equal specs.
+    """
+    branch, embedding, layers = c.branch, c.embedding, c.branch.backbone.layers
+    if isinstance(embedding, PatchesSpec):
+        if "layers" not in embedding.model_fields_set:
+            embedding = embedding.model_copy(update={"layers": layers})
+    elif branch.is_frozen:
+        if isinstance(branch.pooling, AttentiveStatisticsSpec):
+            raise ValueError(
+                "frozen trains nothing, but the pooling attentive_statistics must be; use another one, or an embedding "
+                "of patches"
+            )
+        embedding = PatchesSpec(layers=layers, pooling=branch.pooling)
+    if branch.is_frozen:
+        branch = BranchSpec.model_validate(branch.model_dump())
+    return c.model_copy(update={"branch": branch, "embedding": embedding})
+
 
 def _settings_go_together(c: ConfigurationSpec) -> ConfigurationSpec:
-    branch, pooling, noise = c.branch, c.branch.pooling_of(c.embedding), c.branch.augmentation.noise
-    if branch.is_frozen and isinstance(pooling, AttentiveStatisticsSpec):
-        raise ValueError(
-            "frozen trains nothing, but the pooling attentive_statistics must be; use another one, or an embedding "
-            "of patches"
-        )
+    branch, noise = c.branch, c.branch.augmentation.noise
     if branch.is_frozen and len(c.seeds) > 1:
         raise ValueError("frozen trains nothing, so all seeds would be the same branch; give one")
     if not branch.is_frozen and branch.backbone.path == LOG_MEL:
         raise ValueError("backbone log_mel has no weights to train; its strategy must be frozen")
-    if not branch.is_frozen and branch.channel == "cancel" and noise is not None and noise.source == "far":
+    if branch.channel == "cancel" and noise is not None and noise.source == "far":
         raise ValueError("far noise is what the channel cancel removes; leave out augmentation.noise")
-    if c.detector.uses_bands and not pooling.keeps_bands:
+    if c.detector.uses_bands and not c.pooling.keeps_bands:
         raise ValueError(
-            f"{c.detector.name} compares frequency bands, and the pooling {pooling.name} keeps none; take one "
+            f"{c.detector.name} compares frequency bands, and the pooling {c.pooling.name} keeps none; take one "
             "that does, such as band_mean, or another detector"
         )
     return c
 
 
-Configuration = Annotated[ConfigurationSpec, AfterValidator(_settings_go_together)]
+Configuration = Annotated[ConfigurationSpec, AfterValidator(_as_used), AfterValidator(_settings_go_together)]
 
 
 class SystemSpec(Settings):
@@ -232,6 +257,14 @@ def _override(settings: dict[str, Any], override: str) -> None:
                 block[parent] = {}  # where none should stand, it is refused as such
             block = block[parent]
         block[last] = parsed
+
+
+def stored(model: type[_Model], settings: Any, where: object) -> _Model:
+    """Settings that a run has kept; raises InputError if they are of a version of tutti with other ones."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError:
+        raise InputError(f"{where}: made by another version of tutti; run the same command again") from None
 
 
 def validated(model: type[_Model], settings: Any, where: str, from_depth: int = 0) -> _Model:

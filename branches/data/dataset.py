@@ -7,8 +7,8 @@ Understands the layout `<root>/<machine>/{train,test}/`, the names of DCASE Task
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -182,8 +182,6 @@ class Dataset:
     root: Path
     index: pa.Table
     noise: pa.Table
-    # A plan of hundreds of branches asks for the same few again and again.
-    _fingerprints: dict[tuple[tuple[str, ...] | None, bool], str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, root: str | Path) -> Dataset:
@@ -199,25 +197,29 @@ class Dataset:
     def training_fingerprint(self, spec: BranchSpec | None = None) -> str:
         """Of the clips on which a branch's weights rest, or of all training clips; a frozen branch rests on none."""
         if spec is None:
-            return self._training_fingerprint(None, False)
+            return self._of_training
         if spec.is_frozen:
             return ""
-        noise, generated = spec.augmentation.noise, spec.augmentation.generated
-        machines = spec.machines if generated is None else None  # a generator learns from all
-        return self._training_fingerprint(machines, noise is not None and noise.source == "supplemental")
+        noise = spec.augmentation.noise
+        return self._of_training_and_noise if noise and noise.source == "supplemental" else self._of_training
 
-    def _training_fingerprint(self, machines: tuple[str, ...] | None, noise: bool) -> str:
-        key = machines, noise
-        if key not in self._fingerprints:
-            clips = self.index.filter(pa.array(training_rows(self.index, machines)))
-            self._fingerprints[key] = _fingerprint(clips, *([self.noise] if noise else []))
-        return self._fingerprints[key]
+    @cached_property
+    def _of_training(self) -> str:
+        return _fingerprint(self._training_clips)
+
+    @cached_property
+    def _of_training_and_noise(self) -> str:
+        return _fingerprint(self._training_clips, self.noise)
+
+    @property
+    def _training_clips(self) -> pa.Table:
+        return self.index.filter(pa.array(training_rows(self.index)))
 
 
-def training_rows(index: pa.Table, machines: Collection[str] | None = None) -> NDArray[np.bool_]:
-    """Mask (rows,) of the training clips, of some machines or of all."""
+def training_rows(index: pa.Table) -> NDArray[np.bool_]:
+    """Mask (rows,) of the training clips."""
     train: NDArray[np.bool_] = index["split"].to_numpy() == "train"
-    return train if machines is None else train & np.isin(index["machine"].to_numpy().astype(str), list(machines))
+    return train
 
 
 def _with_digests(root: Path, clips: pa.Table) -> pa.Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import resample
 from torch import Tensor
 
 from branches.frontend import FBANK_STD
@@ -14,12 +13,6 @@ from branches.transfer import to_device
 
 # No share of a mixture is smaller, since its logarithm is taken.
 _SMALLEST_SHARE = 1e-3
-
-
-def at_other_speed(waveform: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
-    """The waveform (n,) played in `samples` samples: pitch and speed change together, as with a tape."""
-    faster: NDArray[np.float32] = resample(waveform, samples).astype(np.float32)
-    return faster
 
 
 def add_noise(waveform: NDArray[np.float32], noise: NDArray[np.float32], snr_db: float) -> NDArray[np.float32]:
@@ -57,7 +50,7 @@ def mixing(n_clips: int, spec: MixupSpec | None) -> tuple[Tensor, Tensor]:
     """
     if spec is None:
         return torch.arange(n_clips), torch.ones(n_clips)
-    shares = torch.distributions.Beta(spec.alpha, spec.alpha, validate_args=False).sample((n_clips,))
+    shares = torch.distributions.Beta(1.0, 1.0, validate_args=False).sample((n_clips,))  # uniform
     mixed = torch.rand(n_clips) < spec.probability
     return torch.randperm(n_clips), torch.where(mixed, shares, 1.0)
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import next_fast_len
 
 from branches.audio.cache import AudioCache
-from branches.frames import MIN_SAMPLES, PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.frames import PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.prefetch import prefetched
-from branches.spec import AugmentationSpec, BranchSpec, Channel
-from branches.training.augment import add_noise, at_other_speed
+from branches.spec import BranchSpec, Channel, NoiseSpec
+from branches.training.augment import add_noise
 from branches.training.training_set import TrainingClips
 
 
@@ -40,10 +39,7 @@ def batches(spec: BranchSpec, clips: TrainingClips, first_step: int, workers: in
 def make_batch(spec: BranchSpec, clips: TrainingClips, number: int) -> Batch:
     """The batch of one micro-step; what a clip draws does not depend on the clips beside it."""
     rng = np.random.default_rng([spec.seed, 2, number])
-    if spec.classes.balance:
-        chosen = rng.choice(len(clips.labels), spec.training.batch_size, p=sampling(clips.labels, spec.classes.balance))
-    else:
-        chosen = batch_rows(len(clips.labels), spec.training.batch_size, number, spec.seed)
+    chosen = batch_rows(len(clips.labels), spec.training.batch_size, number, spec.seed)
     recorded = chosen[chosen < len(clips.rows)]
     generated = chosen[chosen >= len(clips.rows)]
     rngs = iter(rng.spawn(len(chosen)))
@@ -63,38 +59,19 @@ def batch_rows(n_clips: int, batch_size: int, step: int, seed: int) -> NDArray[n
     return order[offset : offset + batch_size]
 
 
-def sampling(labels: NDArray[np.int64], balance: float) -> NDArray[np.float64]:
-    """Probability (n,) of each clip: a class of m clips is heard in proportion to m^(1 − balance)."""
-    counts = np.bincount(labels)
-    weights = counts[labels].astype(float) ** -balance
-    return weights / weights.sum()
-
-
 def _waveform(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    augmentation = spec.augmentation
     wanted = round(spec.training.crop_seconds * SAMPLE_RATE)
-    speed = 1.0
-    if augmentation.speed and not clips.speed_is_class[position]:
-        speed = rng.uniform(1 - augmentation.speed, 1 + augmentation.speed)
-    played = next_fast_len(round(wanted * speed)) if speed != 1 else wanted
-    waveform = _crop(clips.audio, int(clips.rows[position]), spec.channel, played, rng)
-    samples = round(wanted * len(waveform) / played)
-    if samples != len(waveform) and samples >= MIN_SAMPLES:
-        waveform = at_other_speed(waveform, samples)
-    waveform = _with_noise(waveform, clips, position, augmentation, rng)
-    if augmentation.gain_db:
-        waveform = waveform * np.float32(10 ** (rng.uniform(-1, 1) * augmentation.gain_db / 20))
-    return waveform
+    waveform = _crop(clips.audio, int(clips.rows[position]), spec.channel, wanted, rng)
+    return _with_noise(waveform, clips, position, spec.augmentation.noise, rng)
 
 
 def _with_noise(
     waveform: NDArray[np.float32],
     clips: TrainingClips,
     position: int,
-    augmentation: AugmentationSpec,
+    spec: NoiseSpec | None,
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
-    spec = augmentation.noise
     if spec is None or clips.noise is None or rng.random() >= spec.probability:
         return waveform
     noise = clips.noise.draw(clips.machines[position], len(waveform), rng)

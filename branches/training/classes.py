@@ -54,7 +54,7 @@ def classes_of(
     bare = unattributed(train)
     clusters = None
     if classes.pseudo_labels and embeddings is not None:
-        clusters = _clustered(train, bare, keys, embeddings, classes.clusters, seed)
+        clusters = _clustered(train, bare, keys, embeddings, classes.pseudo_labels, seed)
         divided = set(keys[: len(bare)][bare])
     generated = keys[len(bare) :]
     without = np.array([key in divided for key in generated], bool)

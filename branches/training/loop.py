@@ -25,6 +25,8 @@ from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
+GRADIENT_NORM = 1.0  # a larger one is cut to it
+
 # Called now and then with the number of steps done and the mean loss since the last call.
 Report = Callable[[int, float], None]
 
@@ -216,7 +218,7 @@ def _descend(progress: Progress, training: TrainingSpec, loss_of: Callable[[int]
         loss = loss_of(progress.step * training.accumulation + part) / training.accumulation
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    nn.utils.clip_grad_norm_(progress.trained, training.gradient_clip)
+    nn.utils.clip_grad_norm_(progress.trained, GRADIENT_NORM)
     optimizer.step()
     if progress.averaged:
         _average(progress, training.average)

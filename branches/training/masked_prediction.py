@@ -15,22 +15,24 @@ from branches.frames import N_MELS, PATCH_SIZE
 from branches.spec import MaskedPredictionSpec
 from branches.transfer import to_device
 
+WEIGHT = 0.5  # of the loss beside the objective's
+MASKED = 0.3  # share of patches
+
 
 class MaskedPrediction(nn.Module):
     """Masks patches, and a linear classifier of the labels for each tokenizer."""
 
     def __init__(self, spec: MaskedPredictionSpec, width: int) -> None:
         super().__init__()
-        self.spec = spec
         # In a list, not registered: they are neither trained nor saved.
         self._tokenizers = [load_tokenizer(file.path, file.sha256) for file in spec.tokenizers]
         self.heads = nn.ModuleList(nn.Linear(width, tokenizer.n_codes) for tokenizer in self._tokenizers)
 
     def mask(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask each patch of features (B, F, 128) with the spec's probability: features, and what is masked (B, P)."""
+        """Mask a share of the patches of features (B, F, 128): features, and what is masked (B, P)."""
         n_clips, n_frames, _ = features.shape
         moments, bands = n_frames // PATCH_SIZE, N_MELS // PATCH_SIZE
-        masked = to_device(torch.rand(n_clips, moments, bands) < self.spec.mask, features.device)
+        masked = to_device(torch.rand(n_clips, moments, bands) < MASKED, features.device)
         wide = masked.repeat_interleave(PATCH_SIZE, 1).repeat_interleave(PATCH_SIZE, 2)
         wide = F.pad(wide, (0, 0, 0, n_frames - wide.shape[1]))
         return features.masked_fill(wide, 0.0), masked.flatten(1)
@@ -47,4 +49,4 @@ class MaskedPrediction(nn.Module):
             (share * F.cross_entropy(head(patches).flatten(0, 1), label.flatten(), reduction="none")).sum()
             for head, label in zip(self.heads, labels, strict=True)
         ]
-        return self.spec.weight * torch.stack(losses).mean()
+        return WEIGHT * torch.stack(losses).mean()

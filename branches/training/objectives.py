@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from branches.spec import (
-    AdaCosSpec,
     ArcFaceSpec,
     ObjectiveSpec,
     SoftmaxSpec,
@@ -114,9 +113,9 @@ class SubclusterAdaCos(Objective):
     where that paper sums over all clusters, the true class's too. One cluster is AdaCos.
     """
 
-    def __init__(self, spec: AdaCosSpec | SubclusterAdaCosSpec, dim: int, n_classes: int) -> None:
+    def __init__(self, spec: SubclusterAdaCosSpec, dim: int, n_classes: int) -> None:
         super().__init__()
-        self.clusters = spec.clusters if isinstance(spec, SubclusterAdaCosSpec) else 1
+        self.clusters = spec.clusters
         n = n_classes * self.clusters
         self.centres = _centres(n, dim)
         self.scale: Tensor
@@ -154,7 +153,6 @@ OBJECTIVES: dict[type, Any] = {
     SoftmaxSpec: Softmax,
     ArcFaceSpec: ArcFace,
     SubcenterArcFaceSpec: SubcenterArcFace,
-    AdaCosSpec: SubclusterAdaCos,
     SubclusterAdaCosSpec: SubclusterAdaCos,
 }
 

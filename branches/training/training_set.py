@@ -14,9 +14,6 @@ from branches.data.dataset import training_rows
 from branches.spec import BranchSpec, Channel
 from branches.training.classes import classes_of, unattributed
 
-# Attributes that name a speed; another one would be another condition.
-SPEED_ATTRIBUTES = frozenset({"spd", "speed", "vel", "rpm", "volt"})
-
 
 @dataclass(frozen=True)
 class NoisePool:
@@ -49,7 +46,6 @@ class TrainingClips:
     audio: decoded clips
     rows: (n,) the clips of `audio` to train on
     machines: (n,) the machine of each
-    speed_is_class: (n,) where the speed is one of the attributes, so that changing it would make the class wrong
     labels: (n + g,) the class of each
     n_classes: how many classes there are
     generated: (g, frames, 128) normalised log-mels, or None
@@ -60,7 +56,6 @@ class TrainingClips:
     audio: AudioCache
     rows: NDArray[np.int64]
     machines: NDArray[np.object_]
-    speed_is_class: NDArray[np.bool_]
     labels: NDArray[np.int64]
     n_classes: int
     generated: NDArray[np.floating] | None = None
@@ -88,16 +83,15 @@ def training_clips(
     Parameters
     ----------
     audio: decoded clips, in the order of `index`
-    index: the clip index; test rows are left out, and machines that the spec does not train on
+    index: the clip index; test rows are left out
     spec: the branch
     frozen: (clips, …) embeddings of the clips by a frozen backbone, for pseudo-labels
     generated: rows (machine, section, domain, attributes) and features (g, frames, 128) of generated clips
     noise: decoded clips of `supplemental` folders and the machine of each
     """
-    rows = np.flatnonzero(training_rows(index, spec.machines))
+    rows = np.flatnonzero(training_rows(index))
     train = index.take(rows)
     machines = np.array(train["machine"].to_pylist(), object)
-    speeds = [bool(SPEED_ATTRIBUTES & {key for key, _ in pairs}) for pairs in train["attributes"].to_pylist()]
     more, features = generated if generated is not None else (train.slice(0, 0), None)
     clustered = None if frozen is None else frozen[rows]
     labels, n_classes = classes_of(train, more, clustered, spec.classes, spec.seed)
@@ -107,7 +101,7 @@ def training_clips(
     if features is not None:
         features = features[usable[len(rows) :]]
     pool = _noise_pool(audio, rows, machines, spec, noise)
-    return TrainingClips(audio, rows, machines, np.array(speeds), labels[usable], n_classes, features, pool, bare)
+    return TrainingClips(audio, rows, machines, labels[usable], n_classes, features, pool, bare)
 
 
 def _noise_pool(

@@ -29,15 +29,28 @@ def systems(as_json: bool) -> None:
         click.echo(f"{system.name} ({tables} score tables): {system.description}")
 
 
+def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from orchestrator.settings_table import settings_page
+
+        click.echo(settings_page(), nl=False)
+        context.exit()
+
+
 @click.command()
 @click.argument("system", shell_complete=complete_systems)
+@click.option(
+    "--settings", is_flag=True, is_eager=True, expose_value=False, callback=_print_settings,
+    help="Print every setting with its default and what it means, and exit.",
+)  # fmt: skip
 @backbone_option
 @set_option
 @json_option
 def show(system: str, backbone: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a system as it will be used, defaults included.
 
-    To find the key of a setting for --set, or to begin a system file of your own.
+    To find the key of a setting for --set, or to begin a system file of your own. What the settings mean says
+    `tutti show --settings`.
 
     \b
     Example: tutti show s2 --backbone tiny --set branch.training.steps=30

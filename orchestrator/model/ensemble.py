@@ -30,7 +30,7 @@ BATCH = 16
 Array = NDArray[np.float64]
 Embeddings = dict[str, NDArray[np.float32]]
 
-# A network, and what one pass through it gives: by bank, of one branch or of all frozen ones of a backbone.
+# A branch's network, and what one pass through it gives: by bank.
 Network = tuple[BranchModel, dict[str, EmbeddingSpec]]
 
 
@@ -182,14 +182,12 @@ def _read(path: Path) -> Any:
 
 
 def _networks(manifest: Manifest, folder: Path, device: str) -> list[Network]:
-    networks: dict[str | BranchSpec, Network] = {}
+    networks: dict[str, Network] = {}
     for member in manifest.members:
-        spec = manifest.branches[member.branch_id]
-        embedding = spec.resolved(member.embedding)
-        key = spec.as_used(embedding) if spec.is_frozen else member.branch_id  # frozen ones share a network
-        if key not in networks:
-            networks[key] = _model(spec, folder, member.branch_file).to(device).eval(), {}
-        networks[key][1][member.bank_file] = embedding
+        if member.branch_id not in networks:
+            model = _model(manifest.branches[member.branch_id], folder, member.branch_file)
+            networks[member.branch_id] = model.to(device).eval(), {}
+        networks[member.branch_id][1][member.bank_file] = member.embedding
     return list(networks.values())
 
 

@@ -23,6 +23,7 @@ from branches.spec import BUILT_IN, PROJECTION, BranchSpec
 from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import BRANCHES, RECORD, is_intact, read_finished, read_record
 from orchestrator.model.manifest import CLIPS, MANIFEST, Manifest, Member
+from orchestrator.system import stored
 from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.decisions import FALSE_ALARMS
 from scoring.errors import InputError
@@ -79,16 +80,17 @@ def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_ala
             _check_intact(source)
         table = read_finished(run, name)
         metadata = metadata_of(table)
-        member = Member(
-            branch_id=branch_id,
-            name=f"{names[name]} {scoring}",
-            embedding=json.loads(metadata.get("embedding", "null")) or PROJECTION,
-            detector=json.loads(metadata["detector"]),
-            weight=weight,
-        )
+        about = {
+            "branch_id": branch_id,
+            "name": f"{names[name]} {scoring}",
+            "embedding": json.loads(metadata.get("embedding", "null")) or PROJECTION,
+            "detector": json.loads(metadata["detector"]),
+            "weight": weight,
+        }
+        member = stored(Member, about, source)
         members.append(member)
         if branch_id not in branches:
-            spec = BranchSpec.model_validate_json(metadata["spec"])
+            spec = stored(BranchSpec, json.loads(metadata["spec"]), source)
             branches[branch_id] = _pack_branch(source / WEIGHTS, spec, folder, member.branch_file)
         _pack_bank(source, member, table, folder)
     pq.write_table(_normals(table), folder / CLIPS)  # the same in all tables

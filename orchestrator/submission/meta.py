@@ -9,7 +9,7 @@ from typing import Any
 from branches.spec import BUILT_IN, LOG_MEL, BranchSpec
 from orchestrator.cost import BASE_PARAMETERS, CLIP_SECONDS, PARAMETERS, PATCHES_PER_SECOND
 from orchestrator.submission.schema import AuthorsFile
-from orchestrator.system import ConfigurationSpec, SystemSpec
+from orchestrator.system import ConfigurationSpec, SystemSpec, stored
 from scoring.metrics import CELLS
 
 _CHANNELS = {
@@ -28,7 +28,7 @@ def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> 
 
     result: as saved in `result.json`; only configurations with a weight count
     """
-    system = SystemSpec.model_validate(result["spec"])
+    system = stored(SystemSpec, result["spec"], f"the result of {result['system']}")
     used = {
         f"{subsystem}/{name}": configuration
         for subsystem, configurations in system.subsystems.items()
@@ -82,7 +82,7 @@ def _description(configurations: Collection[ConfigurationSpec], branches: Sequen
         "data_augmentation": _listed(_words(name) for b in branches for name, value in b.augmentation if value),
         "embeddings": _listed(map(_network, branches)),
         "machine_learning_method": _listed(map(_training, branches)),
-        "aggregation_method": _listed(_words(c.branch.pooling_of(c.embedding).name) for c in configurations),
+        "aggregation_method": _listed(_words(c.pooling.name) for c in configurations),
         "domain_adaptation_method": None,
         "domain_generalization_method": "reference clips by domain, distances standardised in each",
         "anomaly_detector": _listed(_words(c.detector.name) for c in configurations),

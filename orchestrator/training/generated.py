@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
@@ -108,8 +107,6 @@ def generated_clips(
                 storage.push(name)
     generated = read_set(folder)
     accepted = generated.accepted()
-    if spec.machines is not None:
-        accepted = accepted[np.isin(generated.rows["machine"].to_numpy().astype(str)[accepted], list(spec.machines))]
     return generated.rows.take(accepted), generated.features[accepted]
 
 

@@ -100,7 +100,7 @@ def train_missing(
 
 def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
     """Check what branches need and decode what they hear, so that a damaged file is found now, and no GPU waits."""
-    check_branches(branches, index, job.noise)
+    check_branches(branches, job.noise)
     from branches.audio.cache import open_cache  # loads torch, which a finished run does not need
     from branches.audio.channels import with_cancellation
     from branches.audio.formats import write_formats

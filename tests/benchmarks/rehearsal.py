@@ -25,15 +25,14 @@ import psutil
 import soundfile
 import torch
 import yaml
-from pydantic import TypeAdapter
 
 from branches.audio.cache import open_cache
 from branches.audio.channels import with_cancellation
 from branches.data.dataset import Dataset
 from branches.frozen import frozen_embeddings
-from branches.spec import EMBEDDING_VERSION, PROJECTION, BranchSpec
+from branches.spec import EMBEDDING_VERSION
+from orchestrator.system import load_system
 from scoring.banks import score_table
-from scoring.detectors import DetectorSpec
 from tests.commands import TUTTI
 
 GIB = 1 << 30
@@ -147,20 +146,19 @@ def rehearse(folder: Path, share: float, backbone: str, cpus: int) -> None:
     audio = stage("decoding", lambda: open_cache(data, dataset.index, cache / f"clips-{EMBEDDING_VERSION}"))
     audio = stage("far-microphone cancellation", lambda: with_cancellation(audio, derived))
     system = json.loads(json.dumps(SYSTEM).replace('"strategy"', f'"backbone": "{backbone}", "strategy"'))
-    common = {**system["branch"], "backbone": backbone}
-    specs = [BranchSpec.model_validate({**common, **c["branch"]}) for c in system["subsystems"]["frozen"].values()]
-    views = [wanted for spec in specs for wanted in spec.as_used().frozen_inputs([PROJECTION])]
+    written = folder / "rehearsal.yaml"
+    written.write_text(yaml.safe_dump(system), encoding="utf-8")
+    frozen = load_system(str(written), backbone).subsystems["frozen"].values()
+    views = [(c.branch, c.embedding) for c in frozen]
     torch.set_num_threads(cpus)
     stage("frozen embeddings, one pass", lambda: frozen_embeddings(views[0], views, audio, derived, "cpu"))
-    for view, configuration in zip(views, system["subsystems"]["frozen"].values(), strict=True):
-        embeddings = np.load(next(p for p in derived.glob("frozen-*.npy") if _is_of(p, view[0].pooling.name)))
-        detector = TypeAdapter(DetectorSpec).validate_python({"name": configuration["detector"]})
+    for view, configuration in zip(views, frozen, strict=True):
+        embeddings = frozen_embeddings(view, views, audio, derived, "cpu")
+        detector = configuration.detector
         stage(
             f"scoring by {detector.name}, {embeddings.shape[1:]}",
             lambda e=embeddings, d=detector: score_table(dataset.index, e, d, {}),
         )
-    written = folder / "rehearsal.yaml"
-    written.write_text(yaml.safe_dump(system), encoding="utf-8")
     run = [TUTTI, "run", str(written), "--data", str(data), "--out", str(out)]
     peaks, cpu = stage("tutti run, decoded as above", lambda: observed(run))
     print(f"{cpu:.0f} s of CPU, Ray's processes and workers included")
@@ -175,11 +173,6 @@ def rehearse(folder: Path, share: float, backbone: str, cpus: int) -> None:
     stage("the same, to an empty MLflow store", lambda: _tutti(*again, "--tracking-uri", f"sqlite:///{folder}/new.db"))
     for name in ("cache", "branches", "systems", "submission", "mlflow.db", "mlartifacts", "report.html"):
         print(f"  {name:<42}{gib(out / name) * 1024:8.1f} MiB")
-
-
-def _is_of(path: Path, pooling: str) -> bool:
-    """Whether a file of frozen embeddings has a row for each band."""
-    return (np.load(path, mmap_mode="r").ndim == 3) == (pooling != "mean")
 
 
 def _tutti(*arguments: object) -> None:

@@ -23,6 +23,7 @@ from branches.model import BranchModel, features_of, load_branch
 from branches.spec import BUILT_IN
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import export_system
+from orchestrator.model.manifest import Member
 from tests.commands import tutti
 
 pytestmark = pytest.mark.benchmark
@@ -46,9 +47,9 @@ subsystems:
     softmax: {branch: {strategy: lora}}
   frozen:
     mean: {branch: {strategy: frozen, pooling: mean}}
-    power: {branch: {strategy: frozen, pooling: generalised_mean}}
+    statistics: {branch: {strategy: frozen, pooling: band_statistics}}
     bands: {branch: {strategy: frozen, pooling: band_mean}}
-    layers: {branch: {strategy: frozen, pooling: mean, backbone: {path: base.pt, layers: [4, 8], combine: mean}}}
+    layers: {branch: {strategy: frozen, pooling: mean, backbone: {path: base.pt, layers: [4, 8]}}}
 """
 
 
@@ -62,28 +63,29 @@ def exported(folder: Path, system: str) -> Path:
     return export_system(folder / "out", None, folder / "model")
 
 
-Branch = Callable[[list[NDArray[np.float32]]], None]
+Embedder = Callable[[list[NDArray[np.float32]]], None]
 
 
-def one_by_one(ensemble: Ensemble) -> list[Callable[[], Branch]]:
-    """What loads each branch of a package."""
-    return [lambda name=name: loaded(ensemble, name) for name in ensemble.manifest.branches]
+def one_by_one(ensemble: Ensemble) -> list[Callable[[], Embedder]]:
+    """What loads the network of each member of a package."""
+    return [lambda member=member: loaded(ensemble, member) for member in ensemble.manifest.members]
 
 
-def loaded(ensemble: Ensemble, name: str) -> Branch:
-    """A branch that embeds clips (samples, channels) of one length, and hears nothing of the others."""
-    spec = ensemble.manifest.branches[name]
+def loaded(ensemble: Ensemble, member: Member) -> Embedder:
+    """A member that embeds clips (samples, channels) of one length, and hears nothing of the others."""
+    spec = ensemble.manifest.branches[member.branch_id]
     place = spec.backbone.path if spec.backbone.path in BUILT_IN else str(ensemble.folder / spec.backbone.path)
     if spec.is_frozen:
         backbone = spec.backbone.model_copy(update={"path": place})
         network = BranchModel(spec.model_copy(update={"backbone": backbone}))
     else:
-        network = load_branch(ensemble.folder / f"branches/{name}.pt", place)
+        network = load_branch(ensemble.folder / member.branch_file, place)
 
     @torch.inference_mode()
     def embed(clips: list[NDArray[np.float32]]) -> None:
         audio = in_memory(clips)
-        network(*features_of([audio.waveform(i, spec.channel) for i in range(len(audio))], torch.device("cpu")))
+        waveforms = [audio.waveform(i, spec.channel) for i in range(len(audio))]
+        network.embeddings(*features_of(waveforms, torch.device("cpu")), [member.embedding])
 
     return embed
 
@@ -118,7 +120,7 @@ def measure(model: Path, rounds: int, many: int) -> None:
     """Print what the package weighs, and what a clip of 10 s takes."""
     ensemble = Ensemble(model)
     loads = one_by_one(ensemble)
-    branches = [load() for load in loads]
+    members = [load() for load in loads]
     clips = [render(SyntheticClip("rotor", "test", "source", "normal", i), 10.0) for i in range(many)]
     ensemble.score("rotor", clips[:1])
     calls = {
@@ -126,11 +128,11 @@ def measure(model: Path, rounds: int, many: int) -> None:
             lambda: Ensemble(model).score("rotor", clips[:1]),
             lambda: [load()(clips[:1]) for load in loads],
         ),
-        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [run(clips[:1]) for run in branches]),
-        f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in branches]),
+        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [run(clips[:1]) for run in members]),
+        f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in members]),
     }
     size = sum(path.stat().st_size for path in ensemble.folder.rglob("*") if path.is_file())
-    print(f"\n{len(ensemble.manifest.members)} score tables, {len(branches)} branches, {size / 1e6:.1f} MB")
+    print(f"\n{len(members)} score tables, {len(ensemble.manifest.branches)} branches, {size / 1e6:.1f} MB")
     for name, (together, alone) in calls.items():
         ours, theirs = fastest(together, alone, rounds=rounds)
         print(f"{name}: {ours * 1e3:.0f} ms together, {theirs * 1e3:.0f} ms one by one: {theirs / ours:.2f}×")

@@ -13,18 +13,18 @@ from branches.audio.channels import with_cancellation
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import frozen_embeddings
-from branches.spec import PROJECTION, BranchSpec
+from branches.spec import BranchSpec, PatchesSpec
 
 pytestmark = pytest.mark.benchmark
 
-POOLINGS = ["mean", "generalised_mean", "band_mean", *({"name": "relative_deviation", "gamma": g} for g in (4, 6, 8))]
+POOLINGS = ["mean", "band_statistics", "band_mean", *({"name": "relative_deviation", "gamma": g} for g in (4, 6, 8))]
 
 
 def test_one_pass_with_six_embeddings_against_six_passes(tmp_path):
     write_dataset(tmp_path / "data", SyntheticSize(60, 4, 4, 4.0), machines=["rotor", "valve"])
     audio = open_cache(tmp_path / "data", read_index(tmp_path / "data"), tmp_path / "cache")
-    specs = [BranchSpec.model_validate({"strategy": "frozen", "pooling": pooling}) for pooling in POOLINGS]
-    inputs = [i for spec in specs for i in spec.frozen_inputs([PROJECTION])]
+    spec = BranchSpec.model_validate({"strategy": "frozen"})
+    inputs = spec.frozen_inputs([PatchesSpec.model_validate({"pooling": pooling}) for pooling in POOLINGS])
     seconds = {"together": [], "one by one": []}
     for i in range(3):
         for name, groups in (("together", [inputs]), ("one by one", [[one] for one in inputs])):
@@ -40,9 +40,7 @@ def test_one_pass_with_six_embeddings_against_six_passes(tmp_path):
 def start_branch(data, folder, together):
     """What a branch does before it trains."""
     index = read_index(data)
-    wanted = BranchSpec.model_validate(
-        {"strategy": "frozen", "backbone": "small", "pooling": "band_mean"}
-    ).frozen_inputs([PROJECTION])[0]
+    wanted = BranchSpec.model_validate({"strategy": "frozen", "backbone": "small"}), PatchesSpec()
     together.wait(300)
     audio = with_cancellation(open_cache(data, index, folder / "clips"), folder / "derived")
     frozen_embeddings(wanted, [wanted], audio, folder / "derived", "cpu")

@@ -14,7 +14,7 @@ from branches.audio.channels import with_cancellation
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import frozen_embeddings
-from branches.spec import PROJECTION, BranchSpec
+from branches.spec import BranchSpec, PatchesSpec
 
 pytestmark = pytest.mark.slow(seconds=20)
 BRANCHES = 4
@@ -37,8 +37,8 @@ def start_branch(root, together, number):
         (root / name).mkdir(exist_ok=True)
         counted(module, name, root / name)
     index = read_index(root / "data")
-    specs = [BranchSpec.model_validate({"strategy": "frozen", "pooling": p}) for p in ("mean", "band_mean")]
-    inputs = [wanted for spec in specs for wanted in spec.frozen_inputs([PROJECTION])]
+    spec = BranchSpec.model_validate({"strategy": "frozen"})
+    inputs = spec.frozen_inputs([PatchesSpec.model_validate({"pooling": pooling}) for pooling in ("mean", "band_mean")])
     together.wait(120)
     audio = with_cancellation(open_cache(root / "data", index, root / "cache" / "clips"), root / "cache" / "derived")
     embeddings = frozen_embeddings(inputs[number % 2], inputs, audio, root / "cache" / "derived", "cpu")

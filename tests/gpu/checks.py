@@ -27,7 +27,7 @@ from branches.beats.checkpoint import random_beats
 from branches.beats.encoder import apply_layer, recomputed
 from branches.frontend import fbank, full_precision
 from branches.model import BranchModel, features_of, load_branch, save_branch
-from branches.spec import BranchSpec
+from branches.spec import BranchSpec, PatchesSpec
 from branches.training.batches import make_batch
 from branches.training.finetuning import _loss, _Parts, train
 from branches.training.footprint import footprint
@@ -46,7 +46,7 @@ TRAININGS = [
     {"strategy": "full", "objective": "arcface", "augmentation": AUGMENTED, "masked_prediction": {}},
     {"strategy": {"name": "lora", "rank": 4}, "objective": "subcenter_arcface", "pooling": "band_mean"},
     {"strategy": {"name": "partial", "layers": 1}, "objective": "subcluster_adacos", "augmentation": AUGMENTED},
-    {"strategy": "head", "objective": "adacos", "training": {"average": 0.9, "accumulation": 2}},
+    {"strategy": "head", "objective": "subcluster_adacos", "training": {"average": 0.9, "accumulation": 2}},
     {"strategy": {"name": "full", "layer_decay": 0.7}, "objective": "softmax", "pooling": "mean"},
 ]
 
@@ -61,7 +61,7 @@ def clips(n: int, seconds: float, seed: int = 0) -> TrainingClips:
     labels = np.arange(n) % 4
     sounds = [0.05 * (np.sin(2000 * (c + 1) * time_axis) + rng.normal(size=len(time_axis))) for c in labels]
     audio = in_memory([sound.astype(np.float32)[:, None] for sound in sounds])
-    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), np.zeros(n, bool), labels, 4)
+    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, 4)
 
 
 def spec_of(steps: int, training: dict[str, object] | None = None, **settings: object) -> BranchSpec:
@@ -251,7 +251,7 @@ def check_what_is_not_the_encoder(device: str, steps: int) -> None:
 def print_shares_of_a_step(device: str, batch_size: int, times: int) -> float:
     """What takes how much of a LoRA step at base size with all augmentation; the share that is not the encoder."""
     sounds = clips(64, 10.0)
-    settings = {"augmentation": {**AUGMENTED, "speed": 0.1}, "masked_prediction": {}, "objective": "arcface"}
+    settings = {"augmentation": AUGMENTED, "masked_prediction": {}, "objective": "arcface"}
     with base_checkpoint() as path:
         spec = _of_base(path, "lora", batch_size, **settings)
         parts = _Parts(spec, sounds, device)
@@ -288,13 +288,11 @@ def check_one_pass(device: str, steps: int) -> None:
     sounds = clips(256, 10.0).audio
     with base_checkpoint() as path:
         for precision in ("float32", "bfloat16"):
-            spec = BranchSpec.model_validate({
-                "strategy": "frozen", "backbone": {"path": path, "precision": precision}, "pooling": "band_mean",
-            })  # fmt: skip
+            spec = BranchSpec.model_validate({"strategy": "frozen", "backbone": {"path": path, "precision": precision}})
             model = BranchModel(spec).to(device)
-            embedded(model, sounds, batch_size=64)
+            embedded(model, sounds, embeddings=[PatchesSpec()], batch_size=64)
             started = time.perf_counter()
-            embedded(model, sounds, batch_size=64)
+            embedded(model, sounds, embeddings=[PatchesSpec()], batch_size=64)
             print(f"  {precision}: {256 / (time.perf_counter() - started):.0f} clips of 10 s a second")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from branches.pooling import build_pooling
+from branches.pooling import Pooling
 from orchestrator.plan import make_plan
 from orchestrator.system import load_system
 from scoring.banks import Bank
@@ -53,9 +53,7 @@ def test_each_step_is_the_published_one(step):
     configuration = load_system("ladder").subsystems[subsystem][name]
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(60, 6, 8, 12)) + rng.normal(size=(1, 1, 8, 12))
-    embeddings = build_pooling(configuration.embedding.pooling, 12)(
-        torch.from_numpy(patches).flatten(1, 2), None
-    ).numpy()
+    embeddings = Pooling(configuration.embedding.pooling, 12)(torch.from_numpy(patches).flatten(1, 2), None).numpy()
     expected = pooled(patches, STEPS[step])
     np.testing.assert_allclose(embeddings, expected, rtol=1e-9, atol=1e-11)
     domain = np.array(["source"] * 45 + ["target"] * 5, object)

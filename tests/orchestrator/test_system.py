@@ -61,18 +61,75 @@ tiny: {augmentation: {time_mask: 20}, embedding_dim: 8}
 subsystems:
   one:
     plain:
-    other: {branch: {augmentation: {gain_db: 1}}, tiny: {augmentation: {gain_db: 2}}}
+    other: {branch: {augmentation: {frequency_mask: 1}}, tiny: {augmentation: {frequency_mask: 2}}}
 """
     )
 
     def settings(backbone):
         return [
-            (c.branch.augmentation.time_mask, c.branch.augmentation.gain_db, c.branch.embedding_dim)
+            (c.branch.augmentation.time_mask, c.branch.augmentation.frequency_mask, c.branch.embedding_dim)
             for c in load_system(path, backbone).subsystems["one"].values()
         ]
 
     assert settings("tiny") == settings("small") == [(20, 0, 8), (0, 2, 8)]
     assert settings(None) == settings("mine.pt") == [(80, 0, 256), (0, 1, 256)]
+
+
+def test_a_built_in_backbone_is_heard_where_the_tiny_block_says(write):
+    path = write(
+        """
+name: mine
+branch: {backbone: {path: mine.pt, sha256: 12345678}}
+tiny: {backbone: {layers: [1]}, pooling: band_statistics}
+subsystems:
+  one:
+    head:
+    patches: {embedding: {pooling: mean}}
+    frozen: {branch: {strategy: frozen, pooling: band_mean}}
+    last: {embedding: {layers: [-1]}, branch: {backbone: {path: other.pt, layers: [6]}}}
+"""
+    )
+
+    def layers(backbone):
+        system = load_system(path, backbone)
+        assert {c.branch.backbone.path for c in system.subsystems["one"].values()} >= {backbone or "mine.pt"}
+        return {
+            name: [list(of.layers) for of in (c.branch.backbone, c.embedding) if hasattr(of, "layers")]
+            for name, c in system.subsystems["one"].items()
+        }
+
+    own = {"last": [[6], [-1]]}
+    for backbone in ("tiny", "small"):
+        assert layers(backbone) == {"head": [[1]], "patches": [[1], [1]], "frozen": [[-1], [1]], **own}
+    for backbone in (None, "given.pt"):
+        assert layers(backbone) == {"head": [[-1]], "patches": [[-1], [-1]], "frozen": [[-1], [-1]], **own}
+
+
+def test_what_a_frozen_branch_gives_is_its_embedding(write):
+    text = """
+name: x
+branch: {backbone: {path: small, layers: [0, 1], precision: bfloat16}, pooling: {name: relative_deviation, gamma: 4}}
+subsystems:
+  a:
+    short: {branch: {strategy: frozen, channel: far, objective: softmax, training: {steps: 3}}}
+    long:
+      branch: {strategy: frozen, channel: far, pooling: attentive_statistics}
+      embedding: {layers: [0, 1], pooling: {name: relative_deviation, gamma: 4}}
+    layer: {branch: {strategy: frozen, channel: far}, embedding: {pooling: band_mean}}
+    last: {branch: {strategy: frozen, channel: far}, embedding: {layers: [-1]}}
+"""
+    short, long, layer, last = load_system(write(text)).subsystems["a"].values()
+    assert short == long
+    assert (layer.embedding.layers, last.embedding.layers) == ((0, 1), (-1,))
+    backbone = {"path": "small", "precision": "bfloat16"}
+    only = BranchSpec.model_validate({"backbone": backbone, "channel": "far", "strategy": "frozen"})
+    assert {c.branch for c in (short, layer, last)} == {only}
+    assert only.model_dump(mode="json") == {
+        "backbone": {**backbone, "sha256": None},
+        "channel": "far",
+        "strategy": {"name": "frozen"},
+        "seed": 0,
+    }
 
 
 def test_a_given_backbone_replaces_every_other():
@@ -140,12 +197,12 @@ def test_a_given_backbone_leaves_log_mels_as_they_are():
             "band_knn compares frequency bands, and the pooling mean keeps none; take one that does, such as band_mean",
         ),
         (
-            "name: x\nsubsystems: {a: {b: {detector: band_knn, branch: {strategy: head, pooling: generalised_mean}}}}",
-            "pooling generalised_mean keeps none",
+            "name: x\nsubsystems: {a: {b: {detector: band_knn, branch: {strategy: head, pooling: mean}}}}",
+            "pooling mean keeps none",
         ),
         (
             "name: x\nsubsystems: {a: {b: {embedding: {pooling: attentive_statistics}}}}",
-            "embedding.pooling: .*'attentive_statistics'.*'mean', 'generalised_mean', 'band_mean'",
+            "embedding.pooling: .*'attentive_statistics'.*'mean', 'band_mean', 'band_statistics'",
         ),
         (
             "name: x\nsubsystems: {a: {b: {embedding: {layer: [1]}}}}",
@@ -164,7 +221,7 @@ def test_a_given_backbone_leaves_log_mels_as_they_are():
         ("name: x\nsubsystems: {a: {b: {detector: {k: 3}}}}", "detector: Input should have a `name`"),
         (
             "name: x\nsubsystems: {a: {b: {branch: {classes: {pseudo_labels: many}}}}}",
-            "classes.pseudo_labels: .* valid integer.* or .* keys among channel, pooling, source, target",
+            "classes.pseudo_labels: .* keys among channel, pooling, source, target",
         ),
         ("name: x\nsubsystems: {a: {b: {branch: {classes: {pseudo_labels: {sorce: 1}}}}}}", "did you mean source"),
         ("name: x\nsubsystems: [a, b]", "subsystems: Input should be a mapping"),
@@ -305,7 +362,7 @@ def test_shared_settings_may_need_what_a_configuration_adds(write):
 WHOLE = """
 name: whole
 description: with one of each
-branch: {channel: near, objective: arcface, training: {steps: 3}, classes: {pseudo_labels: 3}}
+branch: {channel: near, objective: arcface, training: {steps: 3}, classes: {pseudo_labels: {source: 3}}}
 tiny: {embedding_dim: 8, augmentation: {noise: {snr_db: [3, 5]}}}
 subsystems:
   one:

@@ -7,7 +7,7 @@ from branches.audio.channels import with_cancellation
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.frozen import frozen_embeddings
-from branches.spec import PROJECTION, AugmentationSpec
+from branches.spec import AugmentationSpec
 from branches.training.finetuning import train
 from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
@@ -62,9 +62,10 @@ def clips(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_branch_can_be_made(clips, name, tmp_path):
     audio, index = clips
-    for spec in dict.fromkeys(branch.spec.model_copy(update={"seed": 0}) for branch in plan(name).branches):
-        inputs = spec.frozen_inputs([PROJECTION])
-        frozen = frozen_embeddings(inputs[0], [], audio, tmp_path, "cpu") if inputs else None
+    taken = {branch.spec.model_copy(update={"seed": 0}): branch.embeddings for branch in plan(name).branches}
+    for spec, embeddings in taken.items():
+        inputs = spec.frozen_inputs(embeddings)
+        frozen = frozen_embeddings(inputs[0], inputs, audio, tmp_path, "cpu") if inputs else None
         assert frozen is None or len(frozen) == index.num_rows
         if spec.strategy.name != "frozen":
             training = spec.training.model_copy(update={"steps": 1, "batch_size": 4, "crop_seconds": 0.5})

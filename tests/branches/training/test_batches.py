@@ -9,7 +9,7 @@ from branches.data.dataset import noise_index, read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import BranchSpec
 from branches.training import batches as batching
-from branches.training.batches import batch_rows, batches, make_batch, sampling
+from branches.training.batches import batch_rows, batches, make_batch
 from branches.training.training_set import training_clips
 
 
@@ -48,24 +48,9 @@ def test_every_pass_sees_every_clip_once():
     assert len(batch_rows(3, 32, 0, 0)) == 32
 
 
-@pytest.mark.parametrize(("balance", "shares"), [(0.0, [0.9, 0.1]), (1.0, [0.5, 0.5]), (0.5, [0.75, 0.25])])
-def test_balance_goes_from_clips_to_classes(balance, shares):
-    labels = np.repeat([0, 1], [90, 10])
-    p = sampling(labels, balance)
-    assert [p[labels == c].sum() for c in (0, 1)] == pytest.approx(shares)
-
-
-def test_balanced_batches_hear_rare_classes(data):
-    spec = spec_with(classes={"balance": 1.0})
-    clips = clips_for(data, spec)
-    labels = np.concatenate([make_batch(spec, clips, n).labels for n in range(100)])
-    counts = np.bincount(labels, minlength=clips.n_classes)
-    assert counts.min() > 0.7 * counts.mean()
-
-
 @pytest.mark.parametrize(("first", "workers"), [(0, 1), (3, 1), (0, 3), (3, 8)])
 def test_batches_made_ahead_are_those_made_alone(data, first, workers):
-    spec = spec_with({"noise": {"probability": 1.0}, "gain_db": 6, "speed": 0.1})
+    spec = spec_with({"noise": {"probability": 1.0}})
     clips = clips_for(data, spec)
     made = list(batches(spec, clips, first, workers))
     assert len(made) == 5 - first
@@ -103,18 +88,6 @@ def test_noise_comes_from_where_it_is_asked_for(data):
         assert any(differ)
         # The valve has no supplemental noise.
         assert all(differ) == (source == "far")
-
-
-def test_speed_is_left_alone_where_it_is_the_class(data):
-    spec = spec_with({"speed": 0.2})
-    clips = clips_for(data, spec)
-    assert clips.speed_is_class.any()
-    still = dataclasses.replace(clips, speed_is_class=np.ones_like(clips.speed_is_class))
-    plain = make_batch(spec_with(), clips, 0).waveforms
-    assert all(np.array_equal(a, b) for a, b in zip(make_batch(spec, still, 0).waveforms, plain, strict=True))
-    moved = dataclasses.replace(clips, speed_is_class=np.zeros_like(clips.speed_is_class))
-    changed = make_batch(spec, moved, 0).waveforms
-    assert all(len(a) == len(b) and not np.array_equal(a, b) for a, b in zip(changed, plain, strict=True))
 
 
 def test_generated_clips_stand_beside_the_recorded(data):

@@ -15,7 +15,8 @@ def train_index(unattributed=40, target=10):
 
 
 def clusters(pseudo_labels):
-    return ClassesSpec.model_validate({"pseudo_labels": pseudo_labels})
+    each = {"source": pseudo_labels, "target": pseudo_labels} if isinstance(pseudo_labels, int) else pseudo_labels
+    return ClassesSpec.model_validate({"pseudo_labels": each})
 
 
 def column(index, name):

@@ -54,10 +54,10 @@ def test_a_copy_that_waits_is_noticed():
         {"objective": "subcluster_adacos", "masked_prediction": {}, "pooling": "attentive_statistics"},
         {"objective": "subcenter_arcface", "strategy": {"name": "lora", "rank": 4}, "pooling": "relative_deviation"},
         {"objective": "arcface", "strategy": {"name": "partial", "layers": 1}, "pooling": "band_mean"},
-        {"objective": "adacos", "strategy": {"name": "full", "layer_decay": 0.7}, "pooling": "mean"},
-        {"objective": "softmax", "strategy": "head", "pooling": "generalised_mean"},
+        {"objective": "subcluster_adacos", "strategy": {"name": "full", "layer_decay": 0.7}, "pooling": "mean"},
+        {"objective": "softmax", "strategy": "head", "pooling": "band_statistics"},
     ],
-    ids=lambda s: s["objective"],
+    ids=lambda s: s["pooling"],
 )
 @pytest.mark.parametrize("mixup", [None, {}])
 def test_a_step_reads_nothing_from_the_device(settings, mixup, no_autocast):

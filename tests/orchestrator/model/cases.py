@@ -43,7 +43,7 @@ subsystems:
   frozen:
     mean: {branch: {strategy: frozen, pooling: mean}}
     cancelled: {branch: {strategy: frozen, channel: cancel}, detector: {name: band_knn}}
-    built_in: {branch: {strategy: frozen, backbone: {path: tiny}, pooling: generalised_mean}}
+    built_in: {branch: {strategy: frozen, backbone: {path: tiny}, pooling: band_statistics}}
     log_mel: {branch: {strategy: frozen, backbone: {path: log_mel}, pooling: band_statistics}}
 """
 

@@ -19,7 +19,7 @@ subsystems:
     hopeless: {branch: {augmentation: {generated: HOPELESS}}}
   recorded:
     frozen: {branch: {strategy: frozen, channel: cancel, pooling: relative_deviation}, detector: band_knn}
-    pseudo: {branch: {strategy: lora, classes: {pseudo_labels: 2}, pooling: mean}}
+    pseudo: {branch: {strategy: lora, classes: {pseudo_labels: {source: 2, target: 2}}, pooling: mean}}
 """
 GOOD = (
     "{width: 16, depth: 1, steps: 5, batch_size: 4, crop_seconds: 1, sampling_steps: 2, far_above: 100, copy_below: 0}"
