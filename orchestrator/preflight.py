@@ -109,7 +109,7 @@ def notes_on(index: pa.Table, audio: AudioCache, branches: Sequence[Branch]) -> 
             "(classes.pseudo_labels divides them)"
         )
     if nothing_rare(branches, index):
-        notes.append("no condition is rare: nothing is generated, and branches train on recorded clips alone")
+        notes.append("no operating state is rare: nothing is generated, and branches train on recorded clips alone")
     mono = int((audio.channels == 1).sum())
     if mono and ("far" in _noise_sources(branches) or any(branch.spec.channel != "near" for branch in branches)):
         notes.append(

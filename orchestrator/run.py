@@ -6,7 +6,7 @@ out/mlflow.db, mlartifacts/     the default MLflow store, which shows what is in
 out/submission/<name>/          the challenge's CSV files
 out/report.html                 what a person looks at
 out/cache/, checkpoints/        decoded audio, frozen embeddings, and resumable checkpoints of unfinished branches
-out/generated/<id>/             generated clips of rare conditions, and how they were judged
+out/generated/<id>/             generated clips of rare operating states, and how they were judged
 """
 
 from __future__ import annotations

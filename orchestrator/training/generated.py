@@ -1,4 +1,4 @@
-"""Generated clips of rare conditions: a set is made once, by the first branch that wants it.
+"""Generated clips of rare operating states: a set is made once, by the first branch that wants it.
 
 A set lies in `<out>/generated/<id>/`; the id covers settings, training clips and `TRAINING_VERSION`. `check.json` in it
 says how the samples were judged.
@@ -39,7 +39,7 @@ def set_folders(branches: Sequence[Branch], job: Job) -> list[Path]:
 
 
 def nothing_rare(branches: Sequence[Branch], index: pa.Table) -> bool:
-    """Whether a branch wants generated clips, and no condition is rare enough to have any."""
+    """Whether a branch wants generated clips, and no operating state is rare enough to have any."""
     generators = {generator for branch in branches if (generator := branch.spec.augmentation.generated) is not None}
     return not all(_anything_rare(generator, index) for generator in generators)
 
@@ -82,7 +82,7 @@ def generated_clips(
     folder, generator = set_folder(spec, job), spec.augmentation.generated
     if folder is None or generator is None or not _anything_rare(generator, index):
         return None
-    from branches.generator import generate, read_set, train_generator, write_set
+    from branches.generator import accepted_samples, generate, real_clips, train_generator
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -91,27 +91,23 @@ def generated_clips(
             storage.pull(name)
         if not (folder / LAST).exists():
             checkpoint = job.checkpoints / f"generator-{folder.name}.pt"
-            trained = train_generator(
+            clips = real_clips(audio, index, spec.channel, generator.crop_seconds, job.device)
+            network = train_generator(
                 generator,
-                audio,
-                index,
-                spec.channel,
+                clips,
                 checkpoint,
                 lambda step, loss: report("generator", step, generator.steps, loss),
                 job.checkpoint_seconds,
-                job.device,
             )
-            write_set(generate(trained), folder)
+            generate(generator, network, clips, folder)
             checkpoint.unlink(missing_ok=True)
             if storage is not None:
                 storage.push(name)
-    generated = read_set(folder)
-    accepted = generated.accepted()
-    return generated.rows.take(accepted), generated.features[accepted]
+    return accepted_samples(folder)
 
 
 def _anything_rare(spec: GeneratorSpec, index: pa.Table) -> bool:
-    from branches.generator import conditions_of, rare_conditions
+    from branches.generator import rare_states, states_of
 
     train = index.filter(pc.equal(index["split"], "train"))
-    return bool(rare_conditions(conditions_of(train), spec.fill))
+    return bool(rare_states(states_of(train), spec.fill))
