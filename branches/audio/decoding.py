@@ -37,11 +37,8 @@ def read_header(path: Path) -> Header:
 def read_clip(path: Path) -> NDArray[np.float32]:
     """The recording at 16 kHz: (samples, channels) float32, full scale = 1.
 
-    Raises
-    ------
-    InputError
-        Naming the file: unreadable, truncated, empty, shorter than one patch, or with a value that is not
-        a finite number.
+    Raises InputError naming a file that is unreadable, truncated, empty, shorter than one patch, or has a value that is
+    not a finite number.
     """
     try:
         content = path.read_bytes()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -55,16 +56,13 @@ def _range(low: float, high: float) -> str:
 
 def formats_of(audio: AudioCache, index: pa.Table) -> dict[str, Format]:
     """The format of every machine's training clips."""
-    machine, train = index["machine"].to_numpy(), index["split"].to_numpy() == "train"
-    seconds = audio.lengths / SAMPLE_RATE
-    formats = {}
-    for name in np.unique(machine[train].astype(str)).tolist():
-        rows = np.flatnonzero(train & (machine == name))
-        formats[name] = Format(
-            seconds=(float(seconds[rows].min()), float(seconds[rows].max())),
-            channels=tuple(np.unique(audio.channels[rows]).tolist()),
-        )
-    return formats
+    columns = {"machine": index["machine"], "seconds": audio.lengths / SAMPLE_RATE, "channels": audio.channels}
+    train = pa.table(columns).filter(pc.equal(index["split"], "train"))
+    machines = train.group_by("machine").aggregate([("seconds", "min"), ("seconds", "max"), ("channels", "distinct")])
+    return {
+        name: Format(seconds=(shortest, longest), channels=tuple(sorted(channels)))
+        for name, shortest, longest, channels in zip(*machines.to_pydict().values(), strict=True)
+    }
 
 
 def write_formats(folder: Path, audio: AudioCache, index: pa.Table) -> None:
