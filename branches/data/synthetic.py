@@ -7,7 +7,6 @@ the same room, together with ambient noise from elsewhere in it. A clip depends 
 alone, so machines can be generated in any order or one at a time.
 """
 
-import csv
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
@@ -107,11 +106,10 @@ def write_dataset(root: Path, size: SyntheticSize = DEMO, seed: int = 0, machine
     """Write a generated data set and return the number of clips written.
 
     Files are `<root>/<machine>/{train,test}/section_00_….wav` (16 kHz, PCM 16, channel 0 near, channel 1
-    far) and `<root>/<machine>/attributes_00.csv`. The same seed, size and machine give the same samples
-    whatever else is generated. `machines` is a selection of `MACHINES`; None means all.
+    far). The same seed, size and machine give the same samples whatever else is generated. `machines` is a selection of
+    `MACHINES`; None means all.
 
-    Raises `InputError` when `root` is not a new or empty folder, a machine is unknown or the seed is
-    negative.
+    Raises InputError if `root` is not a new or empty folder, a machine is unknown or the seed is negative.
     """
     names = list(dict.fromkeys(MACHINES if machines is None else machines))
     _check(root, seed, names)
@@ -149,13 +147,12 @@ def _check(root: Path, seed: int, names: Sequence[str]) -> None:
 
 
 def _write_machine(root: Path, name: str, size: SyntheticSize, seed: int) -> int:
-    clips = list(_clips(name, size))
     for split in ("train", "test"):
         (root / name / split).mkdir(parents=True)
+    clips = list(_clips(name, size))
     for clip in clips:
         path = root / name / clip.split / clip.file_name()
         soundfile.write(path, render(clip, size.seconds, seed, size.faintest), RATE, subtype="PCM_16")
-    _write_attributes(root / name / "attributes_00.csv", clips)
     log.info("%s: %d clips of %g s", name, len(clips), size.seconds)
     return len(clips)
 
@@ -164,16 +161,6 @@ def _clips(name: str, size: SyntheticSize) -> Iterator[SyntheticClip]:
     for split, domain, condition in CELLS:
         for number in range(size.clips(split, domain)):
             yield SyntheticClip(name, split, domain, condition, number)
-
-
-def _write_attributes(path: Path, clips: Sequence[SyntheticClip]) -> None:
-    width = max(len(clip.attributes()) for clip in clips)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file_name", *(f"d{i}{part}" for i in range(1, width + 1) for part in "pv")])
-        for clip in clips:
-            pairs = [text for pair in clip.attributes().items() for text in pair]
-            writer.writerow([f"{clip.machine}/{clip.split}/{clip.file_name()}", *pairs])
 
 
 def _rng(seed: int, *identity: str) -> np.random.Generator:
