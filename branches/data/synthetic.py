@@ -19,7 +19,8 @@ import soundfile
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 
-from branches.data.synthetic_machines import MACHINES, RATE, Condition, Machine, Operation, Signal, slow
+from branches.data.synthetic_machines import MACHINES, RATE, Machine, OperatingState, Operation, Signal, slow
+from scoring.clip_names import ClipName
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -86,20 +87,17 @@ class SyntheticClip:
         """The clip's own generator, independent of all other clips'."""
         return _rng(seed, self.machine, self.split, self.domain, self.condition, str(self.number))
 
-    def operating(self) -> Condition:
-        """Operating condition; the domain's conditions take turns."""
+    def state(self) -> OperatingState:
+        """Operating state; the domain's states take turns."""
         machine = MACHINES[self.machine]
-        conditions = machine.source if self.domain == "source" else machine.target
-        return conditions[self.number % len(conditions)]
+        states = machine.source if self.domain == "source" else machine.target
+        return states[self.number % len(states)]
 
     def file_name(self) -> str:
         """Name in the challenge's form, e.g. `section_00_source_train_normal_0007_spd_1.wav`."""
-        attributes = "_".join(f"{key}_{value}" for key, value in self.attributes().items()) or "noAttribute"
-        return f"section_00_{self.domain}_{self.split}_{self.condition}_{self.number:04d}_{attributes}.wav"
-
-    def attributes(self) -> Condition:
-        """What the file name tells of the operating condition."""
-        return self.operating() if MACHINES[self.machine].attributes else {}
+        state = self.state() if MACHINES[self.machine].attributes else {}
+        attributes = tuple((key, str(value)) for key, value in state.items())
+        return ClipName(0, self.domain, self.split, self.condition, attributes).file_name(self.number)
 
 
 def write_dataset(root: Path, size: SyntheticSize = DEMO, seed: int = 0, machines: Sequence[str] | None = None) -> int:
@@ -126,7 +124,7 @@ def render(clip: SyntheticClip, seconds: float, seed: int = 0, faintest: float =
         fault = str(rng.choice(machine.faults))
         severity = faintest + (1 - faintest) * float(rng.uniform(0.05, 1) ** 1.5)
     samples = round(seconds * RATE) + TAIL
-    op = Operation(rng, samples, clip.operating(), fault, severity)
+    op = Operation(rng, samples, clip.state(), fault, severity)
     responses = _room(_room_name(clip, machine), samples, seed)
     channels = _at_microphones(op, machine.source_signal(op), _ambient(op, machine), responses)
     # The microphone gain is fixed up to ±1.5 dB, so loudness tells something, as in the field.

@@ -83,9 +83,9 @@ def test_names_tell_the_attributes_of_machines_that_have_them(root):
         assert told == (states if machine.attributes else {"noAttribute"})
 
 
-def test_the_target_domain_is_another_condition_or_another_room():
+def test_the_target_domain_is_another_state_or_another_room():
     for machine in MACHINES.values():
-        new = [condition for condition in machine.target if condition not in machine.source]
+        new = [state for state in machine.target if state not in machine.source]
         assert new
         if machine.attributes:
             assert new == list(machine.target)
