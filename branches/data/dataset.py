@@ -7,6 +7,7 @@ Understands the layout `<root>/<machine>/{train,test}/`, the names of DCASE Task
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -123,17 +124,14 @@ def _check_training(index: pa.Table) -> None:
 
 def counts(index: pa.Table) -> dict[str, dict[str, int]]:
     """Clips of each machine by kind, e.g. {"fan": {"sections": 1, "train source": 990, "test hidden": 200}}."""
-    by_machine: dict[str, dict[str, int]] = {}
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    sections: dict[str, set[int]] = defaultdict(set)
     columns = (index[c].to_pylist() for c in ("machine", "section", "split", "domain", "condition"))
-    sections: dict[str, set[int]] = {}
     for machine, section, split, domain, condition in zip(*columns, strict=True):
-        sections.setdefault(machine, set()).add(section)
         kind = f"{split} {domain or 'hidden'}" + (f" {condition or 'hidden'}" if split == "test" else "")
-        machine_counts = by_machine.setdefault(machine, {"sections": 0})
-        machine_counts[kind] = machine_counts.get(kind, 0) + 1
-    for machine, machine_counts in by_machine.items():
-        machine_counts["sections"] = len(sections[machine])
-    return by_machine
+        kinds[machine][kind] += 1
+        sections[machine].add(section)
+    return {machine: {"sections": len(sections[machine]), **kinds[machine]} for machine in kinds}
 
 
 def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
