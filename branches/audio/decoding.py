@@ -37,11 +37,8 @@ def read_header(path: Path) -> Header:
 def read_clip(path: Path) -> NDArray[np.float32]:
     """The recording at 16 kHz: (samples, channels) float32, full scale = 1.
 
-    Raises
-    ------
-    InputError
-        Naming the file: unreadable, truncated, empty, shorter than one patch, or with a value that is not
-        a finite number.
+    Raises InputError naming a file that is unreadable, truncated, empty, shorter than one patch, or has a value that is
+    not a finite number.
     """
     try:
         content = path.read_bytes()
@@ -56,9 +53,9 @@ def decode(content: bytes, name: str) -> NDArray[np.float32]:
         stated, rate = file.frames, file.samplerate
         try:
             samples = file.read(dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{name}: truncated or damaged ({error.error_string}); copy it again") from None
-    if len(samples) < stated:  # of FLAC and MP3, whose files do not state their size
+        except (soundfile.LibsndfileError, ValueError, MemoryError) as error:  # NumPy's, of an absurd length
+            raise InputError(f"{name}: truncated or damaged ({error}); copy it again") from None
+    if len(samples) < stated:  # of FLAC, whose file does not state its size
         raise InputError(f"{name}: truncated: {len(samples)} of {stated} samples; copy it again")
     if not len(samples):
         raise InputError(f"{name}: the recording is empty; replace or remove it")

@@ -20,12 +20,7 @@ def at_16_khz(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.
 
     Everything below 8 kHz is kept as it is, and nothing above it: the spectrum is cut. A filter that falls off before
     8 kHz, as those of audio resamplers do, empties the uppermost mel bands, and in log-mels that is an anomaly. Any
-    rate costs about the same.
-
-    Raises
-    ------
-    InputError
-        If the rate is outside of 4 to 384 kHz.
+    rate costs about the same. Raises InputError if the rate is outside of 4 to 384 kHz.
     """
     check_rate(rate, name)
     if rate == SAMPLE_RATE:
@@ -34,8 +29,14 @@ def at_16_khz(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.
     unit = rate // gcd(rate, SAMPLE_RATE)
     before = unit * ceil(EDGE * rate / unit)
     whole = unit * ceil((len(samples) + 2 * before) / unit)
-    continued = _continued(samples, before, whole, min(round(EDGE * rate), len(samples) - 1))
-    resampled: NDArray[np.float32] = scipy.signal.resample(continued, whole * SAMPLE_RATE // rate, axis=0)
+    edge = min(round(EDGE * rate), len(samples) - 1)
+    # Turned about its ends, it goes on in the direction in which it was going, and fades out.
+    continued = np.pad(samples, ((edge, edge), (0, 0)), "reflect", reflect_type="odd")
+    fade = scipy.signal.windows.hann(2 * edge, sym=False)[:edge, None].astype(np.float32)
+    continued[:edge] *= fade
+    continued[edge + len(samples) :] *= fade[::-1]
+    padded = np.pad(continued, ((before - edge, whole - before - len(samples) - edge), (0, 0)))
+    resampled: NDArray[np.float32] = scipy.signal.resample(padded, whole * SAMPLE_RATE // rate, axis=0)
     first = before * SAMPLE_RATE // rate
     return resampled[first : first + resampled_length(len(samples), rate)].astype(np.float32)
 
@@ -47,18 +48,6 @@ def check_rate(rate: int, name: str) -> None:
             f"{name}: a sampling rate of {rate} Hz; it must be between {LOWEST_RATE // 1000} and "
             f"{HIGHEST_RATE // 1000} kHz: correct the header, or resample the recording"
         )
-
-
-def _continued(samples: NDArray[np.float32], before: int, whole: int, edge: int) -> NDArray[np.float32]:
-    """Samples (whole, channels) of a recording that stands after `before` others, continued at its ends and faded."""
-    fade = scipy.signal.windows.hann(2 * edge, sym=False)[:edge, None].astype(np.float32)
-    after = before + len(samples)
-    continued = np.zeros((whole, samples.shape[1]), np.float32)
-    continued[before:after] = samples
-    # Turned about its ends, it goes on in the direction in which it was going.
-    continued[before - edge : before] = (2 * samples[0] - samples[1 : edge + 1][::-1]) * fade
-    continued[after : after + edge] = (2 * samples[-1] - samples[-edge - 1 : -1][::-1]) * fade[::-1]
-    return continued
 
 
 def resampled_length(frames: int, rate: int) -> int:

@@ -7,6 +7,7 @@ Understands the layout `<root>/<machine>/{train,test}/`, the names of DCASE Task
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -34,10 +35,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Clip:
-    """What a path says of a clip; `path` is relative to the data set's root.
-
-    Attributes are pairs in the order of the name: a key may come twice (`mic_2_mic_1`).
-    """
+    """What a path says of a clip; `path` is relative to the data set's root."""
 
     machine: str
     section: int
@@ -52,10 +50,7 @@ class Clip:
 def parse_path(path: str) -> Clip:
     """Read `<machine>/<folder>/<name>.wav`.
 
-    Raises
-    ------
-    InputError
-        If the folder or the name is none of the challenge's, or they contradict each other.
+    Raises InputError if the folder or the name is none of the challenge's, or they contradict each other.
     """
     machine, folder, name = PurePosixPath(path).parts[-3:]
     if folder not in FOLDERS:
@@ -75,16 +70,7 @@ def parse_path(path: str) -> Clip:
     condition = parts.condition or ("normal" if split == "train" else None)
     if split == "train" and condition == "anomaly":
         raise InputError(f"{path}: an anomaly among the training clips; training data are normal")
-    return Clip(machine, parts.section, name, split, domain, condition, _attributes(parts.attributes), path)
-
-
-def _attributes(text: str | None) -> tuple[tuple[str, str], ...]:
-    """`spd_1_mic_2` → (("spd", "1"), ("mic", "2")); a word left over gets the empty key (2021 has such)."""
-    if text is None or text == "noAttribute":
-        return ()
-    words = text.split("_")
-    pairs = list(zip(words[::2], words[1::2], strict=False))
-    return tuple(pairs + [("", words[-1])] * (len(words) % 2))
+    return Clip(machine, parts.section, name, split, domain, condition, parts.attributes, path)
 
 
 def index_of(paths: Iterable[str]) -> pa.Table:
@@ -96,11 +82,8 @@ def index_of(paths: Iterable[str]) -> pa.Table:
 def read_index(root: str | Path) -> pa.Table:
     """The clip index of a data set's folder.
 
-    Raises
-    ------
-    InputError
-        If `root` is no data set, a name cannot be read or is not UTF-8, two clips share a key, or a machine and
-        section with test clips has fewer than three training clips.
+    Raises InputError if `root` is no data set, a name cannot be read or is not UTF-8, two clips share a key, or a
+    machine and section has fewer than three training clips.
     """
     index = index_of(clip_paths(Path(root)))
     _check_unique(index)
@@ -141,26 +124,20 @@ def _check_training(index: pa.Table) -> None:
 
 def counts(index: pa.Table) -> dict[str, dict[str, int]]:
     """Clips of each machine by kind, e.g. {"fan": {"sections": 1, "train source": 990, "test hidden": 200}}."""
-    by_machine: dict[str, dict[str, int]] = {}
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    sections: dict[str, set[int]] = defaultdict(set)
     columns = (index[c].to_pylist() for c in ("machine", "section", "split", "domain", "condition"))
-    sections: dict[str, set[int]] = {}
     for machine, section, split, domain, condition in zip(*columns, strict=True):
-        sections.setdefault(machine, set()).add(section)
         kind = f"{split} {domain or 'hidden'}" + (f" {condition or 'hidden'}" if split == "test" else "")
-        machine_counts = by_machine.setdefault(machine, {"sections": 0})
-        machine_counts[kind] = machine_counts.get(kind, 0) + 1
-    for machine, machine_counts in by_machine.items():
-        machine_counts["sections"] = len(sections[machine])
-    return by_machine
+        kinds[machine][kind] += 1
+        sections[machine].add(section)
+    return {machine: {"sections": len(sections[machine]), **kinds[machine]} for machine in kinds}
 
 
 def class_labels(index: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """Labels of attribute classification: machine, section and attributes together are one class.
+    """Labels (rows,) int64 of attribute classification, and the classes' names, sorted.
 
-    Returns
-    -------
-    labels: (rows,) int64
-    names: the classes, sorted
+    Machine, section and attributes together are one class.
     """
     columns = (index[c].to_pylist() for c in ("machine", "section", "attributes"))
     keys = [

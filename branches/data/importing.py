@@ -22,6 +22,7 @@ from branches.audio import read_clip
 from branches.data.layout import RECORDINGS
 from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic_folder
+from scoring.clip_names import ClipName, attribute_pairs
 from scoring.errors import InputError
 
 ORIGINALS = "recordings.csv"
@@ -55,27 +56,22 @@ class Original:
     domain: str
     attributes: str
 
-    def name(self, number: int) -> str:
-        """The clip's name in the layout."""
-        labels = [self.domain, self.split, self.condition] if self.condition else [self.domain]
-        words = ["section", f"{self.section:02d}", *labels, f"{number:04d}", self.attributes or "noAttribute"]
-        return "_".join(word for word in words if word) + ".wav"
+    def file_name(self, number: int) -> str:
+        """The name of the clip in the layout; without a condition it says as little as those of evaluation sets."""
+        split = self.split if self.condition else None
+        attributes = attribute_pairs(self.attributes)
+        return ClipName(self.section, self.domain, split, self.condition, attributes).file_name(number)
 
 
 def originals(source: Path, machine: str | None = None) -> list[Original]:
     """The recordings that a folder or a CSV manifest names.
 
-    Parameters
-    ----------
     source: a folder, in which folders called train, test, normal, anomaly, source or target say so of what is in
         them and the outermost other folder is the machine; or a CSV file with some of `COLUMNS`, `path` being
         relative to it
     machine: of recordings whose machine is not said
 
-    Raises
-    ------
-    InputError
-        If there are no recordings, or one's machine or values are missing or contradict each other.
+    Raises InputError if there are no recordings, or one's machine or values are missing or contradict each other.
     """
     rows = _manifest(source) if source.is_file() else _folder(source)
     recordings = [_original(where, row, machine) for where, row in rows]
@@ -141,21 +137,11 @@ def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
 def import_recordings(
     recordings: Iterable[Original], out: Path, clip_seconds: float | None = None
 ) -> tuple[int, float]:
-    """Write recordings as clips of the layout into `out`, which must not exist.
+    """Write recordings as clips of the layout into `out`; the number of clips, and the seconds that became none.
 
-    Parameters
-    ----------
     clip_seconds: cut recordings into clips of this length; None makes each a clip. What is left at the end is dropped
 
-    Returns
-    -------
-    clips: how many there are
-    dropped: seconds that became no clip
-
-    Raises
-    ------
-    InputError
-        If `out` exists, or a recording cannot be used; nothing is written then.
+    Raises InputError if `out` exists or a recording cannot be used; nothing is written then.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; give another folder, or remove it")
@@ -169,7 +155,7 @@ def import_recordings(
             dropped += (len(samples) - sum(map(len, pieces))) / SAMPLE_RATE
             for i, piece in enumerate(pieces):
                 # One count for each machine and split: names are unique, whatever is known of a clip.
-                name = original.name(numbers[original.machine, original.split])
+                name = original.file_name(numbers[original.machine, original.split])
                 numbers[original.machine, original.split] += 1
                 path = Path(original.machine, original.split, name)
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)

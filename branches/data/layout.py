@@ -26,10 +26,7 @@ RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff", ".w64", ".au")
 def clip_paths(root: Path) -> list[str]:
     """The recordings of a data set, sorted, relative to its root; machines and files that are not read are logged.
 
-    Raises
-    ------
-    InputError
-        If there are none, or a name is not UTF-8: score tables hold names as text.
+    Raises InputError if there are none, or a name is not UTF-8: score tables hold names as text.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds one folder per machine")

@@ -7,7 +7,6 @@ the same room, together with ambient noise from elsewhere in it. A clip depends 
 alone, so machines can be generated in any order or one at a time.
 """
 
-import csv
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,8 @@ import soundfile
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 
-from branches.data.synthetic_machines import MACHINES, RATE, Condition, Machine, Operation, Signal, slow
+from branches.data.synthetic_machines import MACHINES, RATE, Machine, OperatingState, Operation, Signal, slow
+from scoring.clip_names import ClipName
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -87,31 +87,27 @@ class SyntheticClip:
         """The clip's own generator, independent of all other clips'."""
         return _rng(seed, self.machine, self.split, self.domain, self.condition, str(self.number))
 
-    def operating(self) -> Condition:
-        """Operating condition; the domain's conditions take turns."""
+    def state(self) -> OperatingState:
+        """Operating state; the domain's states take turns."""
         machine = MACHINES[self.machine]
-        conditions = machine.source if self.domain == "source" else machine.target
-        return conditions[self.number % len(conditions)]
+        states = machine.source if self.domain == "source" else machine.target
+        return states[self.number % len(states)]
 
     def file_name(self) -> str:
         """Name in the challenge's form, e.g. `section_00_source_train_normal_0007_spd_1.wav`."""
-        attributes = "_".join(f"{key}_{value}" for key, value in self.attributes().items()) or "noAttribute"
-        return f"section_00_{self.domain}_{self.split}_{self.condition}_{self.number:04d}_{attributes}.wav"
-
-    def attributes(self) -> Condition:
-        """What the file name tells of the operating condition."""
-        return self.operating() if MACHINES[self.machine].attributes else {}
+        state = self.state() if MACHINES[self.machine].attributes else {}
+        attributes = tuple((key, str(value)) for key, value in state.items())
+        return ClipName(0, self.domain, self.split, self.condition, attributes).file_name(self.number)
 
 
 def write_dataset(root: Path, size: SyntheticSize = DEMO, seed: int = 0, machines: Sequence[str] | None = None) -> int:
     """Write a generated data set and return the number of clips written.
 
     Files are `<root>/<machine>/{train,test}/section_00_….wav` (16 kHz, PCM 16, channel 0 near, channel 1
-    far) and `<root>/<machine>/attributes_00.csv`. The same seed, size and machine give the same samples
-    whatever else is generated. `machines` is a selection of `MACHINES`; None means all.
+    far). The same seed, size and machine give the same samples whatever else is generated. `machines` is a selection of
+    `MACHINES`; None means all.
 
-    Raises `InputError` when `root` is not a new or empty folder, a machine is unknown or the seed is
-    negative.
+    Raises InputError if `root` is not a new or empty folder, a machine is unknown or the seed is negative.
     """
     names = list(dict.fromkeys(MACHINES if machines is None else machines))
     _check(root, seed, names)
@@ -128,7 +124,7 @@ def render(clip: SyntheticClip, seconds: float, seed: int = 0, faintest: float =
         fault = str(rng.choice(machine.faults))
         severity = faintest + (1 - faintest) * float(rng.uniform(0.05, 1) ** 1.5)
     samples = round(seconds * RATE) + TAIL
-    op = Operation(rng, samples, clip.operating(), fault, severity)
+    op = Operation(rng, samples, clip.state(), fault, severity)
     responses = _room(_room_name(clip, machine), samples, seed)
     channels = _at_microphones(op, machine.source_signal(op), _ambient(op, machine), responses)
     # The microphone gain is fixed up to ±1.5 dB, so loudness tells something, as in the field.
@@ -149,13 +145,12 @@ def _check(root: Path, seed: int, names: Sequence[str]) -> None:
 
 
 def _write_machine(root: Path, name: str, size: SyntheticSize, seed: int) -> int:
-    clips = list(_clips(name, size))
     for split in ("train", "test"):
         (root / name / split).mkdir(parents=True)
+    clips = list(_clips(name, size))
     for clip in clips:
         path = root / name / clip.split / clip.file_name()
         soundfile.write(path, render(clip, size.seconds, seed, size.faintest), RATE, subtype="PCM_16")
-    _write_attributes(root / name / "attributes_00.csv", clips)
     log.info("%s: %d clips of %g s", name, len(clips), size.seconds)
     return len(clips)
 
@@ -164,16 +159,6 @@ def _clips(name: str, size: SyntheticSize) -> Iterator[SyntheticClip]:
     for split, domain, condition in CELLS:
         for number in range(size.clips(split, domain)):
             yield SyntheticClip(name, split, domain, condition, number)
-
-
-def _write_attributes(path: Path, clips: Sequence[SyntheticClip]) -> None:
-    width = max(len(clip.attributes()) for clip in clips)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file_name", *(f"d{i}{part}" for i in range(1, width + 1) for part in "pv")])
-        for clip in clips:
-            pairs = [text for pair in clip.attributes().items() for text in pair]
-            writer.writerow([f"{clip.machine}/{clip.split}/{clip.file_name()}", *pairs])
 
 
 def _rng(seed: int, *identity: str) -> np.random.Generator:

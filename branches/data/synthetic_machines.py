@@ -1,7 +1,7 @@
 """The physics of the generated machines: what each one sounds like, well and ill, before any room.
 
 `branches.data.synthetic` places these sources in rooms and writes the clips. To add a machine, write a function
-from `Operation` to its source signal and enter it in `MACHINES` with its operating conditions and faults.
+from `Operation` to its source signal and enter it in `MACHINES` with its operating states and faults.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from scipy.signal import butter, lfilter, sosfilt
 RATE = 16_000  # Hz
 
 Signal = NDArray[np.float64]
-Condition = Mapping[str, int]
+OperatingState = Mapping[str, int]  # attribute → value, e.g. {"spd": 2}
 Mode = tuple[float, float, float]  # frequency in Hz, decay time in s, amplitude
 
 
@@ -24,7 +24,7 @@ class Operation:
 
     rng: np.random.Generator
     samples: int
-    condition: Condition  # attribute -> value, e.g. {"spd": 2}
+    state: OperatingState
     fault: str | None = None
     severity: float = 0.0  # 0 (inaudible) to 1
 
@@ -35,15 +35,15 @@ class Operation:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine type: its sound, the conditions either domain runs it in, its faults and its surroundings."""
+    """A machine type: its sound, the states that either domain runs it in, its faults and its surroundings."""
 
     source_signal: Callable[[Operation], Signal]
-    source: Sequence[Condition]
-    target: Sequence[Condition]  # at least one of them is never heard in the source domain
+    source: Sequence[OperatingState]
+    target: Sequence[OperatingState]  # at least one of them is never heard in the source domain
     faults: Sequence[str]
     ambient: float  # ambient level at the near microphone relative to the machine, amplitude ratio
     other_room: bool = False  # the target domain was recorded in another room
-    attributes: bool = True  # False: conditions exist, but file names do not tell them
+    attributes: bool = True  # False: states exist, but file names do not tell them
 
 
 def slow(op: Operation, hz: float) -> Signal:
@@ -119,7 +119,7 @@ def rotor(op: Operation) -> Signal:
     into its housing, a pitted bearing strikes 3.6 times a turn (the outer race of an eight-ball bearing).
     """
     load = op.rng.uniform(0.75, 1.25)
-    speed = (22 + 7 * op.condition["spd"]) * op.rng.uniform(0.985, 1.015)
+    speed = (22 + 7 * op.state["spd"]) * op.rng.uniform(0.985, 1.015)
     angle = turning(speed * (1 + 0.004 * slow(op, 1.5)), op.samples)
     orders = np.arange(1, 15)
     amplitudes = 0.6 * load ** (orders / 4) / orders**0.8 * op.rng.uniform(0.75, 1.3, orders.size)
@@ -141,10 +141,10 @@ def valve(op: Operation) -> Signal:
 
     Strikes become weak, go missing, or bounce; a cracked body rings lower; a worn seat leaks all the time.
     """
-    pressure = (0.8 + 0.25 * op.condition["pre"]) * op.rng.uniform(0.85, 1.15)
+    pressure = (0.8 + 0.25 * op.state["pre"]) * op.rng.uniform(0.85, 1.15)
     cycle = 0.8 * op.rng.uniform(0.95, 1.05)
     starts = regular(op, 1 / cycle, 0.01)
-    pattern = np.asarray(VALVE_PATTERNS[op.condition["pat"]])
+    pattern = np.asarray(VALVE_PATTERNS[op.state["pat"]])
     times = (starts[:, None] + pattern * cycle / 0.8 + 0.006 * op.rng.normal(size=(starts.size, 1))).ravel()
     strength = pressure * op.rng.uniform(0.7, 1.3, times.size) * (1 - 0.75 * op.ill("weak"))
     strength *= op.rng.uniform(size=times.size) >= 0.6 * op.ill("missing")
@@ -164,8 +164,8 @@ def gearbox(op: Operation) -> Signal:
     Eccentricity deepens the shaft-rate sidebands, wear raises the upper mesh harmonics, a broken tooth
     strikes once a turn, a ghost tone sits off the mesh, and a hunting load makes the level wander.
     """
-    load = (0.7 + 0.3 * op.condition["load"]) * op.rng.uniform(0.85, 1.15)
-    shaft = (11 + 3.5 * op.condition["spd"]) * op.rng.uniform(0.98, 1.02)
+    load = (0.7 + 0.3 * op.state["load"]) * op.rng.uniform(0.85, 1.15)
+    shaft = (11 + 3.5 * op.state["spd"]) * op.rng.uniform(0.98, 1.02)
     angle = turning(shaft * (1 + 0.003 * slow(op, 2)), op.samples)
     amplitudes = 0.6 * load / np.arange(1, 9) ** 0.7 * op.rng.uniform(0.7, 1.4, 8)
     amplitudes[2:] *= 1 + 0.8 * op.ill("wear")
@@ -185,8 +185,8 @@ def pump(op: Operation) -> Signal:
     Cavitation crackles at random, a bearing strikes regularly, clogging darkens the flow, air in the line
     makes it surge about once a second.
     """
-    flow = (0.7 + 0.2 * op.condition["flow"]) * op.rng.uniform(0.9, 1.1)
-    angle = turning((20 + 3 * op.condition["flow"]) * (1 + 0.005 * slow(op, 2)), op.samples)
+    flow = (0.7 + 0.2 * op.state["flow"]) * op.rng.uniform(0.9, 1.1)
+    angle = turning((20 + 3 * op.state["flow"]) * (1 + 0.005 * slow(op, 2)), op.samples)
     dark = 1 - 0.25 * op.ill("clog")
     stream = flow**2 * band_noise(op, 250, 1800 * flow * dark) * (1 + 0.4 * np.cos(5 * angle))
     stream *= np.exp(op.rng.uniform(0.05, 0.2) * slow(op, 4))
@@ -207,9 +207,9 @@ def slider(op: Operation) -> Signal:
     A dry rail sounds brighter, a tight one squeals at full speed, play makes the knocks hard, a pit in the
     rail clicks on each pass, stick-slip chops the friction noise.
     """
-    strokes = (0.5 + 0.25 * op.condition["vel"]) * op.rng.uniform(0.95, 1.05)  # round trips a second
+    strokes = (0.5 + 0.25 * op.state["vel"]) * op.rng.uniform(0.95, 1.05)  # round trips a second
     angle = turning(strokes * (1 + 0.01 * slow(op, 1)), op.samples) + op.rng.uniform(0, 2 * np.pi)
-    speed = np.abs(np.sin(angle)) * (0.7 + 0.3 * op.condition["vel"])
+    speed = np.abs(np.sin(angle)) * (0.7 + 0.3 * op.state["vel"])
     bright = 0.25 * op.rng.uniform(0.7, 1.4) + 0.35 * op.ill("dry")
     friction = speed * (band_noise(op, 300, 1500) + bright * band_noise(op, 2000, 7000))
     friction *= np.exp(0.3 * slow(op, 6))

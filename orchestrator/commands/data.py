@@ -72,7 +72,7 @@ def check(folder: Path, as_json: bool) -> None:
     Example: tutti data check /data/dcase2026
     """
     from branches.data.dataset import counts, read_index
-    from branches.data.inspection import FORMATS, inspect
+    from branches.data.inspection import PROPERTIES, inspect
 
     index = read_index(folder)
     label = f"reading {index.num_rows} clips"  # some thousand take minutes
@@ -82,7 +82,7 @@ def check(folder: Path, as_json: bool) -> None:
         click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(inspection)}))
     else:
         kinds = list(dict.fromkeys(kind for machine in machines.values() for kind in machine))
-        header = ("machine", *kinds, *FORMATS)
+        header = ("machine", *kinds, *PROPERTIES)
         print_table(
             header,
             [(n, *(m.get(k, 0) for k in kinds), *inspection.formats.get(n, {}).values()) for n, m in machines.items()],

@@ -33,7 +33,7 @@ def counted(module, name, folder):
 
 def start_branch(root, together, number):
     """What a branch does before it trains, from the same moment on as the others."""
-    for module, name in ((cache, "read_clip"), (channels, "_write"), (frozen, "embed")):
+    for module, name in ((cache, "read_clip"), (channels, "_cancelled"), (frozen, "embed")):
         (root / name).mkdir(exist_ok=True)
         counted(module, name, root / name)
     index = read_index(root / "data")
@@ -56,9 +56,9 @@ def test_what_branches_share_is_computed_once_on_a_node(tmp_path):
         branch.join(200)
         assert branch.exitcode == 0
     clips = read_index(tmp_path / "data").num_rows
-    calls = {name: list((tmp_path / name).iterdir()) for name in ("read_clip", "_write", "embed")}
+    calls = {name: list((tmp_path / name).iterdir()) for name in ("read_clip", "_cancelled", "embed")}
     processes = {name: {path.name.partition("-")[0] for path in made} for name, made in calls.items()}
-    assert {name: len(made) for name, made in processes.items()} == {"read_clip": 1, "_write": 1, "embed": 1}
+    assert {name: len(made) for name, made in processes.items()} == {"read_clip": 1, "_cancelled": 1, "embed": 1}
     assert len(calls["read_clip"]) == clips
     made = [np.load(tmp_path / f"embeddings-{number}.npy") for number in range(BRANCHES)]
     assert np.array_equal(made[0], made[2])

@@ -1,7 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Barrier
+
 import numpy as np
 import pytest
 import soundfile
 
+from branches.audio import cache as cache_module
 from branches.audio import read_clip
 from branches.audio.cache import open_cache
 from branches.data.dataset import index_of
@@ -87,6 +92,26 @@ def test_a_cache_of_other_data_is_refused(root, tmp_path):
     write(root, 1, noise())
     with pytest.raises(InputError, match="the audio cache is of another data set"):
         cache_of(root, tmp_path)
+
+
+def test_two_writers_whose_locks_do_not_hold_give_a_whole_cache(root, tmp_path, monkeypatch):
+    clips = [noise(seed=i) for i in range(60)]
+    for i, clip in enumerate(clips):
+        write(root, i, clip, subtype="FLOAT")
+    monkeypatch.setattr(cache_module, "FileLock", lambda path: nullcontext())
+    index, together = index_in(root), Barrier(2)
+
+    def writer(folder):
+        together.wait()
+        return open_cache(root, index, folder)
+
+    for attempt in range(3):
+        with ThreadPoolExecutor(2) as writers:
+            caches = list(writers.map(writer, [tmp_path / f"cache-{attempt}" / "x"] * 2))
+        for cache in [*caches, open_cache(root, index, tmp_path / f"cache-{attempt}" / "x")]:
+            for i, clip in enumerate(clips):
+                np.testing.assert_array_equal(cache.waveform(i, "near"), clip[:, 0])
+        assert [path.name for path in (tmp_path / f"cache-{attempt}").iterdir()] == ["x"]
 
 
 def truncated(root):

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import soundfile
-import torch
 from scipy.signal import lfilter
 
 from branches.audio.cache import open_cache
@@ -49,28 +48,19 @@ def published(near, far, window=1024, hop=512):
     return total[within] / weight[within] * scale
 
 
-def by_torch(near, far):
-    """The published definition without its scale, in the library that it is published with."""
-    spectral = {"n_fft": 1024, "hop_length": 512, "window": torch.hann_window(1024, dtype=torch.float64)}
-    c, f = torch.stft(torch.from_numpy(np.stack([near, far]).astype(float)), **spectral, return_complex=True)
-    h = (c * f.conj()).sum(-1) / ((f.abs() ** 2).sum(-1) + 1e-12)
-    return torch.istft(c - h[:, None] * f, **spectral, length=len(near)).numpy()
-
-
 @pytest.mark.parametrize("samples", [MIN_SAMPLES, 16000, 96000, 160000, 176000, 192000])
 def test_it_is_the_published_cancellation_from_the_first_sample_to_the_last(samples):
     near, far = np.random.default_rng(samples).normal(size=(2, samples)).astype(np.float32) * 0.01
     near += lfilter([0.5, 0.3, -0.2], [1], far).astype(np.float32)
-    for oracle in (published, by_torch):
-        np.testing.assert_allclose(cancel(near, far), oracle(near, far), rtol=0, atol=1e-5 * rms(near))
+    np.testing.assert_allclose(cancel(near, far), published(near, far), rtol=0, atol=1e-5 * rms(near))
 
 
 def test_a_frame_that_ends_with_the_clip_makes_no_click():
     near, far = np.random.default_rng(5).normal(size=(2, 5119)).astype(np.float32)
-    assert np.abs(by_torch(near, far)[-9:]).max() > 100
+    assert np.abs(published(near, far)[-9:]).max() > 100
     cleaned = cancel(near, far)
     assert np.abs(cleaned[-100:]).max() < np.abs(cleaned).max()
-    np.testing.assert_allclose(cleaned[:-150], by_torch(near, far)[:-150], atol=1e-5)
+    np.testing.assert_allclose(cleaned[:-150], published(near, far)[:-150], atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [MIN_SAMPLES, 5000, 16001])
@@ -98,9 +88,9 @@ def test_the_cache_holds_it_as_it_is_computed(tmp_path):
         np.testing.assert_array_equal(
             audio.waveform(clip, "cancel", 100, 3000), audio.waveform(clip, "cancel")[100:3100]
         )
-    before = (tmp_path / "cache" / "cancelled.npy").stat().st_mtime_ns
+    before = (tmp_path / "cache" / "cancelled" / "samples").stat().st_mtime_ns
     with_cancellation(plain, tmp_path / "cache")
-    assert (tmp_path / "cache" / "cancelled.npy").stat().st_mtime_ns == before
+    assert (tmp_path / "cache" / "cancelled" / "samples").stat().st_mtime_ns == before
 
 
 def test_one_recording_on_both_channels_is_kept_and_told(tmp_path, caplog):

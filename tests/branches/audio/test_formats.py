@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from scipy.signal import butter, resample, sosfilt
 
 from branches.audio.cache import in_memory
-from branches.audio.formats import bandwidth, formats_of, read_formats, write_formats
+from branches.audio.formats import formats_of, read_formats, write_formats
 from branches.data.dataset import index_of
 
 NAMES = [f"fan/train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(3)]
@@ -11,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def noise(seconds=1.0, channels=2):
-    return (RNG.normal(0, 0.05, (round(16_000 * seconds), channels)) * 32768).round().astype(np.float32) / 32768
+    return RNG.normal(0, 0.05, (round(16_000 * seconds), channels)).astype(np.float32)
 
 
 @pytest.fixture
@@ -24,7 +23,6 @@ def test_the_formats_of_a_runs_clips_are_kept_in_its_folder(tmp_path, machine):
     assert read_formats(tmp_path) == {"fan": machine}
     assert machine.seconds == (1.0, 1.2)
     assert machine.channels == (2,)
-    assert machine.bandwidth == 8_000
     (tmp_path / "formats.json").write_text("{")
     assert read_formats(tmp_path) == {}
 
@@ -35,27 +33,16 @@ def test_the_formats_of_a_runs_clips_are_kept_in_its_folder(tmp_path, machine):
         (noise(0.25), "0.25 s long, those 1 to 1.2 s"),
         (noise(4), "4 s long, those 1 to 1.2 s"),
         (noise(1, 1), "of 1 channels, those of 2"),
-        (resample(noise()[::4], 16_000), "empty above 21"),
         (noise(), ""),
         (noise(0.8), ""),
-        (noise() / 20, ""),
     ],
 )
 def test_what_a_recording_has_unlike_the_machines_clips(machine, samples, difference):
-    assert machine.differences(samples.astype(np.float32))[: len(difference) or None] == difference
+    assert machine.differences(samples) == difference
 
 
 def test_the_clips_of_two_sections_are_of_all_their_lengths_and_channels(machine):
-    low = sosfilt(butter(20, 3_000, fs=16_000, output="sos"), noise(4, 1), axis=0)
-    other = formats_of(in_memory([(low * 32768).round().astype(np.float32) / 32768]), index_of(NAMES[:1]))["fan"]
+    other = formats_of(in_memory([noise(4, 1)]), index_of(NAMES[:1]))["fan"]
     both = machine.joined(other)
-    assert (both.seconds, both.channels, both.bandwidth) == ((1.0, 4.0), (1, 2), other.bandwidth)
+    assert (both.seconds, both.channels) == ((1.0, 4.0), (1, 2))
     assert other.joined(machine) == both
-
-
-@pytest.mark.parametrize("cut", [1_000, 3_000, 5_000])
-def test_the_bandwidth_is_where_sound_ends(cut):
-    low = sosfilt(butter(20, cut, fs=16_000, output="sos"), noise(), axis=0)
-    rounded = (low * 32768).round() / 32768
-    assert cut < bandwidth(rounded.astype(np.float32)) < 1.6 * cut
-    assert bandwidth(np.zeros((16_000, 1), np.float32)) == 0

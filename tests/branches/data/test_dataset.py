@@ -8,6 +8,7 @@ import pytest
 from branches.data.dataset import Dataset, class_labels, counts, index_of, parse_path, read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import BranchSpec
+from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
 
 DEV = {"bearingEmu", "fan", "gearboxEmu", "sliderEmu", "ToyCar", "ToyCarEmu", "valveEmu"}
@@ -42,13 +43,11 @@ def test_all_names_of_2026_are_read(names_2026):
 def test_every_name_of_2026_can_be_put_together_again(names_2026):
     """Nothing of a name is lost or invented: machine, folder and name follow from the parsed fields."""
     for path in names_2026:
-        clip = parse_path(path)
-        number = clip.clip.removesuffix(".wav").split("_")[2 if clip.condition is None else 5]
-        if clip.condition is None:
-            name = f"section_{clip.section:02d}_{number}.wav"
-        else:
-            attributes = "_".join(f"{k}_{v}" for k, v in clip.attributes) or "noAttribute"
-            name = f"section_{clip.section:02d}_{clip.domain}_{clip.split}_{clip.condition}_{number}_{attributes}.wav"
+        clip, parts = parse_path(path), parse_clip_name(path.split("/")[2])
+        number = int(clip.clip.removesuffix(".wav").split("_")[2 if clip.condition is None else 5])
+        name = parts.file_name(number)
+        if clip.condition is None:  # the organisers hide the attributes, too
+            name = name.replace("_noAttribute", "")
         assert f"{clip.machine}/{clip.split}/{name}" == path
 
 
