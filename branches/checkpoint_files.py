@@ -15,6 +15,11 @@ SMALL = Path(__file__).parent / "beats" / "small.pt"
 SMALL_SHA256 = "d184fd97fa7063727bb7b87e5d6b4003b90f25978c98c7a07719287fe40ea624"
 
 
+def is_remote(path: str) -> bool:
+    """Whether a checkpoint is given by a URI that is fetched; a `file://` one is a path, percent-encoded."""
+    return "://" in path and not path.startswith("file://")
+
+
 def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
     """`path` itself if it is local, else its copy in the cache; its digest begins with `sha256`.
 
@@ -23,7 +28,7 @@ def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
     digest = (sha256 or "").lower()
     if sha256 is not None and (len(digest) not in range(_MIN_DIGEST, 65) or set(digest) - set("0123456789abcdef")):
         raise InputError(f"sha256 {sha256!r} must be {_MIN_DIGEST} to 64 hex digits")
-    if "://" in path and not path.startswith("file://"):
+    if is_remote(path):
         return _copy(path, digest, fetch)
     if path == "small":
         return _shipped(digest)

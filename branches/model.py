@@ -100,8 +100,8 @@ def load_backbone(spec: BackboneSpec) -> BEATs | LogMel:
 
 def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     """Write a branch: its spec, and the tensors that training changed; the backbone's checkpoint is not in the file."""
-    fixed = _fixed(model)
-    changed = {name: value.detach().cpu() for name, value in model.state_dict().items() if name not in fixed}
+    kept = _fixed(model)
+    changed = {name: value.detach().cpu() for name, value in model.state_dict().items() if name not in kept}
     save_tensors({"spec": model.spec.model_dump_json(), "changed": changed}, path)
 
 
@@ -127,13 +127,13 @@ def load_branch(path: str | os.PathLike[str], backbone: str | None = None, devic
     with torch.random.fork_rng(devices=[]):
         model = BranchModel(spec)
     with naming(path):
-        load_state(model, {**_fixed(model), **changed})
+        load_state(model, changed, kept=_fixed(model))
     return model.eval().to(device)
 
 
-def _fixed(model: BranchModel) -> dict[str, Tensor]:
-    """What the strategy leaves as it is in the backbone's checkpoint."""
-    return {name: value for name, value in model.named_parameters() if not value.requires_grad}
+def _fixed(model: BranchModel) -> set[str]:
+    """Names of the parameters that stay as they are in the backbone's checkpoint."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def features_of(waveforms: list[NDArray[np.float32]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from branches.checkpoint_files import local_file
+from branches.checkpoint_files import is_remote, local_file
 from branches.data.dataset import class_labels
 from branches.frames import n_frames
 from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, PatchesSpec
@@ -45,7 +45,7 @@ def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
     fetch: whether a URI that is not in the cache is downloaded; without, a whole digest in its spec is enough
     """
     made_here = spec.path in ("tiny", LOG_MEL) or spec.path.startswith("random:")
-    if made_here or (not fetch and "://" in spec.path and len(spec.sha256 or "") == 64):
+    if made_here or (not fetch and is_remote(spec.path) and len(spec.sha256 or "") == 64):
         return spec
     try:
         file = local_file(spec.path, spec.sha256, fetch)
@@ -53,7 +53,7 @@ def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
         remedy = " (--backbone FILE takes another one)" if isinstance(spec, BackboneSpec) else ""
         raise InputError(f"{error}{remedy}") from None
     # Another node fetches a URI itself; a path must be the same everywhere.
-    path = spec.path if spec.path in BUILT_IN or "://" in spec.path else str(file.resolve())
+    path = spec.path if spec.path in BUILT_IN or is_remote(spec.path) else str(file.resolve())
     return spec.model_copy(update={"path": path, "sha256": file_sha256(file)})
 
 

@@ -1,7 +1,6 @@
 """The BEATs network (Chen et al. 2022, arXiv:2212.09058): waveforms or log-mel features → patch features."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +69,7 @@ class BEATs(nn.Module):
         return (self._classify(x, mask), mask) if self.config.finetuned_model else (x, mask)
 
     def encode(
-        self,
-        features: Tensor,
-        padding: Tensor | None = None,
-        layers: Sequence[int] = (-1,),
-        combine: Literal["concat", "mean"] = "concat",
+        self, features: Tensor, padding: Tensor | None = None, layers: Sequence[int] = (-1,)
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mel features → patch features.
 
@@ -82,10 +77,10 @@ class BEATs(nn.Module):
         padding: (B, F) bool, True = padding, or None; a patch with a padded frame is padding
         layers: n is the output of the n-th layer, 0 the input of the first, −1 the last; layers above the highest
             wanted are not computed
-        combine: several layers become (B, P, n·D), or their mean
 
-        Returns (B, P, D) or (B, P, n·D), and the patch mask (B, P) bool or None if `padding` is. Raises InputError if a
-        shape is wrong, the clip too short or too long for this process's memory, or there is no such layer.
+        Returns (B, P, n·D), n layers side by side, and the patch mask (B, P) bool or None if `padding` is. Raises
+        InputError if a shape is wrong, the clip too short or too long for this process's memory, or there is no such
+        layer.
         """
         mask = None
         if padding is not None:
@@ -95,10 +90,7 @@ class BEATs(nn.Module):
             mask = padding.unfold(1, size, size).any(-1).repeat_interleave(self.config.freq_patches, dim=1)
         wanted = self.layer_numbers(layers)
         outputs = self._outputs(features, mask, max(wanted))
-        chosen = [outputs[n] for n in wanted]
-        if len(chosen) == 1:
-            return chosen[0], mask
-        return (torch.cat(chosen, -1) if combine == "concat" else torch.stack(chosen).mean(0)), mask
+        return outputs[wanted[0]] if len(wanted) == 1 else torch.cat([outputs[n] for n in wanted], -1), mask
 
     def layer_numbers(self, layers: Sequence[int]) -> list[int]:
         """Numbers, from 0, of the outputs that `encode` means by `layers`; `InputError` if there is no such one."""

@@ -4,7 +4,7 @@ import copy
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,16 +125,19 @@ def _tables(config: BEATsConfig) -> list[str]:
     return [_TABLE.format(layer) for layer in range(config.encoder_layers)]
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `state` into `module` (which may be on the meta device) as float32; keys and shapes must be the same."""
-    expected = module.state_dict()
+def load_state(module: nn.Module, state: Mapping[str, Tensor], kept: Container[str] = ()) -> None:
+    """Put `state` into `module` (which may be on the meta device) as float32; keys and shapes must be the same.
+
+    kept: names of what stays as it is, and is not in `state`
+    """
+    expected = {key: value for key, value in module.state_dict().items() if key not in kept}
     _fail_on("missing", [key for key in expected if key not in state])
     _fail_on("unexpected", [key for key in state if key not in expected])
     for key, value in expected.items():
         if state[key].shape != value.shape:
             raise InputError(f"{key} has shape {tuple(state[key].shape)}, must be {tuple(value.shape)}")
     # Copies: a tensor may share its memory with others in the file.
-    module.load_state_dict({key: state[key].float().clone() for key in expected}, assign=True)
+    module.load_state_dict({key: state[key].float().clone() for key in expected}, strict=False, assign=True)
 
 
 def _fail_on(what: str, keys: list[str]) -> None:

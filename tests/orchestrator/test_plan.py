@@ -171,6 +171,12 @@ def test_a_checkpoint_counts_by_its_content(checkpoint, tmp_path):
     assert ids(first) == ids(second)
 
 
+def test_a_checkpoint_s_uri_is_its_path(checkpoint, tmp_path):
+    moved = checkpoint.rename(tmp_path / "100 % mine.pt")
+    uri, path = (resolve_file(BackboneSpec(path=p)) for p in (moved.as_uri(), str(moved)))
+    assert uri == path
+
+
 def test_a_checkpoint_that_cannot_be_used_is_named(checkpoint, tmp_path):
     with pytest.raises(InputError, match=r"none.pt: no such file.*--backbone FILE"):
         resolve_file(BackboneSpec(path=str(tmp_path / "none.pt")))
