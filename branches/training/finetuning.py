@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from branches.beats.encoder import apply_layer, recomputed
-from branches.frames import PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.frames import PATCH_SIZE, n_frames
 from branches.model import BranchModel, features_of
 from branches.spec import BranchSpec
 from branches.training.augment import mix, mixing, spec_augment
 from branches.training.batches import Batch, batches
-from branches.training.footprint import MARGIN, footprint
 from branches.training.loop import Progress, Report, resume, run
 from branches.training.masked_prediction import MaskedPrediction
 from branches.training.objectives import Objective, build_objective
@@ -52,8 +51,7 @@ def train(
     workers: threads that put batches together; the batches are the same for any number
     compiled: compile the encoder's layers: the first step takes longer, all others are faster
 
-    Where the GPU has too little memory for a batch, as foreseen or as it turns out, layers are computed again for their
-    gradients.
+    Where a batch does not fit into the GPU's memory, layers are computed again for their gradients.
 
     Sets the seed of torch's global generators.
 
@@ -79,7 +77,7 @@ def train(
     def attempt(recompute: bool) -> bool:
         """Train; False if the GPU's memory was too little, all of which is free once this has returned."""
         progress = resume(start, checkpoint)
-        _prepare_layers(parts[0], compiled, recompute or _needs_recomputing(parts[0], clips))
+        _prepare_layers(parts[0], compiled, recompute)
         loss_of = _loss_of(spec, parts[0], batches(spec, clips, progress.step, workers))
         try:
             run(progress, spec.training, loss_of, checkpoint, report, checkpoint_seconds)
@@ -104,25 +102,6 @@ def _require_compiler() -> None:
     """What `torch.compile` makes is C for the host, on a GPU too."""
     if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
         raise InputError("--compile needs a C compiler: install gcc where branches train, or leave the option out")
-
-
-def _needs_recomputing(parts: _Parts, clips: TrainingClips) -> bool:
-    """Whether layers must be computed twice for a batch to fit into what the GPU has free."""
-    if parts.device.type != "cuda":
-        return False
-    spec = parts.model.spec
-    crop = round(spec.training.crop_seconds * SAMPLE_RATE)
-    longest = min(crop, int(clips.audio.lengths[clips.rows].max(initial=0))) if clips.generated is None else crop
-    torch.cuda.empty_cache()  # what earlier work of this process has left
-    free = torch.cuda.mem_get_info(parts.device)[0] + torch.cuda.memory_allocated(parts.device)  # the weights are there
-    needed = footprint(parts.model, n_frames(longest)).total
-    if needed <= MARGIN * free:
-        return False
-    log.info(
-        "a batch needs %.1f GiB of GPU memory and %.1f are free: layers are computed twice, a third more work",
-        needed / 2**30, free / 2**30,
-    )  # fmt: skip
-    return True
 
 
 def _prepare_layers(parts: _Parts, compiled: bool, recompute: bool) -> None:

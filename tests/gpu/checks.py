@@ -30,7 +30,6 @@ from branches.model import BranchModel, features_of, load_branch, save_branch
 from branches.spec import BranchSpec, PatchesSpec
 from branches.training.batches import make_batch
 from branches.training.finetuning import _loss, _Parts, train
-from branches.training.footprint import footprint
 from branches.training.loop import _descend
 from branches.training.training_set import TrainingClips
 from tests.embedded import embedded
@@ -173,13 +172,13 @@ def check_memory_comes_back(device: str, steps: int) -> None:
 
 
 def check_speed(device: str, steps: int) -> None:
-    """Images (clips of 10 s) a second, the share of what products reach, and memory against its model."""
+    """Images (clips of 10 s) a second, the share of what products reach, and memory."""
     if device == "cpu":
         return
     limits = {dtype: _products_per_second(dtype) for dtype in (torch.bfloat16, torch.float32)}
     rates = ", ".join(f"{str(dtype)[6:]} {limit / 1e12:.0f} TFLOP/s" for dtype, limit in limits.items())
     print(f"  {torch.cuda.get_device_name()}: products of {rates} (no TF32)")
-    print("  | | batch | clips/s | MFU | peak GiB | predicted GiB |\n  |---|---|---|---|---|---|")
+    print("  | | batch | clips/s | MFU | peak GiB |\n  |---|---|---|---|---|")
     sounds = clips(64, 10.0)
     with base_checkpoint() as path:
         for strategy in ("frozen", "frozen bfloat16", "lora", "full"):
@@ -213,8 +212,7 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
     before = torch.cuda.memory_allocated()
     parts, batch = _Parts(spec, sounds, "cuda"), make_batch(spec, sounds, 0)
     progress, n, encoder = parts.progress(spec, ""), spec.training.batch_size, parts.model.backbone.encoder
-    recompute = strategy.endswith("recomputed")
-    if recompute:
+    if strategy.endswith("recomputed"):
         encoder.apply_layer = recomputed(encoder.apply_layer)
     if strategy.endswith("compiled"):
         encoder.apply_layer = torch.compile(apply_layer)
@@ -237,9 +235,8 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
     flop = passes * n * 496 * sum(p.numel() for p in parts.model.backbone.layers.parameters())
     limit = limits[torch.float32 if strategy == "frozen" else torch.bfloat16]
     peak = (torch.cuda.max_memory_allocated() - before) / GIB
-    predicted = "" if kind == "frozen" else f"{footprint(parts.model, 998, recompute).total / GIB:.2f}"
     note = f" (first step {first:.0f} s)" if strategy.endswith("compiled") else ""
-    print(f"  | {strategy}{note} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} | {predicted} |")
+    print(f"  | {strategy}{note} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} |")
 
 
 def check_what_is_not_the_encoder(device: str, steps: int) -> None:
