@@ -101,10 +101,10 @@ def train_generator(
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=device == "cuda"
         )
-        return Progress({"network": network}, optimizer, signature)
+        return Progress(network, optimizer, signature)
 
     progress = resume(start, checkpoint)
-    network = progress.modules["network"]
+    network = progress.module
     assert isinstance(network, VelocityNetwork)
     generator = Generator(spec, network, vocabulary, clips, statistics, BandScale(clips, statistics, vocabulary))
     drawn = balanced(clips.conditions)

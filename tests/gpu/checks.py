@@ -29,7 +29,7 @@ from branches.frontend import fbank, full_precision
 from branches.model import BranchModel, features_of, load_branch, save_branch
 from branches.spec import BranchSpec, PatchesSpec
 from branches.training.batches import make_batch
-from branches.training.finetuning import _loss, _Parts, train
+from branches.training.finetuning import FineTuning, train
 from branches.training.loop import _descend
 from branches.training.training_set import TrainingClips
 from tests.embedded import embedded
@@ -60,7 +60,7 @@ def clips(n: int, seconds: float, seed: int = 0) -> TrainingClips:
     labels = np.arange(n) % 4
     sounds = [0.05 * (np.sin(2000 * (c + 1) * time_axis) + rng.normal(size=len(time_axis))) for c in labels]
     audio = in_memory([sound.astype(np.float32)[:, None] for sound in sounds])
-    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, 4)
+    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, np.zeros(4, bool))
 
 
 def spec_of(steps: int, training: dict[str, object] | None = None, **settings: object) -> BranchSpec:
@@ -147,13 +147,13 @@ def check_trainings(device: str, steps: int) -> None:
 
 def _check_no_waiting(spec: BranchSpec, sounds: TrainingClips) -> None:
     """A step in which reading from the GPU is an error."""
-    parts = _Parts(spec, sounds, "cuda")
-    progress = parts.progress(spec, "")
+    parts = FineTuning(spec, sounds, "cuda").train()
+    progress = parts.progress()
     for forbidden in (False, True):  # the first step puts tables on the GPU
         batch = make_batch(spec, sounds, 0)
         torch.cuda.set_sync_debug_mode("error" if forbidden else "default")
         try:
-            _descend(progress, spec.training, lambda number, batch=batch: _loss(spec, parts, batch))
+            _descend(progress, spec.training, lambda number, batch=batch: parts(batch))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -210,8 +210,8 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    parts, batch = _Parts(spec, sounds, "cuda"), make_batch(spec, sounds, 0)
-    progress, n, encoder = parts.progress(spec, ""), spec.training.batch_size, parts.model.backbone.encoder
+    parts, batch = FineTuning(spec, sounds, "cuda"), make_batch(spec, sounds, 0)
+    progress, n, encoder = parts.progress(), spec.training.batch_size, parts.model.backbone.encoder
     if strategy.endswith("recomputed"):
         encoder.apply_layer = recomputed(encoder.apply_layer)
     if strategy.endswith("compiled"):
@@ -222,8 +222,8 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
             with torch.inference_mode():
                 parts.model.eval()(*features_of(batch.waveforms, parts.device))
         else:
-            parts.model.train()
-            _descend(progress, spec.training, lambda number: _loss(spec, parts, batch))
+            parts.train()
+            _descend(progress, spec.training, lambda number: parts(batch))
 
     started = time.perf_counter()
     step()
@@ -251,13 +251,12 @@ def print_shares_of_a_step(device: str, batch_size: int, times: int) -> float:
     settings = {"augmentation": AUGMENTED, "masked_prediction": {}, "objective": "arcface"}
     with base_checkpoint() as path:
         spec = _of_base(path, "lora", batch_size, **settings)
-        parts = _Parts(spec, sounds, device)
+        parts = FineTuning(spec, sounds, device).train()
     started = time.perf_counter()
     for number in range(4):
         batch = make_batch(spec, sounds, number)
     host = (time.perf_counter() - started) / 4
-    progress, masked = parts.progress(spec, ""), parts.masked
-    parts.model.train()
+    progress, masked = parts.progress(), parts.masked
     features, _ = features_of(batch.waveforms, parts.device)
 
     def labels() -> None:
@@ -268,7 +267,7 @@ def print_shares_of_a_step(device: str, batch_size: int, times: int) -> float:
     def encode() -> None:
         parts.model.encode(features, None)[0].sum().backward()  # type: ignore[no-untyped-call]
 
-    step = _seconds(lambda: _descend(progress, spec.training, lambda number: _loss(spec, parts, batch)), times)
+    step = _seconds(lambda: _descend(progress, spec.training, lambda number: parts(batch)), times)
     timed = {"encoder": encode, "log-mels": lambda: features_of(batch.waveforms, parts.device), "labels": labels}
     shares = {name: _seconds(work, times) / step for name, work in timed.items()}
     print(
