@@ -68,10 +68,10 @@ def train_generator(
         weights, decay = network.parameters(), training.weight_decay
         optimizer = torch.optim.AdamW(weights, weight_decay=decay, fused=device.type == "cuda")
         signature = hashlib.sha256(repr((clips.states, clips.frames)).encode()).hexdigest()
-        return Progress({"network": network}, optimizer, signature)
+        return Progress(network, optimizer, signature)
 
     progress = resume(start, checkpoint)
-    network = progress.modules["network"]
+    network = progress.module
     assert isinstance(network, VelocityNetwork)
     loss_of = partial(_loss, spec, network, clips, balanced(clips.states))
     run(progress, training, loss_of, checkpoint, report, checkpoint_seconds)

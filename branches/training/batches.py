@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from branches.audio.cache import AudioCache
 from branches.frames import PATCH_SIZE, SAMPLE_RATE, n_frames
 from branches.prefetch import prefetched
-from branches.spec import BranchSpec, Channel, NoiseSpec
+from branches.spec import BranchSpec
 from branches.training.augment import add_noise
 from branches.training.training_set import TrainingClips
 
@@ -60,32 +59,21 @@ def batch_rows(n_clips: int, batch_size: int, step: int, seed: int) -> NDArray[n
 
 
 def _waveform(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A crop of a recorded clip, or all of a shorter one, with noise mixed in."""
+    audio, clip = clips.audio, int(clips.rows[position])
     wanted = round(spec.training.crop_seconds * SAMPLE_RATE)
-    waveform = _crop(clips.audio, int(clips.rows[position]), spec.channel, wanted, rng)
-    return _with_noise(waveform, clips, position, spec.augmentation.noise, rng)
-
-
-def _with_noise(
-    waveform: NDArray[np.float32],
-    clips: TrainingClips,
-    position: int,
-    spec: NoiseSpec | None,
-    rng: np.random.Generator,
-) -> NDArray[np.float32]:
-    if spec is None or clips.noise is None or rng.random() >= spec.probability:
+    length = int(audio.lengths[clip])
+    first = int(rng.integers(length - wanted + 1)) if length > wanted else 0
+    waveform = audio.waveform(clip, spec.channel, first, min(wanted, length))
+    mixed = spec.augmentation.noise
+    if mixed is None or clips.noise is None or rng.random() >= mixed.probability:
         return waveform
     noise = clips.noise.draw(clips.machines[position], len(waveform), rng)
-    return waveform if noise is None else add_noise(waveform, noise, float(rng.choice(spec.snr_db)))
-
-
-def _crop(audio: AudioCache, clip: int, channel: Channel, wanted: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    length = int(audio.lengths[clip])
-    if length <= wanted:
-        return audio.waveform(clip, channel)
-    return audio.waveform(clip, channel, int(rng.integers(length - wanted + 1)), wanted)
+    return waveform if noise is None else add_noise(waveform, noise, float(rng.choice(mixed.snr_db)))
 
 
 def _generated(spec: BranchSpec, clips: TrainingClips, position: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A crop (frames, 128) of a generated clip, of as many whole patches as a recorded one has."""
     assert clips.generated is not None
     features = clips.generated[position - len(clips.rows)]
     wanted = n_frames(round(spec.training.crop_seconds * SAMPLE_RATE)) // PATCH_SIZE * PATCH_SIZE

@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from branches.beats.encoder import apply_layer, recomputed
-from branches.frames import PATCH_SIZE, SAMPLE_RATE, n_frames
+from branches.beats.encoder import Encoder, apply_layer, recomputed
+from branches.frames import PATCH_SIZE, n_frames
 from branches.model import BranchModel, features_of
 from branches.spec import BranchSpec
 from branches.training.augment import mix, mixing, spec_augment
 from branches.training.batches import Batch, batches
-from branches.training.footprint import MARGIN, footprint
 from branches.training.loop import Progress, Report, resume, run
 from branches.training.masked_prediction import MaskedPrediction
 from branches.training.objectives import Objective, build_objective
+from branches.training.strategies import ParameterGroup
 from branches.training.training_set import TrainingClips
 from branches.transfer import to_device
 from scoring.errors import InputError
@@ -52,48 +53,39 @@ def train(
     workers: threads that put batches together; the batches are the same for any number
     compiled: compile the encoder's layers: the first step takes longer, all others are faster
 
-    Where the GPU has too little memory for a batch, as foreseen or as it turns out, layers are computed again for their
-    gradients.
+    Where a batch does not fit into the GPU's memory, layers are computed again for their gradients.
 
-    Sets the seed of torch's global generators.
-
-    Raises
-    ------
-    InputError
-        If the training diverges, see `branches.training.loop.run`; if a batch does not fit into the GPU's memory; if
-        `compiled` and there is no compiler.
+    Sets the seed of torch's global generators. Raises InputError if the training diverges, if a batch does not fit into
+    the GPU's memory even so, or if `compiled` and there is no compiler.
     """
     if compiled:
         _require_compiler()
-    parts: list[_Parts] = []
-
-    def start() -> Progress:
-        parts[:] = [_Parts(spec, clips, device)]
-        return parts[0].progress(spec, clips.signature)
-
     if clips.n_classes < 2:
         log.warning("the training clips are all of one class: the embedding stays as initialised")
-        start()
-        return parts[0].model
+        return FineTuning(spec, clips, device).model
 
-    def attempt(recompute: bool) -> bool:
-        """Train; False if the GPU's memory was too little, all of which is free once this has returned."""
-        progress = resume(start, checkpoint)
-        _prepare_layers(parts[0], compiled, recompute or _needs_recomputing(parts[0], clips))
-        loss_of = _loss_of(spec, parts[0], batches(spec, clips, progress.step, workers))
+    def start() -> Progress:
+        return FineTuning(spec, clips, device).progress(clips.signature)
+
+    def attempt(recompute: bool) -> BranchModel | None:
+        """The branch; None if the GPU's memory was too little, all of which is free once this has returned."""
         try:
-            run(progress, spec.training, loss_of, checkpoint, report, checkpoint_seconds)
+            progress = resume(start, checkpoint)
+            parts = progress.module
+            assert isinstance(parts, FineTuning)
+            _prepare_layers(parts.model.beats.encoder, compiled, recompute)
+            prepared = batches(spec, clips, progress.step, workers)
+            run(progress, spec.training, partial(_loss, parts, prepared), checkpoint, report, checkpoint_seconds)
         except torch.OutOfMemoryError:
-            return False
-        return True
+            return None
+        return parts.model
 
-    if attempt(recompute=False):
-        return parts[0].model
+    if model := attempt(recompute=False):
+        return model
     log.warning("a batch does not fit into the GPU's memory: layers are computed twice, a third more work")
-    parts.clear()
     torch.cuda.empty_cache()
-    if attempt(recompute=True):
-        return parts[0].model
+    if model := attempt(recompute=True):
+        return model
     raise InputError(
         f"a batch of {spec.training.batch_size} clips of {spec.training.crop_seconds:g} s does not fit into the GPU's "
         "memory; halve training.batch_size and double training.accumulation, or run fewer branches on a GPU"
@@ -106,103 +98,75 @@ def _require_compiler() -> None:
         raise InputError("--compile needs a C compiler: install gcc where branches train, or leave the option out")
 
 
-def _needs_recomputing(parts: _Parts, clips: TrainingClips) -> bool:
-    """Whether layers must be computed twice for a batch to fit into what the GPU has free."""
-    if parts.device.type != "cuda":
-        return False
-    spec = parts.model.spec
-    crop = round(spec.training.crop_seconds * SAMPLE_RATE)
-    longest = min(crop, int(clips.audio.lengths[clips.rows].max(initial=0))) if clips.generated is None else crop
-    torch.cuda.empty_cache()  # what earlier work of this process has left
-    free = torch.cuda.mem_get_info(parts.device)[0] + torch.cuda.memory_allocated(parts.device)  # the weights are there
-    needed = footprint(parts.model, n_frames(longest)).total
-    if needed <= MARGIN * free:
-        return False
-    log.info(
-        "a batch needs %.1f GiB of GPU memory and %.1f are free: layers are computed twice, a third more work",
-        needed / 2**30, free / 2**30,
-    )  # fmt: skip
-    return True
-
-
-def _prepare_layers(parts: _Parts, compiled: bool, recompute: bool) -> None:
+def _prepare_layers(encoder: Encoder, compiled: bool, recompute: bool) -> None:
     """Choose how the encoder calls its layers while it trains."""
-    encoder = parts.model.beats.encoder
     if compiled:
         encoder.apply_layer = torch.compile(apply_layer)
     if recompute:
         encoder.apply_layer = recomputed(encoder.apply_layer)
 
 
-class _Parts:
-    """All that is trained together."""
+def _loss(parts: FineTuning, prepared: Iterator[Batch], number: int) -> Tensor:
+    """The loss of the next batch; what it draws depends on the seed and its number alone."""
+    torch.manual_seed(int(np.random.default_rng([parts.spec.seed, number]).integers(2**63)))
+    loss: Tensor = parts.train()(next(prepared))
+    return loss
 
-    def __init__(self, spec: BranchSpec, clips: TrainingClips, device: str) -> None:
+
+class FineTuning(nn.Module):
+    """All that is trained together: a branch, its objective and, if the spec has one, its masked prediction."""
+
+    def __init__(self, spec: BranchSpec, clips: TrainingClips, device: str = "cpu") -> None:
+        super().__init__()
         torch.manual_seed(spec.seed)
-        self.device = torch.device(device)
-        self.model = BranchModel(spec, train_in_bfloat16=device == "cuda").to(device)
+        self.spec = spec
+        self.model = BranchModel(spec, train_in_bfloat16=device == "cuda")
         dim = spec.embedding_dim * self.model.pooling.bands
-        bare = None if clips.unattributed is None else torch.from_numpy(clips.unattributed)
-        self.objective = build_objective(spec.objective, dim, clips.n_classes, bare).to(device)
-        self.masked: MaskedPrediction | None = None
-        if spec.masked_prediction is not None:
-            self.masked = MaskedPrediction(spec.masked_prediction, self.model.width).to(device)
+        self.objective = build_objective(spec.objective, dim, clips.n_classes, torch.from_numpy(clips.unattributed))
+        masked = spec.masked_prediction
+        self.masked = None if masked is None else MaskedPrediction(masked, self.model.width)
+        self.to(device)
 
-    def progress(self, spec: BranchSpec, signature: str) -> Progress:
-        modules: dict[str, nn.Module] = {"model": self.model, "objective": self.objective}
-        if self.masked is not None:
-            modules["masked"] = self.masked
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return next(self.parameters()).device
+
+    def progress(self, signature: str = "") -> Progress:
+        """The training before its first step: AdamW of the backbone's groups and of all that is not the backbone."""
         in_backbone = {id(p) for p in self.model.backbone.parameters()}
-        heads = [p for module in modules.values() for p in module.parameters() if id(p) not in in_backbone]
-        groups = [{"params": group.parameters, "factor": group.factor} for group in self.model.groups]
-        training = spec.training
+        heads = ParameterGroup([p for p in self.parameters() if id(p) not in in_backbone])
         optimizer = torch.optim.AdamW(
-            [*groups, {"params": heads, "factor": 1.0}],
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
+            [group._asdict() for group in (*self.model.groups, heads)],
+            lr=self.spec.training.learning_rate,
+            weight_decay=self.spec.training.weight_decay,
             fused=self.device.type == "cuda",  # one kernel in place of a dozen for each step
         )
-        return Progress(modules, optimizer, signature)
+        return Progress(self, optimizer, signature)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch: mixed, masked, encoded, classified."""
+        augmentation, device = self.spec.augmentation, self.device
+        features, padding = _features(batch, device)
+        labels = to_device(torch.from_numpy(batch.labels), device)
+        partner, share = (to_device(t, device) for t in mixing(len(labels), augmentation.mixup))
+        if augmentation.mixup is not None:
+            features = mix(features, partner, share)
+            if padding is not None:
+                padding = padding | (padding[partner] & (share < 1)[:, None])
+        if self.masked is not None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.model.train_in_bfloat16):
+                hidden = self.masked.labels(features)
+            features, where = self.masked.mask(features)
+        patches, patch_padding = self.model.encode(spec_augment(features, augmentation), padding)
+        embeddings = self.model.pool(patches, patch_padding).flatten(1)
+        loss = mixed_loss(self.objective, embeddings, labels, labels[partner], share)
+        if self.masked is not None:
+            loss = loss + self.masked(patches, hidden, where if patch_padding is None else where & ~patch_padding)
+        return loss
 
 
-def _loss_of(spec: BranchSpec, parts: _Parts, prepared: Iterator[Batch]) -> Callable[[int], Tensor]:
-    """The loss of each batch, to be asked for in turn."""
-
-    def loss(number: int) -> Tensor:
-        torch.manual_seed(int(np.random.default_rng([spec.seed, number]).integers(2**63)))
-        parts.model.train()
-        return _loss(spec, parts, next(prepared))
-
-    return loss
-
-
-def _loss(spec: BranchSpec, parts: _Parts, batch: Batch) -> Tensor:
-    """Mean loss of a batch: mixed, masked, encoded, classified."""
-    model, masked, augmentation = parts.model, parts.masked, spec.augmentation
-    features, padding = _features(batch, parts.device)
-    labels = to_device(torch.from_numpy(batch.labels), parts.device)
-    partner, share = (to_device(t, parts.device) for t in mixing(len(labels), augmentation.mixup))
-    if augmentation.mixup is not None:
-        features = mix(features, partner, share)
-        if padding is not None:
-            padding = padding | (padding[partner] & (share < 1)[:, None])
-    if masked:
-        with torch.autocast(parts.device.type, torch.bfloat16, enabled=model.train_in_bfloat16):
-            hidden = masked.labels(features)
-        features, where = masked.mask(features)
-    patches, patch_padding = model.encode(spec_augment(features, augmentation), padding)
-    embeddings = model.pool(patches, patch_padding).flatten(1)
-    if augmentation.mixup is None:
-        parts.objective.adapt(embeddings.detach(), labels, labels)
-        loss = parts.objective(embeddings, labels).mean()
-    else:
-        loss = _mixed_loss(parts.objective, embeddings, labels, labels[partner], share)
-    if masked:
-        loss = loss + masked(patches, hidden, where if patch_padding is None else where & ~patch_padding)
-    return loss
-
-
-def _mixed_loss(objective: Objective, embeddings: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+def mixed_loss(objective: Objective, embeddings: Tensor, labels: Tensor, partners: Tensor, share: Tensor) -> Tensor:
     """Mean loss of clips (B,) with two labels, by their shares; a share of 1 is a clip by itself."""
     partners = torch.where(share < 1, partners, labels)
     larger = share >= 0.5

@@ -6,12 +6,10 @@ checkpoint at step k continues exactly as if it had not stopped.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ Report = Callable[[int, float], None]
 class Progress:
     """Where a training stands; everything of it that changes is in the checkpoint.
 
-    modules: what is trained, by name; parameters that need no gradient stay as they are and are not saved
+    module: what is trained; parameters that need no gradient stay as they are and are not saved
     optimizer: a group may have a `factor` on the learning rate
     signature: of the data; a checkpoint of a training on other data is not gone on from
     averaged: moving averages of the trained parameters, once they are kept
@@ -43,7 +41,7 @@ class Progress:
     curve: what has been reported
     """
 
-    modules: Mapping[str, nn.Module]
+    module: nn.Module
     optimizer: torch.optim.Optimizer
     signature: str
     averaged: list[Tensor] = field(default_factory=list)
@@ -56,8 +54,9 @@ class Progress:
         """The parameters that the optimizer changes."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def packed(self) -> memoryview:
-        """The checkpoint as it is now, on the host, so that it can be written while the training goes on."""
+    def save(self, path: Path) -> None:
+        """Write the checkpoint; a crash leaves the one before."""
+        fixed = self._fixed()
         state = {
             "signature": self.signature,
             "step": self.step,
@@ -65,75 +64,25 @@ class Progress:
             "curve": self.curve,
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
-            "modules": {name: _changing(module) for name, module in self.modules.items()},
+            "module": {name: value for name, value in self.module.state_dict().items() if name not in fixed},
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        return content.getbuffer()
+        with atomic(path) as temporary, temporary.open("xb") as file:
+            torch.save(state, file)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; what is raised by a damaged one depends on the damage."""
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["signature"] != self.signature:
             raise ValueError("it belongs to a training on other clips or classes")
-        for name, module in self.modules.items():
-            module.load_state_dict({**_fixed(module), **state["modules"][name]})
+        self.module.load_state_dict({**self._fixed(), **state["module"]})
         self.optimizer.load_state_dict(state["optimizer"])
         device = self.trained[0].device
         self.averaged = [average.to(device) for average in state["averaged"]]
         self.step, self.recent = state["step"], [loss.to(device) for loss in state["recent"]]
         self.curve = state["curve"]
 
-
-def _fixed(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if not p.requires_grad}
-
-
-def _changing(module: nn.Module) -> dict[str, Tensor]:
-    fixed = _fixed(module)
-    return {name: value for name, value in module.state_dict().items() if name not in fixed}
-
-
-class _Checkpoints:
-    """Writes checkpoints to a file beside the training; a crash leaves the one before."""
-
-    def __init__(self, path: Path | None, seconds: float) -> None:
-        self._path, self._seconds = path, seconds
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._last = time.monotonic()
-        self._writing: Future[None] | None = None
-
-    @property
-    def due(self) -> bool:
-        return self._path is not None and time.monotonic() - self._last >= self._seconds
-
-    def write(self, progress: Progress) -> None:
-        self.finish()  # a disk slower than `seconds` shall not fill the memory
-        self._writing = self._thread.submit(self._write, progress.packed())
-        self._last = time.monotonic()
-
-    def _write(self, content: memoryview) -> None:
-        assert self._path is not None
-        with atomic(self._path) as temporary:
-            temporary.write_bytes(content)
-
-    def finish(self) -> None:
-        """Wait for the file; raise what its writing did."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def discard(self) -> None:
-        """Leave no checkpoint."""
-        self.finish()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def __enter__(self) -> _Checkpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+    def _fixed(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
 
 
 def resume(start: Callable[[], Progress], checkpoint: Path | None) -> Progress:
@@ -163,46 +112,44 @@ def run(
     ----------
     progress: where to go on from; changed in place
     loss_of: the loss of the batch of this number, a scalar with gradients; a step has `accumulation` of them
-    checkpoint: file to save to every `checkpoint_seconds`, or None; it is written while the next steps are taken
+    checkpoint: file to save to every `checkpoint_seconds`, or None
     report: see `Report`; a training that goes on from a checkpoint begins with what was reported before it
 
-    Raises
-    ------
-    InputError
-        If the loss is no longer a finite number. The checkpoint is removed then: going on from it would only
-        end the same.
+    Raises InputError if the loss is no longer a finite number. The checkpoint is removed then: going on from it would
+    only end the same.
     """
     if training.average and not progress.averaged:
         progress.averaged = [p.detach().clone() for p in progress.trained]
     for point in progress.curve:
         report(*point)
     report_every = max(1, training.steps // 50)
-    with _Checkpoints(checkpoint, checkpoint_seconds) as checkpoints:
-        while progress.step < training.steps:
-            progress.recent.append(_descend(progress, training, loss_of))
-            progress.step += 1
-            to_report = progress.step % report_every == 0 or progress.step == training.steps
-            to_save = checkpoints.due
-            if to_report or to_save:
-                _check(progress, checkpoints)
-            if to_report:
-                progress.curve.append((progress.step, float(torch.stack(progress.recent).mean())))
-                progress.recent = []
-                report(*progress.curve[-1])
-            if to_save:
-                checkpoints.write(progress)
-        checkpoints.finish()
+    saved = time.monotonic()
+    while progress.step < training.steps:
+        progress.recent.append(_descend(progress, training, loss_of))
+        progress.step += 1
+        to_report = progress.step % report_every == 0 or progress.step == training.steps
+        due = checkpoint if time.monotonic() - saved >= checkpoint_seconds else None
+        if to_report or due:
+            _check(progress, checkpoint)
+        if to_report:
+            progress.curve.append((progress.step, float(torch.stack(progress.recent).mean())))
+            progress.recent = []
+            report(*progress.curve[-1])
+        if due:
+            progress.save(due)
+            saved = time.monotonic()
     with torch.no_grad():
         for parameter, averaged in zip(progress.trained, progress.averaged, strict=bool(progress.averaged)):
             parameter.copy_(averaged)
 
 
-def _check(progress: Progress, checkpoints: _Checkpoints) -> None:
+def _check(progress: Progress, checkpoint: Path | None) -> None:
     """Refuse to go on, report or save once a loss is not finite."""
     losses = torch.stack(progress.recent).tolist()
     bad = [loss for loss in losses if not math.isfinite(loss)]
     if bad:
-        checkpoints.discard()
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
         step = progress.step - len(losses) + losses.index(bad[0])
         raise InputError(f"the loss is {bad[0]} at step {step}: training diverged; lower the learning rate")
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from branches.spec import (
-    ArcFaceSpec,
-    ObjectiveSpec,
-    SoftmaxSpec,
-    SubcenterArcFaceSpec,
-    SubclusterAdaCosSpec,
-)
+from branches.spec import ArcFaceSpec, ObjectiveSpec, SoftmaxSpec, SubcenterArcFaceSpec, SubclusterAdaCosSpec
 
 # Of AdaCos; beyond it the softmax is a maximum.
 LARGEST_SCALE = 100.0
@@ -38,7 +31,7 @@ class Objective(nn.Module):
 class Softmax(Objective):
     """Cross-entropy of a linear classifier."""
 
-    def __init__(self, spec: SoftmaxSpec, dim: int, n_classes: int) -> None:
+    def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(dim, n_classes)
 
@@ -47,22 +40,39 @@ class Softmax(Objective):
         return F.cross_entropy(self.classifier(embeddings), labels, reduction="none")
 
 
-class ArcFace(Objective):
-    """Cross-entropy of scaled cosines, the true class with its angle enlarged by a margin.
+class _WithCentres(Objective):
+    """Classes with so many centres each."""
 
-    Deng et al., "ArcFace: additive angular margin loss for deep face recognition", 2019.
+    def __init__(self, dim: int, n_classes: int, n_centres: int) -> None:
+        super().__init__()
+        self.n_centres = n_centres
+        self.centres = nn.Parameter(torch.empty(n_classes * n_centres, dim))
+        nn.init.xavier_uniform_(self.centres)
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """Cosine to every centre: (B, classes, centres)."""
+        cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
+        return cosine.view(len(cosine), -1, self.n_centres)
+
+
+class ArcFace(_WithCentres):
+    """Cross-entropy of scaled cosines to the nearest centre of each class, the true one's angle enlarged by a margin.
+
+    several: (n_classes,) bool, the classes of which more centres than the first count
+
+    Deng et al., "ArcFace: additive angular margin loss for deep face recognition", 2019; several centres, for classes
+    of several modes: Deng et al., "Sub-center ArcFace: boosting face recognition by large-scale noisy web faces", 2020.
     """
 
-    n_centres = 1
-
-    def __init__(self, spec: ArcFaceSpec, dim: int, n_classes: int) -> None:
-        super().__init__()
+    def __init__(self, spec: ArcFaceSpec, dim: int, several: Tensor, n_centres: int = 1) -> None:
+        super().__init__(dim, len(several), n_centres)
         self.spec = spec
-        self.centres = _centres(n_classes * self.n_centres, dim)
+        self.unused: Tensor
+        self.register_buffer("unused", ~several[:, None] & (torch.arange(n_centres) > 0), persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Losses (B,)."""
-        cosine = self._cosines(embeddings)
+        cosine = self.cosines(embeddings).masked_fill(self.unused, -1.0).amax(dim=2)
         true = labels[:, None]
         # Away from ±1, where the derivative of the arc cosine is infinite.
         angle = torch.acos(cosine.gather(1, true).clamp(-1 + 1e-6, 1 - 1e-6))
@@ -70,39 +80,8 @@ class ArcFace(Objective):
         with_margin = torch.cos((angle + self.spec.margin).clamp(max=math.pi))
         return F.cross_entropy(self.spec.scale * cosine.scatter(1, true, with_margin), labels, reduction="none")
 
-    def _cosines(self, embeddings: Tensor) -> Tensor:
-        """Cosine to the nearest centre of each class: (B, classes)."""
-        return self._by_centre(embeddings).amax(dim=2)
 
-    def _by_centre(self, embeddings: Tensor) -> Tensor:
-        """Cosine to every centre: (B, classes, centres)."""
-        cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
-        return cosine.view(len(cosine), -1, self.n_centres)
-
-
-class SubcenterArcFace(ArcFace):
-    """ArcFace to the nearest of several centres of a class, so that a class may have several modes.
-
-    Deng et al., "Sub-center ArcFace: boosting face recognition by large-scale noisy web faces", 2020.
-    """
-
-    def __init__(
-        self, spec: SubcenterArcFaceSpec, dim: int, n_classes: int, unattributed: Tensor | None = None
-    ) -> None:
-        self.n_centres = spec.centres
-        super().__init__(spec, dim, n_classes)
-        unused = torch.zeros(n_classes, spec.centres, dtype=torch.bool)
-        if spec.of == "unattributed":
-            assert unattributed is not None, "the training clips say which classes these are"
-            unused[~unattributed, 1:] = True
-        self.unused: Tensor
-        self.register_buffer("unused", unused, persistent=False)
-
-    def _by_centre(self, embeddings: Tensor) -> Tensor:
-        return super()._by_centre(embeddings).masked_fill(self.unused, -1.0)
-
-
-class SubclusterAdaCos(Objective):
+class AdaCos(_WithCentres):
     """Cross-entropy of scaled cosines to several clusters of each class; a class has its clusters' probability.
 
     The scale follows the training: s = log(B) / cos(min(π/4, θ)), B being the mean over clips of the summed
@@ -113,23 +92,21 @@ class SubclusterAdaCos(Objective):
     where that paper sums over all clusters, the true class's too. One cluster is AdaCos.
     """
 
-    def __init__(self, spec: SubclusterAdaCosSpec, dim: int, n_classes: int) -> None:
-        super().__init__()
-        self.clusters = spec.clusters
-        n = n_classes * self.clusters
-        self.centres = _centres(n, dim)
+    def __init__(self, dim: int, n_classes: int, n_clusters: int) -> None:
+        super().__init__(dim, n_classes, n_clusters)
         self.scale: Tensor
         # Both papers' start; below 1, as for two classes, nothing would be learnt.
-        self.register_buffer("scale", torch.tensor(max(1.0, math.sqrt(2) * math.log(max(2, n - 1)))))
+        start = max(1.0, math.sqrt(2) * math.log(max(2, n_classes * n_clusters - 1)))
+        self.register_buffer("scale", torch.tensor(start))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """See `Objective.forward`."""
-        return F.cross_entropy((self.scale * self._cosines(embeddings)).logsumexp(dim=2), labels, reduction="none")
+        """Losses (B,)."""
+        return F.cross_entropy((self.scale * self.cosines(embeddings)).logsumexp(dim=2), labels, reduction="none")
 
     @torch.no_grad()
     def adapt(self, embeddings: Tensor, labels: Tensor, others: Tensor) -> None:
         """Update the scale; neither class of a mixture counts among those that it is not."""
-        cosine = self._cosines(embeddings)
+        cosine = self.cosines(embeddings)
         both = torch.stack([labels, others], dim=1)
         wrong = (self.scale * cosine).logsumexp(dim=2).scatter(1, both, -math.inf)
         log_b = wrong.flatten().logsumexp(dim=0) - math.log(len(labels))
@@ -137,31 +114,21 @@ class SubclusterAdaCos(Objective):
         angle = torch.acos(nearest).median().clamp(max=math.pi / 4)
         self.scale.copy_((log_b / torch.cos(angle)).clamp(1.0, LARGEST_SCALE))
 
-    def _cosines(self, embeddings: Tensor) -> Tensor:
-        """Cosine to every cluster: (B, classes, clusters)."""
-        cosine = F.linear(F.normalize(embeddings), F.normalize(self.centres))
-        return cosine.view(len(cosine), -1, self.clusters)
-
-
-def _centres(n: int, dim: int) -> nn.Parameter:
-    centres = nn.Parameter(torch.empty(n, dim))
-    nn.init.xavier_uniform_(centres)
-    return centres
-
-
-OBJECTIVES: dict[type, Any] = {
-    SoftmaxSpec: Softmax,
-    ArcFaceSpec: ArcFace,
-    SubcenterArcFaceSpec: SubcenterArcFace,
-    SubclusterAdaCosSpec: SubclusterAdaCos,
-}
-
 
 def build_objective(spec: ObjectiveSpec, dim: int, n_classes: int, unattributed: Tensor | None = None) -> Objective:
     """The objective of a spec for embeddings of `dim` and so many classes.
 
     unattributed: (n_classes,) bool, the classes of machines without attributes, for those that treat them apart
     """
-    more = (unattributed,) if isinstance(spec, SubcenterArcFaceSpec) else ()
-    objective: Objective = OBJECTIVES[type(spec)](spec, dim, n_classes, *more)
-    return objective
+    match spec:
+        case SoftmaxSpec():
+            return Softmax(dim, n_classes)
+        case SubclusterAdaCosSpec():
+            return AdaCos(dim, n_classes, spec.clusters)
+        case SubcenterArcFaceSpec(of="unattributed"):
+            assert unattributed is not None, "the training clips say which classes these are"
+            return ArcFace(spec, dim, unattributed, spec.centres)
+        case SubcenterArcFaceSpec():
+            return ArcFace(spec, dim, torch.ones(n_classes, dtype=torch.bool), spec.centres)
+        case ArcFaceSpec():
+            return ArcFace(spec, dim, torch.ones(n_classes, dtype=torch.bool))

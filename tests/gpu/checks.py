@@ -29,8 +29,7 @@ from branches.frontend import fbank, full_precision
 from branches.model import BranchModel, features_of, load_branch, save_branch
 from branches.spec import BranchSpec, PatchesSpec
 from branches.training.batches import make_batch
-from branches.training.finetuning import _loss, _Parts, train
-from branches.training.footprint import footprint
+from branches.training.finetuning import FineTuning, train
 from branches.training.loop import _descend
 from branches.training.training_set import TrainingClips
 from tests.embedded import embedded
@@ -61,7 +60,7 @@ def clips(n: int, seconds: float, seed: int = 0) -> TrainingClips:
     labels = np.arange(n) % 4
     sounds = [0.05 * (np.sin(2000 * (c + 1) * time_axis) + rng.normal(size=len(time_axis))) for c in labels]
     audio = in_memory([sound.astype(np.float32)[:, None] for sound in sounds])
-    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, 4)
+    return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, np.zeros(4, bool))
 
 
 def spec_of(steps: int, training: dict[str, object] | None = None, **settings: object) -> BranchSpec:
@@ -148,13 +147,13 @@ def check_trainings(device: str, steps: int) -> None:
 
 def _check_no_waiting(spec: BranchSpec, sounds: TrainingClips) -> None:
     """A step in which reading from the GPU is an error."""
-    parts = _Parts(spec, sounds, "cuda")
-    progress = parts.progress(spec, "")
+    parts = FineTuning(spec, sounds, "cuda").train()
+    progress = parts.progress()
     for forbidden in (False, True):  # the first step puts tables on the GPU
         batch = make_batch(spec, sounds, 0)
         torch.cuda.set_sync_debug_mode("error" if forbidden else "default")
         try:
-            _descend(progress, spec.training, lambda number, batch=batch: _loss(spec, parts, batch))
+            _descend(progress, spec.training, lambda number, batch=batch: parts(batch))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -173,13 +172,13 @@ def check_memory_comes_back(device: str, steps: int) -> None:
 
 
 def check_speed(device: str, steps: int) -> None:
-    """Images (clips of 10 s) a second, the share of what products reach, and memory against its model."""
+    """Images (clips of 10 s) a second, the share of what products reach, and memory."""
     if device == "cpu":
         return
     limits = {dtype: _products_per_second(dtype) for dtype in (torch.bfloat16, torch.float32)}
     rates = ", ".join(f"{str(dtype)[6:]} {limit / 1e12:.0f} TFLOP/s" for dtype, limit in limits.items())
     print(f"  {torch.cuda.get_device_name()}: products of {rates} (no TF32)")
-    print("  | | batch | clips/s | MFU | peak GiB | predicted GiB |\n  |---|---|---|---|---|---|")
+    print("  | | batch | clips/s | MFU | peak GiB |\n  |---|---|---|---|---|")
     sounds = clips(64, 10.0)
     with base_checkpoint() as path:
         for strategy in ("frozen", "frozen bfloat16", "lora", "full"):
@@ -211,10 +210,9 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    parts, batch = _Parts(spec, sounds, "cuda"), make_batch(spec, sounds, 0)
-    progress, n, encoder = parts.progress(spec, ""), spec.training.batch_size, parts.model.backbone.encoder
-    recompute = strategy.endswith("recomputed")
-    if recompute:
+    parts, batch = FineTuning(spec, sounds, "cuda"), make_batch(spec, sounds, 0)
+    progress, n, encoder = parts.progress(), spec.training.batch_size, parts.model.backbone.encoder
+    if strategy.endswith("recomputed"):
         encoder.apply_layer = recomputed(encoder.apply_layer)
     if strategy.endswith("compiled"):
         encoder.apply_layer = torch.compile(apply_layer)
@@ -224,8 +222,8 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
             with torch.inference_mode():
                 parts.model.eval()(*features_of(batch.waveforms, parts.device))
         else:
-            parts.model.train()
-            _descend(progress, spec.training, lambda number: _loss(spec, parts, batch))
+            parts.train()
+            _descend(progress, spec.training, lambda number: parts(batch))
 
     started = time.perf_counter()
     step()
@@ -237,9 +235,8 @@ def _measure(strategy: str, spec: BranchSpec, sounds: TrainingClips, limits: dic
     flop = passes * n * 496 * sum(p.numel() for p in parts.model.backbone.layers.parameters())
     limit = limits[torch.float32 if strategy == "frozen" else torch.bfloat16]
     peak = (torch.cuda.max_memory_allocated() - before) / GIB
-    predicted = "" if kind == "frozen" else f"{footprint(parts.model, 998, recompute).total / GIB:.2f}"
     note = f" (first step {first:.0f} s)" if strategy.endswith("compiled") else ""
-    print(f"  | {strategy}{note} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} | {predicted} |")
+    print(f"  | {strategy}{note} | {n} | {n / seconds:.0f} | {flop / seconds / limit:.0%} | {peak:.2f} |")
 
 
 def check_what_is_not_the_encoder(device: str, steps: int) -> None:
@@ -254,13 +251,12 @@ def print_shares_of_a_step(device: str, batch_size: int, times: int) -> float:
     settings = {"augmentation": AUGMENTED, "masked_prediction": {}, "objective": "arcface"}
     with base_checkpoint() as path:
         spec = _of_base(path, "lora", batch_size, **settings)
-        parts = _Parts(spec, sounds, device)
+        parts = FineTuning(spec, sounds, device).train()
     started = time.perf_counter()
     for number in range(4):
         batch = make_batch(spec, sounds, number)
     host = (time.perf_counter() - started) / 4
-    progress, masked = parts.progress(spec, ""), parts.masked
-    parts.model.train()
+    progress, masked = parts.progress(), parts.masked
     features, _ = features_of(batch.waveforms, parts.device)
 
     def labels() -> None:
@@ -271,7 +267,7 @@ def print_shares_of_a_step(device: str, batch_size: int, times: int) -> float:
     def encode() -> None:
         parts.model.encode(features, None)[0].sum().backward()  # type: ignore[no-untyped-call]
 
-    step = _seconds(lambda: _descend(progress, spec.training, lambda number: _loss(spec, parts, batch)), times)
+    step = _seconds(lambda: _descend(progress, spec.training, lambda number: parts(batch)), times)
     timed = {"encoder": encode, "log-mels": lambda: features_of(batch.waveforms, parts.device), "labels": labels}
     shares = {name: _seconds(work, times) / step for name, work in timed.items()}
     print(

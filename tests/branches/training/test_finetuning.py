@@ -1,7 +1,7 @@
 import dataclasses
 import sys
-import threading
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ from branches.beats.encoder import apply_layer, recomputed
 from branches.data.dataset import read_index
 from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.model import BranchModel
-from branches.spec import BranchSpec, MixupSpec, SubclusterAdaCosSpec
-from branches.training import finetuning, loop
+from branches.spec import BranchSpec, MixupSpec, ObjectiveSpec, SubclusterAdaCosSpec
+from branches.training import finetuning
 from branches.training.augment import mixing
-from branches.training.finetuning import _mixed_loss, train
-from branches.training.loop import learning_rate
-from branches.training.objectives import OBJECTIVES, build_objective
+from branches.training.finetuning import mixed_loss, train
+from branches.training.objectives import build_objective
 from branches.training.training_set import training_clips
 from scoring.errors import InputError
 
+OBJECTIVES = get_args(get_args(ObjectiveSpec)[0])
 SPEC = BranchSpec.model_validate(
     {
         "embedding_dim": 8,
@@ -69,7 +69,7 @@ def test_the_scale_stays_bounded_with_mixup(clips):
     for _ in range(300):
         partner, share = mixing(48, MixupSpec(probability=0.5))
         optimizer.zero_grad()
-        _mixed_loss(objective, points, labels, labels[partner], share).backward()
+        mixed_loss(objective, points, labels, labels[partner], share).backward()
         optimizer.step()
         scales.append(objective.scale.item())
     assert max(scales) < 30
@@ -106,12 +106,8 @@ EVERYTHING = {
 @pytest.mark.parametrize(
     ("settings", "stop_at"),
     [
-        ({}, 1),
-        ({}, 11),
         (EVERYTHING, 5),
-        ({**EVERYTHING, "strategy": {"name": "lora", "rank": 2}}, 5),
-        ({**EVERYTHING, "strategy": "head"}, 5),
-        ({"strategy": {"name": "full", "layer_decay": 0.7}}, 5),
+        ({**EVERYTHING, "strategy": {"name": "lora", "rank": 2}}, 11),
     ],
     ids=str,
 )
@@ -126,26 +122,10 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(clips, tmp_path, settings,
     curve, whole = [], []
     with pytest.raises(Stopped):
         train(spec, clips, checkpoint, stop, checkpoint_seconds=0)
-    assert stop_at == 1 or torch.load(checkpoint, weights_only=True)["step"] == stop_at - 1
+    assert torch.load(checkpoint, weights_only=True)["step"] == stop_at - 1
     resumed = train(spec, clips, checkpoint, lambda *point: curve.append(point), checkpoint_seconds=0)
     assert torch.equal(weights(resumed), weights(train(spec, clips, report=lambda *point: whole.append(point))))
     assert curve == whole
-
-
-def test_a_checkpoint_leaves_out_what_is_not_trained(clips, tmp_path):
-    sizes = {}
-    for strategy in ("full", "head"):
-        spec = changed(with_settings(strategy=strategy), steps=1)
-        train(spec, clips, tmp_path / "branch.pt", checkpoint_seconds=0)
-        sizes[strategy] = (tmp_path / "branch.pt").stat().st_size
-    assert sizes["head"] < 0.3 * sizes["full"]
-
-
-def test_the_average_is_of_the_weights_on_the_way(clips):
-    last, averaged = (weights(train(changed(SPEC, average=a), clips)) for a in (0.0, 0.9))
-    start = weights(_initial(SPEC))
-    assert torch.norm(averaged - start) < torch.norm(last - start)
-    assert not torch.equal(averaged, last)
 
 
 def test_lower_layers_learn_more_slowly(clips):
@@ -180,27 +160,11 @@ def test_a_checkpoint_of_other_classes_means_a_fresh_start(clips, tmp_path, capl
     assert "other clips or classes" in caplog.text
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_damaged_checkpoint_means_a_fresh_start(clips, tmp_path, damage, caplog):
-    checkpoint = tmp_path / "branch.pt"
-    train(SPEC, clips, checkpoint, checkpoint_seconds=0)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000] if damage is None else damage)
-    assert torch.equal(weights(train(SPEC, clips, checkpoint)), weights(train(SPEC, clips)))
-    assert "training starts over" in caplog.text
-
-
 def test_a_single_class_leaves_the_network_as_initialised(clips, caplog):
-    one = dataclasses.replace(clips, labels=np.zeros_like(clips.labels), n_classes=1)
+    one = dataclasses.replace(clips, labels=np.zeros_like(clips.labels), unattributed=np.zeros(1, bool))
     trained = train(SPEC, one)
     assert torch.equal(weights(trained), weights(_initial(SPEC)))
     assert "all of one class" in caplog.text
-
-
-def test_a_diverging_training_says_so_and_leaves_no_checkpoint(clips, tmp_path):
-    checkpoint = tmp_path / "branch.pt"
-    with pytest.raises(InputError, match=r"the loss is nan at step .* training diverged"):
-        train(changed(SPEC, learning_rate=1e30), clips, checkpoint, checkpoint_seconds=0)
-    assert not checkpoint.exists()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda s: s().name)
@@ -218,52 +182,10 @@ def test_only_the_encoder_computes_in_bfloat16(objective, pooling):
     assert all(torch.isfinite(p.grad).all() for p in (*model.parameters(), *head.parameters()) if p.grad is not None)
 
 
-def test_the_learning_rate_warms_up_and_falls():
-    rates = [learning_rate(SPEC.training, step) for step in range(SPEC.training.steps + 1)]
-    assert rates[:3] == pytest.approx([2e-3 / 3, 4e-3 / 3, 2e-3])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(0, abs=1e-9)
-
-
-def test_a_slow_disk_does_not_stop_the_training(clips, tmp_path, monkeypatch):
-    """A checkpoint is of the step it was taken at, whenever it comes to be written."""
-    release, steps = threading.Event(), []
-    write = loop._Checkpoints._write
-
-    def slow(self, content):
-        assert release.wait(60)
-        write(self, content)
-
-    def report(step, loss):
-        steps.append(step)
-        if step == 3:  # two steps after the first checkpoint was begun
-            assert not list(tmp_path.iterdir())
-            release.set()
-            raise Stopped
-
-    clock = iter([0.0, 1.0])  # the first step is saved, no other
-    monkeypatch.setattr(loop._Checkpoints, "_write", slow)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock, 1.0))
-    checkpoint = tmp_path / "branch.pt"
-    with pytest.raises(Stopped):
-        train(SPEC, clips, checkpoint, report, checkpoint_seconds=1)
-    assert steps == [1, 2, 3]
-    assert torch.load(checkpoint, weights_only=True)["step"] == 1
-    monkeypatch.undo()
-    assert torch.equal(weights(train(SPEC, clips, checkpoint)), weights(train(SPEC, clips)))
-
-
-def test_a_checkpoint_that_cannot_be_written_is_an_error(clips, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        train(SPEC, clips, tmp_path / "gone" / "branch.pt", checkpoint_seconds=0)
-
-
 def test_layers_that_are_computed_again_learn_the_same(clips, monkeypatch):
     """Dropout too: `tiny` has some."""
     again = []
-    monkeypatch.setattr(
-        finetuning, "_prepare_layers", lambda parts, *_: setattr(parts.model.backbone.encoder, "apply_layer", apply)
-    )
+    monkeypatch.setattr(finetuning, "_prepare_layers", lambda encoder, *_: setattr(encoder, "apply_layer", apply))
 
     def apply(layer, *inputs):
         return recomputed(lambda layer, *inputs: (again.append(layer), apply_layer(layer, *inputs))[1])(layer, *inputs)

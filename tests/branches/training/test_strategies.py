@@ -32,8 +32,8 @@ def test_partial_trains_the_top_layers_only():
 def test_full_trains_everything_once_and_lower_layers_more_slowly():
     model, groups = prepared(FullSpec(layer_decay=0.5))
     assert trainable(model) == {n for n, _ in model.named_parameters()}
-    factors = {id(p): group.factor for group in groups for p in group.parameters}
-    assert sum(len(group.parameters) for group in groups) == len(factors) == len(list(model.parameters()))
+    factors = {id(p): group.factor for group in groups for p in group.params}
+    assert sum(len(group.params) for group in groups) == len(factors) == len(list(model.parameters()))
     expected = {"encoder.layers.1.": 1.0, "encoder.layers.0.": 0.5, "patch_embedding.": 0.25, "encoder.pos_conv": 0.25}
     for name, parameter in model.named_parameters():
         for prefix, factor in expected.items():
@@ -45,6 +45,6 @@ def test_lora_trains_its_adapters_only():
     model, groups = prepared(LoraSpec(rank=4, targets=("q_proj", "fc2")))
     names = {f"encoder.layers.{n}.{m}.lora_{ab}" for n in (0, 1) for m in ("self_attn.q_proj", "fc2") for ab in "ab"}
     assert trainable(model) == names
-    assert sum(p.numel() for g in groups for p in g.parameters) == 2 * (4 * (64 + 64) + 4 * (128 + 64))
+    assert sum(p.numel() for g in groups for p in g.params) == 2 * (4 * (64 + 64) + 4 * (128 + 64))
     waveforms = torch.randn(2, 8000) * 0.1
     torch.testing.assert_close(model(waveforms)[0], load_beats("tiny")(waveforms)[0])

@@ -4,7 +4,7 @@ import pytest
 
 from branches.data.dataset import index_of
 from branches.spec import BranchSpec, ClassesSpec
-from branches.training.classes import MIN_CLUSTER, classes_of
+from branches.training.training_set import MIN_CLUSTER, classes_of
 
 
 def train_index(unattributed=40, target=10):
@@ -12,6 +12,14 @@ def train_index(unattributed=40, target=10):
     names += [f"pump/train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(unattributed)]
     names += [f"pump/train/section_00_target_train_normal_{i:04d}_noAttribute.wav" for i in range(target)]
     return index_of(names)
+
+
+def labels_of(train, more, embeddings, classes, seed):
+    """Labels, and how many classes there are."""
+    labels, unattributed = classes_of(train, more, embeddings, classes, seed)
+    bare = column(train, "machine") == "pump"
+    assert set(np.flatnonzero(unattributed)) == set(labels[: len(bare)][bare]) - set(labels[: len(bare)][~bare])
+    return labels, len(unattributed)
 
 
 def clusters(pseudo_labels):
@@ -25,7 +33,7 @@ def column(index, name):
 
 def test_without_clusters_a_machine_without_attributes_is_one_class():
     index = train_index()
-    labels, n = classes_of(index, index.slice(0, 0), np.zeros((index.num_rows, 3)), ClassesSpec(), seed=0)
+    labels, n = labels_of(index, index.slice(0, 0), None, ClassesSpec(), seed=0)
     assert n == 3
     assert len(set(labels[column(index, "machine") == "pump"])) == 1
 
@@ -36,7 +44,7 @@ def test_clusters_are_found_for_each_domain_by_itself():
     rng = np.random.default_rng(0)
     hidden = rng.integers(3, size=index.num_rows)
     embeddings = np.eye(3)[hidden] + 0.05 * rng.normal(size=(index.num_rows, 3))
-    labels, n = classes_of(index, index.slice(0, 0), embeddings, clusters(3), seed=0)
+    labels, n = labels_of(index, index.slice(0, 0), embeddings, clusters(3), seed=0)
     source = pump & ~target
     assert len(set(zip(labels[source], hidden[source], strict=True))) == 3  # one cluster for each hidden state
     assert not set(labels[source]) & set(labels[pump & target])
@@ -48,7 +56,7 @@ def test_clusters_are_found_for_each_domain_by_itself():
 @pytest.mark.filterwarnings("error")
 def test_copies_of_one_clip_are_one_class():
     index = train_index()
-    labels, n = classes_of(index, index.slice(0, 0), np.ones((index.num_rows, 3)), clusters(4), seed=0)
+    labels, n = labels_of(index, index.slice(0, 0), np.ones((index.num_rows, 3)), clusters(4), seed=0)
     assert n == 4  # two speeds of the fan, the pump's two domains
     assert len(labels) == index.num_rows
 
@@ -60,11 +68,11 @@ def test_generated_clips_have_the_class_of_their_attributes():
         "pump/train/section_00_target_train_normal_0000_noAttribute.wav",
     ]
     more = index_of(names)
-    labels, _ = classes_of(index, more, None, ClassesSpec(), seed=0)
+    labels, _ = labels_of(index, more, None, ClassesSpec(), seed=0)
     speeds = [dict(pairs).get("spd") for pairs in index["attributes"].to_pylist()]
     assert labels[-2] == labels[speeds.index("1")]
     assert labels[-1] == labels[speeds.index(None)]
-    divided, n = classes_of(index, more, np.random.default_rng(0).normal(size=(index.num_rows, 3)), clusters(4), seed=0)
+    divided, n = labels_of(index, more, np.random.default_rng(0).normal(size=(index.num_rows, 3)), clusters(4), seed=0)
     assert divided[-1] == -1
     assert divided[-2] == divided[speeds.index("1")]
     assert divided.max() == n - 1
@@ -72,17 +80,16 @@ def test_generated_clips_have_the_class_of_their_attributes():
 
 def test_an_attribute_anywhere_in_a_section_keeps_it_undivided():
     index = pa.concat_tables([train_index(), index_of(["pump/train/section_00_source_train_normal_0999_spd_1.wav"])])
-    _, n = classes_of(
-        index, index.slice(0, 0), np.random.default_rng(0).normal(size=(index.num_rows, 3)), clusters(4), 0
-    )
-    assert n == 4
+    embeddings = np.random.default_rng(0).normal(size=(index.num_rows, 3))
+    _, unattributed = classes_of(index, index.slice(0, 0), embeddings, clusters(4), seed=0)
+    assert unattributed.tolist() == [False] * 4
 
 
 def test_each_domain_has_its_own_number_of_clusters():
     index = train_index(target=20)
     pump, target = column(index, "machine") == "pump", column(index, "domain") == "target"
     embeddings = np.random.default_rng(0).normal(size=(index.num_rows, 8, 3))  # by band
-    labels, n = classes_of(index, index.slice(0, 0), embeddings, clusters({"source": 7, "target": 1}), seed=0)
+    labels, n = labels_of(index, index.slice(0, 0), embeddings, clusters({"source": 7, "target": 1}), seed=0)
     assert len(set(labels[pump & ~target])) == 7
     assert len(set(labels[pump & target])) == 1
     assert n == 2 + 7 + 1
@@ -92,7 +99,7 @@ def test_the_loudness_of_a_band_has_no_say_in_the_clusters():
     index = train_index()
     embeddings = np.random.default_rng(0).normal(size=(index.num_rows, 8, 3))
     louder = embeddings * np.linspace(1, 100, 8)[:, None]
-    made = [classes_of(index, index.slice(0, 0), e, clusters(3), seed=0)[0] for e in (embeddings, louder)]
+    made = [labels_of(index, index.slice(0, 0), e, clusters(3), seed=0)[0] for e in (embeddings, louder)]
     assert np.array_equal(*made)
 
 
@@ -102,8 +109,8 @@ def test_the_domain_may_be_part_of_the_class():
     ]
     index = pa.concat_tables([index_of(names), train_index()])
     more = index_of(["fan/train/section_00_target_train_normal_0000_spd_1.wav"])
-    _, plain = classes_of(index, more, None, ClassesSpec(), seed=0)
-    labels, n = classes_of(index, more, None, ClassesSpec(domain=True), seed=0)
+    _, plain = labels_of(index, more, None, ClassesSpec(), seed=0)
+    labels, n = labels_of(index, more, None, ClassesSpec(domain=True), seed=0)
     assert (plain, n) == (3, 2 * 2 + 2)
     fan = column(index, "machine") == "fan"
     domains, speeds = column(index, "domain"), [dict(pairs).get("spd") for pairs in index["attributes"].to_pylist()]
