@@ -16,8 +16,8 @@ from scoring.settings import Settings, by_name
 
 # Raised by hand when the same spec, seed and clips come to give other numbers, and only then: every branch is trained,
 # or every clip embedded, once more. The golden numbers of the tests say when that is so.
-TRAINING_VERSION = 3  # weights: classes, batches, augmentation, losses, optimisation, generated clips
-EMBEDDING_VERSION = 3  # embeddings of the same weights: decoding, channels, log-mels, encoder, pooling
+TRAINING_VERSION = 4  # weights: classes, batches, augmentation, losses, optimisation, generated clips
+EMBEDDING_VERSION = 4  # embeddings of the same weights: decoding, channels, log-mels, encoder, pooling
 
 Channel = Literal["near", "far", "mean", "cancel"]
 
