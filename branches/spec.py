@@ -264,11 +264,11 @@ class GeneratorSpec(Settings):
     width: int = Field(512, ge=8, description="channels of the network")
     depth: int = Field(8, ge=1, description="blocks of the network")
 
-    steps: int = Field(20_000, ge=1)
-    batch_size: int = Field(64, ge=2)
+    steps: int = Field(20_000, ge=1, description="of the optimiser")
+    batch_size: int = Field(64, ge=2, description="clips")
     crop_seconds: float = Field(10.0, gt=0.2, description="length of a sample; at most that of the shortest clip")
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(500, ge=0)
+    learning_rate: float = Field(3e-4, gt=0, description="at its highest, after the warm-up")
+    warmup_steps: int = Field(500, ge=0, description="over which the learning rate rises")
 
     fill: float = Field(0.5, gt=0, le=1, description="states rarer than this share of the commonest get samples")
     strength: float = Field(0.3, gt=0, le=1, description="how much of the reference becomes noise; 1 is all of it")
@@ -276,7 +276,7 @@ class GeneratorSpec(Settings):
 
     copy_below: float = Field(0.5, ge=0, description="nearer to a real clip than this, a sample is a copy")
     far_above: float = Field(2.0, gt=0, description="further from its state's clips than this, it is an outlier")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of weights, batches and samples")
 
     @property
     def training(self) -> TrainingSpec:
