@@ -64,6 +64,9 @@ def test_a_generator_that_fails_takes_only_its_branches_with_it(place):
     assert [path.stat().st_mtime_ns for path in sets] == before
     result = json.loads(finished.stdout)["systems"]["generating"]
     tables = {branch["branch"]: branch["detector"] for branch in result["branches"]}
-    detectors = {"generated/good/0": "mahalanobis", "recorded/frozen/0": "band_knn", "recorded/pseudo/0": "mahalanobis"}
-    assert tables == detectors
+    assert tables == {
+        "generated/good/0": "mahalanobis",
+        "recorded/frozen/0": "patches-poolingrelative_deviation.band_knn",
+        "recorded/pseudo/0": "mahalanobis",
+    }
     assert read_table(place / "out" / "systems" / "generating" / "fused.parquet").num_rows == 2 * (28 + 8)
