@@ -5,6 +5,7 @@ This holds after a power cut, too: the content reaches the disk before the name 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -37,22 +38,36 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     If the block raises, `path` stays as it was and the new folder is removed. A kill leaves folders that begin with a
     dot and end in `.tmp`; no moment is without a whole one, the old or the new, under its own name or such a one.
     """
-    new, old = _beside(path), _beside(path)
+    new = _beside(path)
     new.mkdir(parents=True)
     try:
         yield new
         for part in new.rglob("*"):
             _flush(part)
         _flush(new)
-        with suppress(FileNotFoundError):
-            os.replace(path, old)
-        os.replace(new, path)
+        while not _exchanged(path, new):
+            pass
         _flush_names(path.parent)
     finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchanged(path: Path, new: Path) -> bool:
+    """Put a new folder in the place of the old one; False if another writer's has meanwhile come there."""
+    old = _beside(path)
+    with suppress(FileNotFoundError):
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        with suppress(FileNotFoundError):
+            os.replace(old, path)
+        raise
+    finally:
         shutil.rmtree(old, ignore_errors=True)
+    return True
 
 
 def _beside(path: Path) -> Path:

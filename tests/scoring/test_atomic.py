@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_folder(folder) as temporary:
         (temporary / "absent").rename(temporary / "other")
     assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_writers_of_one_folder_at_once_leave_that_of_one_of_them(tmp_path):
+    def write(number):
+        with atomic_folder(tmp_path / "model") as temporary:
+            for name in "ab":
+                (temporary / name).write_text(str(number))
+
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(write, range(200)))
+    first, second = ((tmp_path / "model" / name).read_text() for name in "ab")
+    assert first == second
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
