@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
@@ -63,7 +63,8 @@ class Storage:
             raise InputError("--storage has a password in it; give it as the storage's own client reads it")
         self._out = out
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(uri)
+            # Of a file's URI fsspec takes %20 for a name.
+            self._fs, self._root = fsspec.core.url_to_fs(unquote(uri) if uri.startswith("file://") else uri)
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/{_PROBE}", b"")
         except Exception as error:  # each protocol has its own exceptions
@@ -72,7 +73,8 @@ class Storage:
     @property
     def uri(self) -> str:
         """The URI as it means the same in every working directory."""
-        return str(self._fs.unstrip_protocol(self._root))
+        is_local = isinstance(self._fs, LocalFileSystem)
+        return Path(self._root).as_uri() if is_local else str(self._fs.unstrip_protocol(self._root))
 
     def pull(self, name: str) -> None:
         """Fetch what is stored in a folder of `out` and not of the same size here; what says that it is whole last."""

@@ -90,11 +90,13 @@ def test_a_branch_that_is_here_keeps_what_is_noted_on_it(nodes):
     assert read_record(second / BRANCHES / "b1").tags["system"] == "s2,s5"
 
 
-def test_a_uri_means_the_same_everywhere(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["store", "my store", "100 %"])
+def test_a_uri_means_the_same_everywhere(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    uri = Storage("store", tmp_path).uri
+    uri = Storage(name, tmp_path).uri
     monkeypatch.chdir("/")
-    assert Storage(uri, tmp_path).uri == uri == (tmp_path / "store").as_uri()
+    assert Storage(uri, tmp_path).uri == uri == (tmp_path / name).as_uri()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_an_interrupted_start_is_taken_up(nodes):
