@@ -14,6 +14,7 @@ import pyarrow as pa
 from branches.audio import Header, read_clip, read_header
 from scoring.errors import InputError
 
+TOO_LOUD = 2.0  # times full scale, which floats may exceed by a little
 # What recordings of one machine should have in common: its value by the header, and the unit.
 PROPERTIES: dict[str, tuple[Callable[[Header], float], str]] = {
     "sampling rates": (lambda header: header.rate, " Hz"),
@@ -38,8 +39,8 @@ def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) ->
     """Read every clip of the index; `read` is called with 1 after each.
 
     Noted are recordings that stand there twice (among the training and the test clips that makes a score look better
-    than it is), silent channels, and machines whose recordings differ in rate, channels or length: where that goes with
-    the split or the label, a detector learns the recording instead of the machine.
+    than it is), silent channels, samples far above full scale, and machines whose recordings differ in rate, channels or
+    length: where that goes with the split or the label, a detector learns the recording instead of the machine.
     """
     inspection = Inspection()
     first: dict[bytes, str] = {}
@@ -57,6 +58,8 @@ def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) ->
         silent = np.flatnonzero(np.ptp(samples, axis=0) == 0)
         if len(silent):
             inspection.notes.append(f"{path}: nothing is heard on channel {', '.join(map(str, silent))}")
+        if (peak := float(np.abs(samples).max())) > TOO_LOUD:
+            inspection.notes.append(f"{path}: samples up to {peak:.3g} times full scale (floats that hold integers?)")
             continue
         other = first.setdefault(hashlib.sha256(samples.tobytes()).digest(), path)
         if other != path:

@@ -24,6 +24,16 @@ def test_silence_and_the_same_recording_twice_are_noted(tmp_path):
     ]
 
 
+def test_floats_that_hold_integers_are_noted(tmp_path):
+    inspection = write_machine(
+        tmp_path,
+        lambda name, x: (x * 32768, 16_000, "FLOAT") if "train_normal_0001" in name else (x, 16_000, "PCM_16"),
+    )
+    (note,) = inspection.notes
+    assert "train_normal_0001" in note
+    assert "times full scale (floats that hold integers?)" in note
+
+
 def test_a_sound_data_set_has_no_notes(tmp_path):
     (tmp_path / "fan" / "train").mkdir(parents=True)
     for seed, name in enumerate(NAMES):
