@@ -39,8 +39,8 @@ def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) ->
     """Read every clip of the index; `read` is called with 1 after each.
 
     Noted are recordings that stand there twice (among the training and the test clips that makes a score look better
-    than it is), silent channels, samples far above full scale, and machines whose recordings differ in rate, channels or
-    length: where that goes with the split or the label, a detector learns the recording instead of the machine.
+    than it is), silent channels, samples far above full scale, and machines whose recordings differ in rate, channels
+    or length: where that goes with the split or the label, a detector learns the recording instead of the machine.
     """
     inspection = Inspection()
     first: dict[bytes, str] = {}
