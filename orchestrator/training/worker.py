@@ -159,10 +159,10 @@ def _train(
     from branches.training.training_set import training_clips
 
     started = time.monotonic()
-    curve: list[tuple[int, float]] = []
+    curve: dict[int, float] = {}  # by step, as a training that runs out of memory begins anew
 
     def note(step: int, loss: float) -> None:
-        curve.append((step, loss))
+        curve[step] = loss
         report("branch", step, spec.training.steps, loss)
 
     audio = _audio(spec, job, index)
@@ -172,7 +172,7 @@ def _train(
     model = train(spec, clips, checkpoint, note, job.checkpoint_seconds, job.device, job.cpus_per_branch, job.compiled)
     folder.mkdir(parents=True, exist_ok=True)
     save_branch(model, folder / WEIGHTS)
-    trained = {"metrics": _cost(job, started), "curve": curve}
+    trained = {"metrics": _cost(job, started), "curve": list(curve.items())}
     files = {**record.files, WEIGHTS: file_sha256(folder / WEIGHTS)}
     record = record.model_copy(update={**trained, "files": files})
     write_record(folder, record)
