@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 
 MIN_CLIPS = 3  # of two clips each is as far from the other: no scale to calibrate on
 PRIOR_CLIPS = 10.0
+ROUNDING = 1e-13  # of a sum of squares, which the clip that had all of it leaves behind
 
 
 def score_table(
@@ -32,32 +33,27 @@ def score_table(
 
     Parameters
     ----------
-    clips: rows with machine, section, clip, split, domain and condition, and with attributes (a map) if the
-        detector uses them. The condition is carried into the table and used for nothing; of test clips, domain
-        and attributes are not used either
+    clips: rows with machine, section, clip, split, domain and condition. The condition is carried into the table and
+        used for nothing, and so is the domain of test clips
     embeddings: (rows, E), or (rows, bands, E), which most detectors see as one vector for each clip
     detector: how embeddings become scores
     metadata: written into the table's schema
 
-    Raises
-    ------
-    InputError
-        If an embedding is not finite or has not the form that the detector needs, if a machine and section has fewer
-        than three training clips or one of unknown domain, or if its training embeddings or scores do not vary.
+    Raises InputError if an embedding is not finite or has not the form that the detector needs, or if a machine and
+    section has fewer than three training clips, one of unknown domain, or embeddings or scores that do not vary.
     """
     X = in_form(embeddings, detector)
     _check_finite(clips, X)
     split, domain = rows_of(clips, ["split", "domain"])
-    attributes = _attributes(clips, split == "train") if detector.uses_attributes else np.full(len(X), "", object)
     score = np.empty(len(X))
     for machine, section, group in groups(clips):
         train, test = np.flatnonzero(group & (split == "train")), np.flatnonzero(group & (split == "test"))
         try:
-            bank = Bank(detector, X[train], domain[train], attributes[train])
+            bank = ReferenceBank(detector, X[train], domain[train])
             score[train], score[test] = bank.train_scores, bank.scores(X[test])
         except InputError as error:
             raise InputError(f"machine {machine} section {section}: {error}") from None
-    return conform(with_scores(clips, score, calibrate(clips, score, detector.calibration), metadata))
+    return conform(with_scores(clips, score, calibrate(clips, score), metadata))
 
 
 def in_form(embeddings: NDArray[np.floating], detector: DetectorSpec) -> NDArray[np.floating]:
@@ -81,66 +77,38 @@ def _check_finite(clips: pa.Table, X: NDArray[np.floating]) -> None:
         )
 
 
-def _attributes(clips: pa.Table, train: NDArray[np.bool_]) -> NDArray[np.object_]:
-    """The attributes of training clips as text; those of test clips are not read, since evaluation hides them."""
-    if "attributes" not in clips.column_names:
-        raise InputError("the detector uses attributes, and the clips have no column attributes")
-    texts = np.full(len(train), "", object)
-    texts[train] = attributes_as_text(clips.filter(pa.array(train)))
-    return texts
-
-
-def attributes_as_text(clips: pa.Table) -> NDArray[np.object_]:
-    """Attributes (rows,) as text that is equal where they are equal."""
-    texts = np.empty(clips.num_rows, object)
-    texts[:] = [repr(pairs) for pairs in clips["attributes"].to_pylist()]
-    return texts
-
-
-class Bank:
+class ReferenceBank:
     """The normals of one machine and section as one detector knows them.
 
     Parameters
     ----------
-    X: (n, …) embeddings of normal clips, with domain and attributes of each (n,)
+    X: (n, …) embeddings of normal clips, with the domain of each (n,)
 
     Attributes
     ----------
     train_scores: (n,) cross-fitted: no clip is in its own reference
 
-    Raises
-    ------
-    InputError
-        If there are too few clips, the domain of one is not known, or embeddings have not the form that the
-        detector needs.
+    Raises InputError if there are too few clips, the domain of one is not known, or embeddings have not the form that
+    the detector needs.
     """
 
-    def __init__(
-        self,
-        detector: DetectorSpec,
-        X: NDArray[np.floating],
-        domain: NDArray[np.object_],
-        attributes: NDArray[np.object_] | None = None,
-    ) -> None:
+    def __init__(self, detector: DetectorSpec, X: NDArray[np.floating], domain: NDArray[np.object_]) -> None:
         if len(X) < MIN_CLIPS:
             raise InputError(f"{len(X)} training clips; scoring needs at least {MIN_CLIPS}")
         if None in domain:
             raise InputError("the domain of a training clip is not known; name it source or target")
-        if attributes is None:
-            attributes = np.full(len(X), "", object)
-        self._spec = detector
-        self._fitted = detector.build().fit(in_form(X, detector), domain, attributes)
+        names = np.full(len(X), "all") if detector.pools_domains else domain.astype(str)
+        self._domain = np.unique(names, return_inverse=True)[1]
+        self._spec, self._fitted = detector, detector.build().fit(in_form(X, detector), self._domain)
         self._held_out = self._fitted.held_out_distances()
-        self._member = self._fitted.member_
-        none = np.empty((0, len(self._fitted.domains_)))
-        self.train_scores: Array = _nearest(standardised(self._held_out, self._member, none)[0], detector.softness)
+        self.train_scores: Array = _nearest(standardised(self._held_out, self._domain, self._held_out[:0])[0])
 
     def scores(self, X: NDArray[np.floating]) -> Array:
         """Scores (m,) of other clips' embeddings X (m, …), against all normals of the bank."""
         if not len(X):
             return np.empty(0)
         distances = self._fitted.distances(in_form(X, self._spec))
-        return _nearest(standardised(self._held_out, self._member, distances)[1], self._spec.softness)
+        return _nearest(standardised(self._held_out, self._domain, distances)[1])
 
 
 def standardised(held_out: Array, member: NDArray[np.int64], distances: Array) -> tuple[Array, Array]:
@@ -162,28 +130,30 @@ def standardised(held_out: Array, member: NDArray[np.int64], distances: Array) -
     centre = own_distance[measured].mean() if measured.any() else 0.0
     one = np.equal.outer(member, np.arange(held_out.shape[1])) & measured[:, None]
     value = np.where(one, (own_distance - centre)[:, None], 0.0)
-    sums = one.astype(float), value, value**2
-    totals = [part.sum(axis=0) for part in sums]
-    mean, spread = _usual(*totals)
-    mean_without, spread_without = _usual(*(total - part for total, part in zip(totals, sums, strict=True)))
+    sums = np.stack([one, value, value**2])
+    total = sums.sum(axis=1)
+    rounding = ROUNDING * total[2].sum()
+    mean, spread = _usual(total, rounding)
+    mean_without, spread_without = _usual(total[:, None] - sums, rounding)
     return (held_out - centre - mean_without) / spread_without, (distances - centre - mean) / spread
 
 
-def _usual(count: Array, total: Array, square: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (…, domains) from the number, sum and sum of squares of the domains' distances."""
+def _usual(sums: Array, rounding: float) -> tuple[Array, Array]:
+    """Mean and standard deviation (…, domains) from number, sum and sum of squares (3, …, domains) of their distances.
+
+    A sum of squares about the mean that rounding may have left is none; the deviation is 1 where all domains have none.
+    """
+    count, total, square = sums
     everything = np.maximum(count.sum(axis=-1, keepdims=True), 1)
     mean = np.where(count > 0, total / np.maximum(count, 1), total.sum(axis=-1, keepdims=True) / everything)
-    within = np.maximum(square - count * mean**2, 0)
+    within = square - count * mean**2
+    within = np.where(within > rounding, within, 0)
     pooled = within.sum(axis=-1, keepdims=True) / everything
     variance = (within + PRIOR_CLIPS * pooled) / (count + PRIOR_CLIPS)
     return mean, np.sqrt(np.where(variance > 0, variance, 1))
 
 
-def _nearest(z: Array, softness: float) -> Array:
-    """Minimum (m,) over the domains of z (m, domains); soft: −s log of the mean of exp(−z / s)."""
-    if not len(z):
-        return np.empty(0)
-    smallest = np.fmin.reduce(z, axis=1)
-    if softness == 0:
-        return smallest
-    return smallest - softness * np.log(np.nanmean(np.exp((smallest[:, None] - z) / softness), axis=1))
+def _nearest(z: Array) -> Array:
+    """Minimum (m,) over the domains of z (m, domains)."""
+    smallest: Array = np.fmin.reduce(z, axis=1)
+    return smallest

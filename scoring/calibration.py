@@ -1,71 +1,42 @@
 """Calibration: the same score means the same on every branch and machine, from training normals only.
 
-Each method turns the scores of one machine and section into standard normal deviates: a normal clip exceeds 1.28
-about one time in ten, whatever the detector. They differ in what they take the distribution of the normals' scores to
-be; docs/scoring.md has what was measured with each.
+A score of one machine and section becomes its distance from the mean of the training scores in their standard
+deviations: where these have the normal distribution, a normal clip exceeds 1.28 one time in ten, whatever the detector.
+docs/scoring.md has what other distributions gave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
-import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtri, ndtri_exp
 
 from scoring.errors import InputError
 from scoring.table import TRANSDUCTIVE, groups, metadata_of, with_scores
 
 Array = NDArray[np.float64]
-Method = Literal["location_scale", "tail", "gamma"]
-
-TAIL = 0.1  # share of the training scores that tells how a tail falls off
 
 
-def calibrate(clips: pa.Table, score: Array, method: Method = "location_scale") -> Array:
+def calibrate(clips: pa.Table, score: Array) -> Array:
     """Calibrated scores (rows,), from the training rows of each machine and section.
 
-    Raises
-    ------
-    InputError
-        If a machine and section has fewer than two training rows, or training scores that do not vary.
+    Raises InputError if a machine and section has fewer than two training rows, or training scores that do not vary.
     """
-    train = clips["split"].to_numpy() == "train"
-    calibrated = np.empty(len(score))
-    for machine, section, group in groups(clips):
-        name = f"machine {machine} section {section}"
-        check_varied(score[group & train], name)
-        calibrated[group] = METHODS[method](score[group & train], score[group])
-    return calibrated
+    return _calibrated(clips, score, "train")
 
 
 def recalibrate(table: pa.Table) -> tuple[Array, list[str]]:
     """Calibrated scores (rows,) that follow from a table's scores, and the machines whose own ones do not.
 
-    Scores that were changed by hand leave the old `calibrated` beside them. The table's method is the one that gives
-    the calibrated scores of most of its machines and sections; `location_scale` if it has none.
-
-    Raises
-    ------
-    InputError
-        As `calibrate`.
+    Scores that were changed by hand leave the old `calibrated` beside them; a table without any has nothing stale.
+    Raises InputError as `calibrate`.
     """
     score, stored = (table[column].to_numpy().astype(float) for column in ("score", "calibrated"))
+    fresh = calibrate(table, score)
     if np.isnan(stored).any():
-        return calibrate(table, score), []
-    stale: dict[Method, list[str]] = {}
-    for method in METHODS:
-        fresh = calibrate(table, score, method)
-        stale[method] = [
-            machine for machine, _, group in groups(table) if not np.allclose(fresh[group], stored[group], 1e-6, 1e-6)
-        ]
-        if not stale[method]:
-            return stored, []
-    method = min(stale, key=lambda method: len(stale[method]))
-    return calibrate(table, score, method), sorted(set(stale[method]))
+        return fresh, []
+    off = ~np.isclose(fresh, stored, 1e-6, 1e-6)
+    return fresh, sorted(set(table["machine"].to_numpy()[off]))
 
 
 def check_varied(train: Array, name: str, split: str = "training") -> None:
@@ -83,65 +54,9 @@ def check_varied(train: Array, name: str, split: str = "training") -> None:
         )
 
 
-def location_scale(train: Array, scores: Array) -> Array:
-    """Scores (m,) in standard deviations above the mean of the training scores (n,).
-
-    Right if the normals' scores have the normal distribution; the method with the least to estimate.
-    """
-    return (scores - train.mean()) / train.std(ddof=1)
-
-
-def gamma(train: Array, scores: Array) -> Array:
-    """Normal deviates (m,) of scores under the gamma distribution, shifted, of the training scores (n,).
-
-    Fitted by three moments and made normal by a cube root (Wilson and Hilferty, "The distribution of chi-square",
-    1931), which is finite on both sides of the gamma's bound and keeps the order.
-    """
-    z = location_scale(train, scores)
-    skew = float(np.clip(scipy.stats.skew(train, bias=len(train) < 3), -2, 2))
-    if abs(skew) < 1e-6:
-        return z
-    return 6 / skew * (np.cbrt(1 + skew * z / 2) - 1 + skew**2 / 36)
-
-
-def tail(train: Array, scores: Array) -> Array:
-    """Normal deviates (m,) of the share of training scores (n,) that lie below each score.
-
-    Assumes nothing of the middle, where shares are interpolated between the training scores. Beyond the outer tenth
-    at each end (more of few clips) the distribution falls off exponentially, at the rate of the training scores out
-    there (peaks over a threshold; Pickands, "Statistical inference using extreme order statistics", 1975, with
-    shape 0), so that far anomalies keep their order. Equal training scores share their mean rank.
-    """
-    upper, above, width_above = _tail_of(train)
-    lower, below, width_below = _tail_of(-train)
-    values, counts = np.unique(train, return_counts=True)
-    rank = (np.cumsum(counts) - counts / 2) / len(train)
-    middle = (values > -lower) & (values < upper)
-    knots = np.concatenate([[-lower], values[middle], [upper]])
-    shares = np.concatenate([[below], rank[middle], [1 - above]])
-    quantiles = np.interp(scores, knots, ndtri(shares))
-    high, low = scores > upper, scores < -lower
-    quantiles[high] = -ndtri_exp(np.log(above) - (scores[high] - upper) / width_above)
-    quantiles[low] = ndtri_exp(np.log(below) - (-scores[low] - lower) / width_below)
-    return quantiles
-
-
-def _tail_of(train: Array) -> tuple[float, float, float]:
-    """Where the upper tail begins (between two different scores), its share, and the mean excess in it."""
-    n, values = len(train), np.unique(train)
-    clips = max(1, min(int(np.ceil(max(TAIL * n, np.sqrt(n)))), n // 2))
-    first = max(np.searchsorted(values, np.sort(train)[-clips]), np.searchsorted(values, np.median(train), "right"))
-    first = min(int(first), len(values) - 1)
-    begin = (values[first - 1] + values[first]) / 2
-    excess = train[train >= values[first]] - begin
-    return float(begin), len(excess) / n, float(excess.mean())
-
-
-METHODS: dict[Method, Callable[[Array, Array], Array]] = {
-    "location_scale": location_scale,
-    "tail": tail,
-    "gamma": gamma,
-}
+def location_scale(reference: Array, scores: Array) -> Array:
+    """Scores (m,) in standard deviations above the mean of the reference scores (n,)."""
+    return (scores - reference.mean()) / reference.std(ddof=1)
 
 
 def transductive_normalisation(table: pa.Table) -> pa.Table:
@@ -151,19 +66,17 @@ def transductive_normalisation(table: pa.Table) -> pa.Table:
     test clip's score then depends on the other test clips. `is_transductive` tells such a table from others, and
     keeps telling it of what is fused from them.
 
-    Parameters
-    ----------
-    table: a score table; its `calibrated` becomes the score in standard deviations above the mean of the test
-        rows of its machine and section
-
-    Raises
-    ------
-    InputError
-        If a machine and section has fewer than two test rows, or test scores that do not vary.
+    Raises InputError if a machine and section has fewer than two test rows, or test scores that do not vary.
     """
-    test, score = table["split"].to_numpy() == "test", table["score"].to_numpy()
+    score = table["score"].to_numpy()
+    return with_scores(table, score, _calibrated(table, score, "test"), {**metadata_of(table), TRANSDUCTIVE: "true"})
+
+
+def _calibrated(table: pa.Table, score: Array, split: str) -> Array:
+    rows, called = table["split"].to_numpy() == split, "training" if split == "train" else split
     calibrated = np.empty(len(score))
     for machine, section, group in groups(table):
-        check_varied(score[group & test], f"machine {machine} section {section}", "test")
-        calibrated[group] = location_scale(score[group & test], score[group])
-    return with_scores(table, score, calibrated, {**metadata_of(table), TRANSDUCTIVE: "true"})
+        reference = score[group & rows]
+        check_varied(reference, f"machine {machine} section {section}", called)
+        calibrated[group] = location_scale(reference, score[group])
+    return calibrated

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 Metric = Literal["cosine", "euclidean"]
 Density = Literal["none", "ratio", "difference"]
 DensityWeight = Annotated[float, Field(ge=0)] | Literal["fitted"]
-Shrinkage = Literal["ledoit_wolf", "oas"] | float
+Shrinkage = Literal["ledoit_wolf"] | float
 
 
 class Settings(BaseModel):

@@ -19,8 +19,8 @@ from branches.model import BranchModel, batches_of_like_length, features_of, loa
 from branches.spec import BUILT_IN, BranchSpec, EmbeddingSpec
 from fusion.scales import on_scale
 from orchestrator.model.manifest import CLIPS, REMEDY, Manifest, package_of, read_manifest
-from scoring.banks import Bank, attributes_as_text
-from scoring.calibration import METHODS, check_varied, location_scale
+from scoring.banks import ReferenceBank
+from scoring.calibration import check_varied, location_scale
 from scoring.decisions import gamma_threshold
 from scoring.errors import InputError
 from scoring.table import groups
@@ -40,7 +40,7 @@ class Reference:
     Parameters
     ----------
     manifest: of the ensemble, with T members
-    clips: the n normal clips, with domain and attributes
+    clips: the n normal clips, with their domain
     embeddings: (n, …) by bank
 
     Attributes
@@ -53,13 +53,10 @@ class Reference:
 
     def __init__(self, manifest: Manifest, clips: pa.Table, embeddings: Mapping[str, NDArray[np.float32]]) -> None:
         self._members, self._scale = manifest.members, manifest.scale
-        domain, attributes = clips["domain"].to_numpy(), attributes_as_text(clips)
-        self._banks = []
-        for member in self._members:
-            known = attributes if member.detector.uses_attributes else None
-            bank = Bank(member.detector, embeddings[member.bank_file], domain, known)
+        domain = clips["domain"].to_numpy()
+        self._banks = [ReferenceBank(m.detector, embeddings[m.bank_file], domain) for m in self._members]
+        for member, bank in zip(self._members, self._banks, strict=True):
             check_varied(bank.train_scores, member.name)
-            self._banks.append(bank)
         self.train_scores: Array = self._contributions([np.empty(0)] * len(self._banks)).sum(axis=0)
         check_varied(self.train_scores, "the system")
         self.threshold = gamma_threshold(self.train_scores, 1 - manifest.false_alarms)
@@ -87,8 +84,8 @@ class Reference:
     def _contributions(self, others: Sequence[Array]) -> Array:
         """What each member has in the scores of normals and others: (T, n + m), from raw scores of these T × (m,)."""
         calibrated = [
-            METHODS[member.detector.calibration](bank.train_scores, np.concatenate([bank.train_scores, raw]))
-            for member, bank, raw in zip(self._members, self._banks, others, strict=True)
+            location_scale(bank.train_scores, np.concatenate([bank.train_scores, raw]))
+            for bank, raw in zip(self._banks, others, strict=True)
         ]
         # Ranks are taken among the training rows of a machine and section.
         split = ["train"] * len(self._banks[0].train_scores) + ["test"] * len(others[0])

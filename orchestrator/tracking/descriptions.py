@@ -116,7 +116,7 @@ def _branch(folder: Path, record: Record) -> Shown:
 
 
 def _figures(metrics: Mapping[str, float], detectors: Sequence[str]) -> dict[str, float]:
-    """`knn.fan.hmean` → `hmean/fan` of the first detector, which gives the branch its Omega; `gmm/hmean/fan` of others.
+    """`knn.fan.hmean` → `hmean/fan` of the first detector, which gives the branch its Omega; `x/hmean/fan` of another.
 
     `seconds` → `cost/seconds`. Names of detectors and machines may have dots. Of a table that is lost nothing is shown.
     """

@@ -6,7 +6,7 @@ import pytest
 from branches.pooling import Pooling
 from orchestrator.plan import make_plan
 from orchestrator.system import load_system
-from scoring.banks import Bank
+from scoring.banks import ReferenceBank
 
 
 def pooled(patches, gamma):
@@ -57,7 +57,7 @@ def test_each_step_is_the_published_one(step):
     expected = pooled(patches, STEPS[step])
     np.testing.assert_allclose(embeddings, expected, rtol=1e-9, atol=1e-11)
     domain = np.array(["source"] * 45 + ["target"] * 5, object)
-    found = Bank(configuration.detector, embeddings[:50], domain).scores(embeddings[50:])
+    found = ReferenceBank(configuration.detector, embeddings[:50], domain).scores(embeddings[50:])
     plain = scored(expected[:50], expected[50:])
     slope, offset = np.polyfit(plain, found, 1)  # scores are in standard deviations of those of the normals
     assert slope > 0

@@ -267,7 +267,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(write):
     text = """
 name: x
 branch: {traning: {steps: 3}, channel: up}
-subsystems: {a: {b: {seeds: 3, detector: [knn, gmm]}, c: {branch: {objective: arcfce}, seeds: ["1", b]}}, d e: {f: 3}}
+subsystems: {a: {b: {seeds: 3, detector: [knn, knn]}, c: {branch: {objective: arcfce}, seeds: ["1", b]}}, d e: {f: 3}}
 """
     with pytest.raises(InputError) as raised:
         load_system(write(text))

@@ -17,7 +17,7 @@ from scoring.table import read_table
 
 BACKBONE = Path(__file__).parents[2] / "branches" / "fixtures" / "pretrained.pt"
 
-# Every strategy that is stored in another way, two detectors on one branch, every calibration, a backbone in a
+# Every strategy that is stored in another way, two detectors on one branch, a backbone in a
 # file, one that is built in, log-mels without a network, and a channel that is computed from two.
 SYSTEM = """
 name: mixed
@@ -30,9 +30,9 @@ branch:
 subsystems:
   trained:
     full: {}
-    lora: {branch: {strategy: {name: lora, rank: 4}}, detector: {name: knn, calibration: tail}}
+    lora: {branch: {strategy: {name: lora, rank: 4}}, detector: {name: knn, k: 2}}
   neighbours:
-    full: {detector: {name: knn, calibration: gamma}}
+    full: {detector: knn}
   patches:
     lora:
       branch: {strategy: {name: lora, rank: 4}}

@@ -11,33 +11,27 @@ from fusion.scales import SCALES
 from orchestrator.model.ensemble import Reference
 from orchestrator.model.manifest import Manifest, Member
 from scoring.banks import score_table
-from scoring.calibration import METHODS
 from scoring.decisions import thresholds
 from scoring.errors import InputError
 from tests.orchestrator.model.cases import contributions
 
 DETECTORS = [
     {"name": "mahalanobis"},
-    {"name": "mahalanobis", "means": "attributes"},
     {"name": "knn"},
-    {"name": "knn", "k": 2, "density": "ratio", "softness": 0.5},
+    {"name": "knn", "k": 2, "density": "ratio"},
     {"name": "band_knn"},
     {"name": "band_knn", "banks": "pooled", "density": {"name": "difference", "weight": "fitted"}, "bands": "maximum"},
     {"name": "mahalanobis", "standardised": True},
-    {"name": "kmeans", "clusters": 3},
-    {"name": "gmm", "components": 2},
 ]
 BANKS = ["banks/a.npy", "banks/b.npy"]
-MEMBER = st.tuples(
-    st.sampled_from(DETECTORS), st.sampled_from(sorted(METHODS)), st.sampled_from("ab"), st.floats(0.1, 3)
-)
+MEMBER = st.tuples(st.sampled_from(DETECTORS), st.sampled_from("ab"), st.floats(0.1, 3))
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def manifest_of(drawn, scale):
     members = [
-        Member(branch_id=branch, name=f"{i}", detector={**detector, "calibration": calibration}, weight=weight)
-        for i, (detector, calibration, branch, weight) in enumerate(drawn)
+        Member(branch_id=branch, name=f"{i}", detector=detector, weight=weight)
+        for i, (detector, branch, weight) in enumerate(drawn)
     ]
     return Manifest(scale=scale, members=members, branches={})
 
@@ -54,7 +48,6 @@ def clips_of(source, target, test):
             "split": ["train"] * (source + target) + ["test"] * test,
             "domain": pa.array(domain, pa.string()),
             "condition": pa.array([None] * rows, pa.string()),
-            "attributes": pa.array([[("v", str(i % 2))] for i in range(rows)], pa.map_(pa.string(), pa.string())),
         }
     )
 
@@ -103,10 +96,8 @@ def test_a_score_does_not_depend_on_the_clips_beside_it(drawn, scale, test):
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))
 def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector):
-    """Such clips are of one domain and have no attributes."""
-    manifest = manifest_of([(detector, "location_scale", "a", 1.0)], "calibrated")
+    manifest = manifest_of([(detector, "a", 1.0)], "calibrated")
     clips = clips_of(7, 0, 0)
-    clips = clips.set_column(6, "attributes", pa.nulls(7, clips.schema.field("attributes").type).fill_null([]))
     X = np.random.default_rng(1).normal(size=(7, 8, 2)).astype(np.float32)
 
     def of_the_first(n):

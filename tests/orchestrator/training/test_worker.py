@@ -167,17 +167,22 @@ def test_clips_that_come_and_go_leave_no_embedding_of_others(tmp_path, strategy)
 
 def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(tmp_path):
     bench = Bench(tmp_path)
-    bench.embeddings = [{"detector": "knn"}, {"detector": "gmm"}, BANDS]
-    clip, *others = (bench.data / "pump" / "train").iterdir()
-    for other in others:  # copies of each other, which neighbours cannot tell apart
-        shutil.copyfile(clip, other)
+    pooled = {"banks": "pooled"}
+    bench.embeddings = [
+        {"detector": {"name": "knn", **pooled}},
+        {},
+        {**BANDS, "detector": {"name": "band_knn", **pooled}},
+    ]
+    first, second, *others = (bench.data / "pump" / "train").iterdir()
+    for i, other in enumerate(others):  # each has a copy, so that neighbours cannot tell them apart
+        shutil.copyfile([first, second][i % 2], other)
     with pytest.raises(InputError, match="pump"):
         bench.bring()
     weights = (bench.folder / "branch.pt").read_bytes()
     record = read_record(bench.folder)
     assert len(record.curve) == 2
-    assert record.tables.keys() == {"gmm"}
-    assert {"embeddings.npy", f"embeddings.{BANDS_NAME}.npy", "tables/gmm.parquet"} < record.files.keys()
+    assert record.tables.keys() == {"mahalanobis"}
+    assert {"embeddings.npy", f"embeddings.{BANDS_NAME}.npy", "tables/mahalanobis.parquet"} < record.files.keys()
     with pytest.raises(InputError, match="pump"):
         bench.bring()
     assert (bench.folder / "branch.pt").read_bytes() == weights
