@@ -36,11 +36,14 @@ class DetectorSettings(Settings):
 
 
 class MahalanobisSpec(DetectorSettings):
-    """Mahalanobis distance to the mean of each domain; see `Mahalanobis`."""
+    """Mahalanobis distance to the mean of each domain."""
 
     name: Literal["mahalanobis"] = "mahalanobis"
-    shrinkage: Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)] = "ledoit_wolf"
-    standardised: bool = False
+    shrinkage: Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "ledoit_wolf",
+        description="how far the covariance is drawn to a multiple of the identity; a share in (0, 1], or as in",
+    )
+    standardised: bool = Field(False, description="whether dimensions are divided by their standard deviation first")
 
     def build(self) -> Detector:
         """An unfitted detector."""
@@ -52,7 +55,9 @@ class MahalanobisSpec(DetectorSettings):
 class BankSettings(DetectorSettings):
     """Of detectors with a bank for each domain, or one pooled bank; see `DomainBanks`."""
 
-    banks: Literal["separate", "pooled"] = "separate"
+    banks: Literal["separate", "pooled"] = Field(
+        "separate", description="of source and target clips: one for each, or one for all"
+    )
 
     @property
     def pools_domains(self) -> bool:
@@ -80,15 +85,15 @@ class RatioSpec(Settings):
     """A distance is divided by the mean distance of the neighbour to its own k neighbours."""
 
     name: Literal["ratio"] = "ratio"
-    k: int = Field(4, ge=1)
+    k: int = Field(4, ge=1, description="neighbours that tell the density around a clip")
 
 
 class DifferenceSpec(Settings):
-    """From a distance that mean is taken, times a weight; see `NearestNeighbours`."""
+    """From a distance that mean is taken away, times a weight."""
 
     name: Literal["difference"] = "difference"
-    k: int = Field(4, ge=1)
-    weight: DensityWeight = 1.0
+    k: int = Field(4, ge=1, description="neighbours that tell the density around a clip")
+    weight: DensityWeight = Field(1.0, description="of the density; a number, or fitted on the normals")
 
 
 DensitySpec = Annotated[
@@ -97,10 +102,10 @@ DensitySpec = Annotated[
 
 
 class NeighboursSettings(BankSettings):
-    """Distance to the nearest clips; see `NearestNeighbours`."""
+    """Distance to the nearest clips, see `NearestNeighbours`."""
 
-    k: int = Field(1, ge=1)
-    density: DensitySpec = NoDensitySpec()
+    k: int = Field(1, ge=1, description="neighbours whose mean distance counts")
+    density: DensitySpec = Field(NoDensitySpec(), description="what a distance counts relative to")
 
     def estimator(self) -> BaseEstimator:
         """An unfitted estimator for one bank."""
@@ -112,19 +117,19 @@ class NeighboursSettings(BankSettings):
 
 
 class KnnSpec(NeighboursSettings):
-    """The whole embedding counts as one vector."""
+    """Distance to the nearest clips, an embedding being one vector."""
 
     name: Literal["knn"] = "knn"
-    metric: Metric = "cosine"
+    metric: Metric = Field("cosine", description="of distances")
 
 
 class BandKnnSpec(NeighboursSettings):
-    """Each frequency band has neighbours of its own, by the cosine."""
+    """Distance to the nearest clips by the cosine, each frequency band having neighbours of its own."""
 
     uses_bands: ClassVar[bool] = True
 
     name: Literal["band_knn"] = "band_knn"
-    bands: Literal["mean", "maximum"] = "mean"
+    bands: Literal["mean", "maximum"] = Field("mean", description="of the distances in the bands")
 
 
 DetectorSpec = Annotated[MahalanobisSpec | KnnSpec | BandKnnSpec, Field(discriminator="name"), BeforeValidator(by_name)]
