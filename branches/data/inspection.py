@@ -58,9 +58,9 @@ def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) ->
         silent = np.flatnonzero(np.ptp(samples, axis=0) == 0)
         if len(silent):
             inspection.notes.append(f"{path}: nothing is heard on channel {', '.join(map(str, silent))}")
+            continue
         if (peak := float(np.abs(samples).max())) > TOO_LOUD:
             inspection.notes.append(f"{path}: samples up to {peak:.3g} times full scale (floats that hold integers?)")
-            continue
         other = first.setdefault(hashlib.sha256(samples.tobytes()).digest(), path)
         if other != path:
             inspection.notes.append(f"{path}: the same recording as {other}")
