@@ -100,8 +100,8 @@ def load_backbone(spec: BackboneSpec) -> BEATs | LogMel:
 
 def save_branch(model: BranchModel, path: str | os.PathLike[str]) -> None:
     """Write a branch: its spec, and the tensors that training changed; the backbone's checkpoint is not in the file."""
-    kept = _fixed(model)
-    changed = {name: value.detach().cpu() for name, value in model.state_dict().items() if name not in kept}
+    fixed = _fixed(model)
+    changed = {name: value.detach().cpu() for name, value in model.state_dict().items() if name not in fixed}
     save_tensors({"spec": model.spec.model_dump_json(), "changed": changed}, path)
 
 
@@ -127,7 +127,7 @@ def load_branch(path: str | os.PathLike[str], backbone: str | None = None, devic
     with torch.random.fork_rng(devices=[]):
         model = BranchModel(spec)
     with naming(path):
-        load_state(model, changed, kept=_fixed(model))
+        load_state(model, changed, fixed=_fixed(model))
     return model.eval().to(device)
 
 

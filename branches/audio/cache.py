@@ -83,13 +83,13 @@ def open_cache(root: Path, index: pa.Table, folder: Path) -> AudioCache:
 
     Raises InputError naming the first recording that cannot be used; nothing is left behind then.
     """
-    cache = kept(folder, lambda: _decoded(root, index["path"].to_pylist()))
+    cache = cached(folder, lambda: _decoded(root, index["path"].to_pylist()))
     if len(cache) != index.num_rows:
         raise InputError(f"{folder}: the audio cache is of another data set; delete the folder and run again")
     return cache
 
 
-def kept(folder: Path, clips: Callable[[], Iterable[Samples]]) -> AudioCache:
+def cached(folder: Path, clips: Callable[[], Iterable[Samples]]) -> AudioCache:
     """The cache in `folder`, made now of clips (samples, channels) of one type if it is not there.
 
     Other processes wait for the one that makes it. Nodes whose locks do not hold for each other make one each, and the

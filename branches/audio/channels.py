@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from branches.audio.cache import AudioCache, in_memory, kept
+from branches.audio.cache import AudioCache, cached, in_memory
 from branches.prefetch import prefetched
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def with_cancellation(audio: AudioCache, folder: Path) -> AudioCache:
 
     `folder` is for what this version of the code computes. Mono clips have nothing to cancel with and stay as they are.
     """
-    return replace(audio, cancelled=kept(folder / "cancelled", lambda: _cancelled(audio)))
+    return replace(audio, cancelled=cached(folder / "cancelled", lambda: _cancelled(audio)))
 
 
 def cancelled_in_memory(audio: AudioCache) -> AudioCache:

@@ -125,12 +125,12 @@ def _tables(config: BEATsConfig) -> list[str]:
     return [_TABLE.format(layer) for layer in range(config.encoder_layers)]
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], kept: Container[str] = ()) -> None:
+def load_state(module: nn.Module, state: Mapping[str, Tensor], fixed: Container[str] = ()) -> None:
     """Put `state` into `module` (which may be on the meta device) as float32; keys and shapes must be the same.
 
-    kept: names of what stays as it is, and is not in `state`
+    fixed: names of what stays as it is, and is not in `state`
     """
-    expected = {key: value for key, value in module.state_dict().items() if key not in kept}
+    expected = {key: value for key, value in module.state_dict().items() if key not in fixed}
     _fail_on("missing", [key for key in expected if key not in state])
     _fail_on("unexpected", [key for key in state if key not in expected])
     for key, value in expected.items():

@@ -63,7 +63,7 @@ class VelocityNetwork(nn.Module):
 
 
 class Block(nn.Module):
-    """One ConvNeXt block: (B, T, width) tokens and what it is told (B, width) → tokens."""
+    """One ConvNeXt block: (B, T, width) tokens and their conditioning (B, width) → tokens."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

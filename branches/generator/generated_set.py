@@ -84,7 +84,7 @@ def _loss(
     """The loss of one step, all its randomness from the seed and the step's number."""
     rng, device = np.random.default_rng([spec.seed, step]), clips.device
     chosen = drawn[batch_rows(len(drawn), spec.batch_size, step, spec.seed)]
-    data, (words, _, _) = clips.crops(chosen, rng), clips.told(chosen)
+    data, (words, _, _) = clips.crops(chosen, rng), clips.conditioning(chosen)
     # Samples begin at 1 - strength; what comes before is never asked for.
     t = to_device(torch.from_numpy(1 - spec.strength * rng.random(len(chosen), np.float32)), device)
     source = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
@@ -130,7 +130,7 @@ def _samples(
         batch = like[first : first + spec.batch_size]
         reference = clips.crops(references[first : first + spec.batch_size], rng)
         noise = torch.randn(reference.shape, generator=source).to(device)
-        words, mean, std = clips.told(batch)
+        words, mean, std = clips.conditioning(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             x = sample(network, reference, noise, words, spec.strength, spec.sampling_steps)
         x = x * std + mean

@@ -103,7 +103,7 @@ class RealClips:
     mean: Tensor
     std: Tensor
 
-    def told(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def conditioning(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Words (B, words), mean and std (B, 1, 128) of the states of clips (B,), on the device."""
         words, mean, std = (to_device(table[chosen], self.device) for table in (self.words, self.mean, self.std))
         return words, mean, std
@@ -113,7 +113,7 @@ class RealClips:
         rows, count = self.rows[chosen], FRAME_LENGTH + (self.frames - 1) * FRAME_SHIFT
         starts = zip(rows, rng.integers(self.audio.lengths[rows] - count + 1), strict=True)
         waveforms = np.stack([self.audio.waveform(int(row), self.channel, int(first), count) for row, first in starts])
-        _, mean, std = self.told(chosen)
+        _, mean, std = self.conditioning(chosen)
         return (fbank(to_device(torch.from_numpy(waveforms), self.device)) - mean) / std
 
 
