@@ -113,10 +113,10 @@ def recipe_loop(bank: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def test_the_recipe_of_a_pooled_bank_against_a_loop_over_scikit_learn():
-    """12 machines × 1 000 normals × 8 bands × 768; the loop leaves out a few clips for each of a machine's 1 000."""
-    few, seconds, off = 5, np.zeros(4), 0.0
+    """12 machines × 1 000 normals × 8 bands × 768, by the fastest of four; the loop leaves out a few of the 1 000."""
+    few, fastest_of_each, off = 5, np.full(4, np.inf), 0.0
     with threadpool_limits(1):
-        for machine in range(12):
+        for machine in range(4):
             rng = np.random.default_rng(machine)
             common, X = rng.standard_normal((8, 768), np.float32), rng.standard_normal((1200, 8, 768), np.float32)
             bank, queries = np.split(X + 2 * common, [1000])
@@ -130,9 +130,9 @@ def test_the_recipe_of_a_pooled_bank_against_a_loop_over_scikit_learn():
             times.append(time.process_time())
             left_out = [recipe_loop(np.delete(bank, i, axis=0), bank[i : i + 1])[0] for i in range(few)]
             times.append(times[-1] + (time.process_time() - times[-1]) * len(bank) / few)
-            seconds += np.diff(times)
+            fastest_of_each = np.minimum(fastest_of_each, np.diff(times))
             off = max(off, np.abs(ours - theirs).max(), np.abs(held_out[:few] - left_out).max())
-    scored, crossfitted, loop, loop_crossfitted = seconds
+    scored, crossfitted, loop, loop_crossfitted = 12 * fastest_of_each
     print(f"\nrecipe, seconds of one core; largest difference {off:.1e}")
     print(f"  test clips {scored:.1f} against {loop:.1f} of a loop: {loop / scored:.1f}×")
     times_faster = loop_crossfitted / crossfitted
