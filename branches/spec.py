@@ -325,8 +325,8 @@ class BranchSpec(Settings):
         settings: dict[str, Any] = handler(self)
         if not self.is_frozen or info.exclude_unset:
             return settings
-        del settings["backbone"]["layers"]
-        return {key: settings[key] for key in ("backbone", "channel", "strategy", "seed")}
+        settings.get("backbone", {}).pop("layers", None)
+        return {key: value for key, value in settings.items() if key in ("backbone", "channel", "strategy", "seed")}
 
     @property
     def is_frozen(self) -> bool:

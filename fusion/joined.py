@@ -19,7 +19,7 @@ class Joined:
     """Several tables' calibrated scores on the same clips.
 
     names: of the T tables
-    first: the first of them, with what is known of each clip, and the transductive mark if one of the tables has it
+    first: the first of them, with what is known of each clip, and the marks that one of the tables has
     clips: keys and domains without any label, with the same mark
     values: (T, rows) calibrated scores
     """

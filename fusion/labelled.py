@@ -67,12 +67,12 @@ class LabelledScores:
 
     def measured(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Cells (..., 3, G) in per cent of weighted sums, for weights (..., C); NaN where no clips can be compared."""
-        return self._objective.cells(weights)
+        return self._omega.cells(weights)
 
     def omega(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Omega in per cent of weighted sums; weights (..., C) give (...). It is 0 where no clips can be compared."""
         return np.nan_to_num(harmonic_mean(self.measured(weights), axis=(-2, -1)), nan=0.0)
 
     @cached_property
-    def _objective(self) -> Omega:
+    def _omega(self) -> Omega:
         return Omega(self.values, self.cells)

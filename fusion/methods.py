@@ -19,9 +19,9 @@ from fusion.hierarchy import Level, Parts, Weights, choose_weights, factors, uni
 from fusion.labelled import LabelledScores
 from fusion.scales import Scale
 
-# Omega in per cent: members that differ by so much differ in weight by a factor e.
-TEMPERATURES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-# Share of the uniform weights in what is delivered.
+# Omega in per cent: members that differ by so much differ in weight by a factor e. The strongest regularisation first.
+TEMPERATURES = (10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)
+# Share of the uniform weights in what is delivered; the strongest regularisation first.
 SHRINKAGES = (0.75, 0.5, 0.25, 0.0)
 GREEDY_ROUNDS = 20
 TRIALS = 60  # of a search by TPE

@@ -1,4 +1,4 @@
-"""The objective of every search: the official metrics of many weight vectors at once.
+"""Omega, which every search maximises: the official metrics of many weight vectors at once.
 
 `LabelledCells.values` counts ties and weights in full generality. Weighted sums of real scores have no ties, and
 then one sort per machine and integer counts give the same numbers at a fraction of the cost.

@@ -264,7 +264,7 @@ def stored(model: type[_Model], settings: Any, where: object) -> _Model:
     try:
         return model.model_validate(settings)
     except ValidationError:
-        raise InputError(f"{where}: made by another version of tutti; run the same command again") from None
+        raise InputError(f"{where}: made by another version of tutti; repeat the `tutti run` that made it") from None
 
 
 def validated(model: type[_Model], settings: Any, where: str, from_depth: int = 0) -> _Model:

@@ -43,8 +43,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield new
         for part in new.rglob("*"):
-            _flush(part)
-        _flush(new)
+            (_flush_names if part.is_dir() else _flush)(part)
+        _flush_names(new)
         while not _exchanged(path, new):
             pass
         _flush_names(path.parent)

@@ -168,7 +168,7 @@ def _marked(metadata: Mapping[str, str], *sources: pa.Table) -> dict[str, str]:
 def with_scores(
     table: pa.Table, score: NDArray[np.float64], calibrated: NDArray[np.float64] | None, metadata: Mapping[str, str]
 ) -> pa.Table:
-    """The rows of `table` with other scores, each of shape (rows,), and other metadata; a transductive mark stays."""
+    """The rows of `table` with other scores, each of shape (rows,), and other metadata; marks stay."""
     columns = [table[name] for name in SCHEMA.names[:-2]]
     values = [score, np.full(len(score), np.nan) if calibrated is None else calibrated]
     columns += [pa.array(v, pa.float64(), from_pandas=True) for v in values]
@@ -185,7 +185,7 @@ def join(
     Returns
     -------
     keys: the first table without its scores and without `condition`; a label cannot leave through here. Its
-        metadata hold nothing but the transductive mark, if any of the tables has it
+        metadata hold nothing but the transductive and the report-only mark, if any of the tables has them
     values: (tables, rows) float64, in the order of `names` and `keys`
 
     Raises InputError if a table is not there, lacks a clip or a machine that another has, has no values in `column`, or

@@ -55,7 +55,7 @@ def decode(content: bytes, name: str) -> NDArray[np.float32]:
             samples = file.read(dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, ValueError, MemoryError) as error:  # NumPy's, of an absurd length
             raise InputError(f"{name}: truncated or damaged ({error}); copy it again") from None
-    if len(samples) < stated:  # of FLAC, whose file does not state its size
+    if len(samples) < stated:  # of FLAC and MP3, whose files do not state their size
         raise InputError(f"{name}: truncated: {len(samples)} of {stated} samples; copy it again")
     if not len(samples):
         raise InputError(f"{name}: the recording is empty; replace or remove it")

@@ -43,7 +43,7 @@ class VelocityNetwork(nn.Module):
         """Velocity (B, F, 128) at points x (B, F, 128) of the flow, F a multiple of `TOKEN_FRAMES`.
 
         t: (B,) from 0 (noise) to 1 (data)
-        words: (B, words) of the operating state, see `branches.generator.states.multi_hot`
+        words: (B, words) of the operating state, see `branches.generator.states.RealClips`
 
         The network gives only what the best linear guess lacks, scaled to unit variance: Karras et al.,
         "Elucidating the design space of diffusion-based generative models", 2022, for straight paths. So even

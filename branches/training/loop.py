@@ -92,6 +92,8 @@ def resume(start: Callable[[], Progress], checkpoint: Path | None) -> Progress:
         return progress
     try:
         progress.restore(checkpoint)
+    except (torch.OutOfMemoryError, MemoryError, OSError):  # of this moment, and not of the file
+        raise
     except Exception as error:  # a damaged file can fail in any way, and starting anew is always right
         log.warning("checkpoint %s cannot be used (%s); training starts over", checkpoint, str(error).split("\n")[0])
         return start()

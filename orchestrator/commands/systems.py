@@ -49,8 +49,8 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 def show(system: str, backbone: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a system as it will be used, defaults included.
 
-    To find the key of a setting for --set, or to begin a system file of your own. What the settings mean says
-    `tutti show --settings`.
+    To find the key of a setting for --set, or to begin a system file of your own. `tutti show --settings`
+    says what the settings mean.
 
     \b
     Example: tutti show s2 --backbone tiny --set branch.training.steps=30

@@ -1,6 +1,8 @@
 """One way to write a file: whole or not at all."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +99,21 @@ def test_so_is_that_of_a_folder_with_all_that_is_in_it(tmp_path, on_disk):
     at = on_disk.index(("renamed", (tmp_path / "model").stat().st_ino))
     assert {inode for _, inode in on_disk[:at]} == parts
     assert on_disk[at + 1 :] == [("flushed", tmp_path.stat().st_ino)]
+
+
+def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def of_files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    with atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "banks").mkdir()
+        (temporary / "banks" / "a.npy").write_text("a")
+    assert (tmp_path / "model" / "banks" / "a.npy").read_text() == "a"
 
 
 KILLED = """

@@ -87,6 +87,20 @@ def test_a_damaged_checkpoint_means_a_fresh_start(tmp_path, damage, caplog):
     assert "training starts over" in caplog.text
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OSError("Input/output error")])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_thrown_away(tmp_path, monkeypatch, error):
+    checkpoint = tmp_path / "training.pt"
+    interrupted(checkpoint)
+
+    def fails(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(torch, "load", fails)
+        resume(start, checkpoint)
+    assert resume(start, checkpoint).step == 50
+
+
 def test_a_checkpoint_of_other_clips_means_a_fresh_start(tmp_path, caplog):
     interrupted(tmp_path / "training.pt")
     assert resume(lambda: replace(start(), signature="others"), tmp_path / "training.pt").step == 0
