@@ -7,9 +7,11 @@ as in T5 (Raffel et al. 2020, arXiv:1910.10683); the gate g is computed from eac
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _GATE_UNITS = 8
@@ -73,19 +75,64 @@ def gated_attention(
     Returns:
         (B, H, P, d).
     """
+    if q.is_cpu and q.dtype == position_bias.dtype and dropout == 0.0 and not torch.compiler.is_compiling():
+        out: Tensor = _ClipwiseAttention.apply(q, k, v, gate, position_bias, padding_bias)
+        return out
+    bias = gate * position_bias
+    if padding_bias is not None:
+        bias = bias + padding_bias
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
 
-    def attend(clips: slice) -> Tensor:
-        bias = gate[clips] * position_bias
-        if padding_bias is not None:
-            bias = bias + padding_bias[clips]
-        return F.scaled_dot_product_attention(
-            q[clips], k[clips], v[clips], attn_mask=bias.to(q.dtype), dropout_p=dropout
-        )
 
-    if q.is_cpu and dropout == 0.0 and not torch.compiler.is_compiling():
-        # One by one: H · P² numbers stay in a CPU's cache, B · H · P² do not.
-        return torch.cat([attend(slice(i, i + 1)) for i in range(len(q))])
-    return attend(slice(None))
+class _ClipwiseAttention(torch.autograd.Function):
+    """The same on a CPU, one clip at a time, with the weights computed again in the backward pass.
+
+    PyTorch's fused CPU kernel has no gradient for the bias, and without it a training step keeps several arrays of
+    B · H · P² numbers for each layer. Here a few arrays of one clip's H · P² are used again for every clip.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, position_bias: Tensor, padding_bias: Tensor | None
+    ) -> Tensor:
+        # The layout of the layer's input, so that the heads are joined again without a copy.
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        scratch = torch.empty_like(position_bias)
+        for i in range(len(q)):
+            bias = _clip_bias(gate, position_bias, padding_bias, i, scratch)[None]
+            out[i] = F.scaled_dot_product_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], attn_mask=bias)[0]
+        ctx.save_for_backward(q, k, v, gate, position_bias, padding_bias, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, gate, position_bias, padding_bias, out = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        # Batched products would copy strided factors again and again.
+        q, k, v, grad = (q * scale).contiguous(), (k * scale).contiguous(), v.contiguous(), grad.contiguous()
+        dq, dk, dv, dgate = (torch.empty_like(t) for t in (q, k, v, gate))
+        dposition = torch.zeros_like(position_bias) if ctx.needs_input_grad[4] else None
+        inner = (grad * out).sum(-1, keepdim=True)
+        logits, weights, dlogits = (torch.empty_like(position_bias) for _ in range(3))
+        for i in range(len(q)):
+            _clip_bias(gate, position_bias, padding_bias, i, logits).baddbmm_(q[i], k[i].mT, alpha=1 / scale)
+            torch.softmax(logits, -1, out=weights)
+            torch.bmm(weights.mT, grad[i], out=dv[i])
+            # Gradient of the softmax: w · (dw − Σ w·dw), the sum being that of grad · out.
+            torch.bmm(grad[i], v[i].mT, out=dlogits).sub_(inner[i]).mul_(weights)
+            torch.bmm(dlogits, k[i], out=dq[i])
+            torch.bmm(dlogits.mT, q[i], out=dk[i])
+            torch.sum(torch.mul(dlogits, position_bias, out=weights), -1, keepdim=True, out=dgate[i])
+            if dposition is not None:
+                dposition.addcmul_(dlogits, gate[i])
+        return dq, dk, dv, dgate, dposition, None
+
+
+def _clip_bias(gate: Tensor, position_bias: Tensor, padding_bias: Tensor | None, i: int, out: Tensor) -> Tensor:
+    """What is added to the logits of clip `i`, written into `out` (H, P, P)."""
+    bias = torch.mul(gate[i], position_bias, out=out)
+    return bias if padding_bias is None else bias.add_(padding_bias[i])
 
 
 class GatedAttention(nn.Module):
