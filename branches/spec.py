@@ -308,7 +308,7 @@ class BranchSpec(Settings):
     """One branch. Two branches that differ in `seed` alone are of one configuration."""
 
     backbone: Annotated[BackboneSpec, BeforeValidator(_by_path)] = BackboneSpec()
-    channel: Channel = Field("near", description="of two; `cancel` takes what the far one predicts from the near one")
+    channel: Channel = Field("near", description="that is heard; `cancel` is near without what far predicts of it")
     strategy: StrategySpec = Field(FullSpec(), description="what is trained")
     pooling: PoolingSpec = Field(AttentiveStatisticsSpec(), description="of the training head")
     embedding_dim: int = Field(256, ge=2, description="length of the training head's projection")

@@ -215,11 +215,11 @@ def metrics_of_cells(machines: Sequence[str], values: NDArray[np.float64]) -> Me
 
 def summarised(machines: Sequence[str], values: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:
     """The M machines, and the values in `SUMMARY` of each (..., 4, M), from cell values (..., 3, G)."""
-    names, of_group = list(dict.fromkeys(machines)), np.array(machines)
-    of_machines = [values[..., of_group == name] for name in names]
-    cells = np.stack([harmonic_mean(cells, axis=-1) for cells in of_machines], axis=-1)
-    hmean = np.stack([harmonic_mean(cells, axis=(-2, -1)) for cells in of_machines], axis=-1)
-    return names, np.concatenate([cells, hmean[..., None, :]], axis=-2)
+    names = list(dict.fromkeys(machines))
+    member = np.array(machines) == np.array(names)[:, None]
+    of_machine = np.where(member, values[..., None, :], np.nan)
+    hmean = harmonic_mean(of_machine, axis=(-3, -1))
+    return names, np.concatenate([harmonic_mean(of_machine, axis=-1), hmean[..., None, :]], axis=-2)
 
 
 def _optional(value: NDArray[np.float64]) -> float | None:

@@ -96,6 +96,7 @@ def resume(start: Callable[[], Progress], checkpoint: Path | None) -> Progress:
         raise
     except Exception as error:  # a damaged file can fail in any way, and starting anew is always right
         log.warning("checkpoint %s cannot be used (%s); training starts over", checkpoint, str(error).split("\n")[0])
+        del progress  # a GPU has no room for two
         return start()
     return progress
 
