@@ -1,5 +1,11 @@
-import pytest
+import os
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+from filelock import FileLock
+
+from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import prepare_environment
 
 prepare_environment("local")  # before any test imports ray
@@ -19,3 +25,31 @@ def pytest_collection_modifyitems(config, items):
         marker = item.get_closest_marker("slow")
         seconds[item.path] = max(seconds.get(item.path, 0), marker.kwargs.get("seconds", 20) if marker else 0)
     items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """Makes a folder once for all tests, in whatever process they run: `shared(name, make)` calls `make(folder)`."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(shared) -> Path:
+    """A labelled data set of two machines, 25 clips of one second for each; not to be changed."""
+
+    def make(folder: Path) -> None:
+        write_dataset(folder / "data", SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
+
+    return shared("dataset", make) / "data"
