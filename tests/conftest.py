@@ -7,6 +7,7 @@ from filelock import FileLock
 
 from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import prepare_environment
+from tests.finished import FinishedRun, finish_run
 
 prepare_environment("local")  # before any test imports ray
 
@@ -53,3 +54,9 @@ def dataset(shared) -> Path:
         write_dataset(folder / "data", SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
 
     return shared("dataset", make) / "data"
+
+
+@pytest.fixture(scope="session")
+def run(shared, dataset) -> FinishedRun:
+    """The finished run of the golden system and its exported model; not to be changed."""
+    return FinishedRun(shared("run", lambda folder: finish_run(folder, dataset)))

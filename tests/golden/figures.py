@@ -20,60 +20,67 @@ from branches.data.synthetic import SyntheticSize, write_dataset
 from branches.spec import EMBEDDING_VERSION, TRAINING_VERSION, BranchSpec
 from fusion.search import FUSION_VERSION
 from scoring.detectors import SCORING_VERSION, DetectorSpec
-from scoring.table import read_table
-from tests.commands import tutti, tutti_here
+from scoring.table import read_table, write_table
+from tests.commands import tutti_here
+from tests.finished import NAME, FinishedRun, finish_run
+from tests.tables import make_table
 
-FOLDER = Path(__file__).parent
-GOLDEN = FOLDER / "golden.json"
+GOLDEN = Path(__file__).with_name("golden.json")
 CLIPS = 6  # of each table, whose scores are kept one by one
 
 
-def golden_run(folder: Path) -> dict[str, Any]:
-    """Generate a data set in `folder`, run the golden system on it, and collect its figures."""
-    data, out = folder / "data", folder / "out"
-    write_dataset(data, SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
-    finished = tutti("run", FOLDER / "golden.yaml", "--data", data, "--out", out, "--json")
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout)["systems"]["golden"]
+def figures(run: FinishedRun, folder: Path) -> dict[str, Any]:
+    """Figures of the golden run, and of what commands make of it in `folder`."""
     tables = {}
-    for branch in result["branches"]:
+    for branch in run.result["branches"]:
         branch_id, _, detector = branch["table"].partition("/")
-        table = read_table(out / "branches" / branch_id / "tables" / f"{detector}.parquet")
-        tables[f"{branch['branch']} {detector}"] = {"omega": branch["omega"], **figures(table)}
+        table = read_table(run.out / "branches" / branch_id / "tables" / f"{detector}.parquet")
+        tables[f"{branch['branch']} {detector}"] = {"omega": branch["omega"], **scores(table)}
+    pool = folder / "pool"
+    write_pool(pool)
+    fused = printed("fuse", "--tables", pool, "--out", folder / "fused")
     return {
         "versions": versions(),
-        "outputs": outputs(data, out),
+        "outputs": {name: _form(output) for name, output in {**outputs(run, folder), "fuse": fused}.items()},
         "tables": tables,
-        "methods": {name: [m["in_sample"], m["lomo"]] for name, m in result["methods"].items()},
-        "weights": result["delivered"]["weights"],
-        "fused": figures(read_table(out / "systems" / "golden" / "fused.parquet")),
-        "submission": {path.name: rows(path) for path in sorted((out / "submission" / "golden").rglob("*.csv"))},
+        "methods": {name: [m["in_sample"], m["lomo"]] for name, m in fused["methods"].items()},
+        "weights": fused["delivered"]["weights"],
+        "fused": scores(run.fused()),
+        "submission": {path.name: rows(path) for path in sorted((run.out / "submission" / NAME).rglob("*.csv"))},
     }
 
 
-def outputs(data: Path, out: Path) -> dict[str, Any]:
-    """The form of what each command prints with `--json`, of a finished run in `out`."""
-    system, model, package = FOLDER / "golden.yaml", out.with_name("model"), out.with_name("package")
-    fused = out / "systems" / "golden" / "fused.parquet"
-    clip = next((data / "pump" / "test").iterdir())
-    assert tutti_here("export", out, "golden", "--out", model).exit_code == 0
+def write_pool(folder: Path) -> None:
+    """Four labelled tables of three machines in two sub-systems: what weights are chosen from."""
+    folder.mkdir()
+    index = ["table,family,config,seed"]
+    for seed, separation in enumerate((1.2, 1.0, 0.6, 0.0)):
+        table = make_table(("fan", "pump", "valve"), 12, 12, separation, seed)
+        write_table(table, folder / f"{seed}.parquet")
+        index.append(f"{seed},{'ab'[seed % 2]},{'cd'[seed // 2]},")
+    (folder / "index.csv").write_text("\n".join(index))
+
+
+def printed(*command: object) -> Any:
+    """What a command prints with `--json`."""
+    run = tutti_here(*command, "--json")
+    assert run.stdout, run.stderr
+    return json.loads(run.stdout)
+
+
+def outputs(run: FinishedRun, folder: Path) -> dict[str, Any]:
+    """What each command prints of a run with `--json`."""
+    package = folder / "package"
     commands = {
-        "run": ["run", system, "--data", data, "--out", out],
-        "plan": ["plan", system, "--data", data, "--out", out],
-        "doctor": ["doctor", "--data", data, "--out", out, "--address", "127.0.0.1:1"],  # starts no Ray
-        "data check": ["data", "check", data],
-        "metrics": ["metrics", fused],
-        "fuse": ["fuse", system, "--tables", out, "--out", out.with_name("fused")],
-        "submission make": ["submission", "make", out, "golden", "--out", package, "--label", "Name_Place_task2"],
+        "plan": ["plan", run.system, "--data", run.data, "--out", run.out],
+        "doctor": ["doctor", "--data", run.data, "--out", run.out, "--address", "127.0.0.1:1"],  # starts no Ray
+        "data check": ["data", "check", run.data],
+        "metrics": ["metrics", run.out / "systems" / NAME / "fused.parquet"],
+        "submission make": ["submission", "make", run.out, NAME, "--out", package, "--label", "Name_Place_task2"],
         "submission check": ["submission", "check", package],
-        "score": ["score", model, clip, "--machine", "pump"],
+        "score": ["score", run.model, run.clips("pump")[0], "--machine", "pump"],
     }
-    forms = {}
-    for name, command in commands.items():
-        printed = tutti_here(*command, "--json")
-        assert printed.stdout, printed.stderr
-        forms[name] = _form(json.loads(printed.stdout))
-    return forms
+    return {"run": run.printed, **{name: printed(*command) for name, command in commands.items()}}
 
 
 def _form(value: Any) -> Any:
@@ -107,7 +114,7 @@ def defaults() -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def figures(table: Any) -> dict[str, Any]:
+def scores(table: Any) -> dict[str, Any]:
     """Mean, spread and some clips of a table's two columns of scores."""
     found: dict[str, Any] = {}
     for column in ("score", "calibrated"):
@@ -125,4 +132,8 @@ def rows(path: Path) -> list[float]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        GOLDEN.write_text(json.dumps({**golden_run(Path(temporary)), "defaults": defaults()}, indent=1) + "\n")
+        folder = Path(temporary)
+        write_dataset(folder / "dataset", SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
+        finish_run(folder, folder / "dataset")
+        found = figures(FinishedRun(folder), folder)
+        GOLDEN.write_text(json.dumps({**found, "defaults": defaults()}, indent=1) + "\n")

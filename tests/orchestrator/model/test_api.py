@@ -13,6 +13,7 @@ import pytest
 from branches.data.synthetic import SyntheticSize, write_dataset
 from scoring.metrics import official_metrics
 from scoring.table import read_table
+from tests.finished import NAME
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -31,7 +32,7 @@ def test_the_page(run, tmp_path):
     write_dataset(tmp_path / "data", SyntheticSize(8, 3, 3, 1.0), machines=["rotor", "pump"])
     fused = tmp_path / "runs" / "first" / "systems" / "s2" / "fused.parquet"
     fused.parent.mkdir(parents=True)
-    shutil.copy(run.out / "systems" / "mixed" / "fused.parquet", fused)
+    shutil.copy(run.out / "systems" / NAME / "fused.parquet", fused)
     shutil.copytree(run.out / "branches", tmp_path / "runs" / "first" / "branches")
     shutil.copytree(run.model, tmp_path / "model")
     shutil.copy(run.clips("rotor")[0], tmp_path / "clip.wav")

@@ -11,7 +11,7 @@ from branches.data.synthetic import SyntheticClip, render
 from orchestrator.model.enrolment import enrol
 from orchestrator.model.ensemble import Ensemble
 from tests.commands import tutti_here
-from tests.orchestrator.model.cases import contributions, manifest_of
+from tests.finished import contributions, manifest_of
 
 pytestmark = pytest.mark.slow
 

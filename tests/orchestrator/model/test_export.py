@@ -17,7 +17,7 @@ from orchestrator.model.export import REQUIRED, export_system
 from orchestrator.model.manifest import CLIPS, MANIFEST, package_of, read_manifest
 from scoring.errors import InputError
 from tests.commands import tutti_here
-from tests.orchestrator.model.cases import BACKBONE, manifest_of
+from tests.finished import BACKBONE, NAME, manifest_of
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def test_a_shared_backbone_is_stored_once(model):
     assert [places.pop(f"frozen/{name}") for name in ("built_in", "log_mel")] == ["tiny", "log_mel"]
     assert set(places.values()) == {f"backbones/{stored.name}"}
     trained = {path.stem for path in (package / "branches").iterdir()}
-    assert trained == {names["trained/full"], names["trained/lora"]}
+    assert trained == {names[f"trained/{name}"] for name in ("full", "lora", "generated")}
     banks = {member.bank_file for member in read_manifest(package).members}
     assert {f"banks/{path.name}" for path in (package / "banks").iterdir()} == banks
     full = names["trained/full"]
@@ -158,12 +158,12 @@ def test_a_run_that_was_moved_gives_the_same_package(run, model, tmp_path):
 
 def test_what_has_no_weight_is_left_out(run, tmp_path):
     moved = shutil.copytree(run.out, tmp_path / "moved")
-    path = moved / "systems" / "mixed" / "result.json"
+    path = moved / "systems" / NAME / "result.json"
     result = json.loads(path.read_text())
     lora = [b["table"] for b in result["branches"] if b["branch"].startswith("trained/lora")]
     result["delivered"]["table_weights"] |= dict.fromkeys(lora, 0.0)
     path.write_text(json.dumps(result))
-    small = export_system(moved, "mixed", tmp_path / "small")
+    small = export_system(moved, NAME, tmp_path / "small")
     assert len(manifest_of(small)["members"]) == len(result["branches"]) - len(lora)
     assert lora[0].partition("/")[0] not in json.dumps(manifest_of(small))
 
@@ -171,7 +171,7 @@ def test_what_has_no_weight_is_left_out(run, tmp_path):
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, model, tmp_path):
     moved, out = shutil.copytree(run.out, tmp_path / "moved"), tmp_path / "out"
     for arguments, message in [
-        ((moved, "other", "--out", out), "no result of system 'other'; there are mixed"),
+        ((moved, "other", "--out", out), "no result of system 'other'; there are golden"),
         ((tmp_path, "--out", out), "no results in it; `tutti run` makes them"),
         ((moved, "--out", model), "exists already; give another --out"),
     ]:
@@ -180,7 +180,7 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, model, tmp_pat
         assert message in refused.output
     weights = sorted(moved.glob("branches/*/branch.pt"))[0]
     weights.write_bytes(weights.read_bytes()[:-1])
-    refused = tutti_here("export", moved, "mixed", "--out", out)
+    refused = tutti_here("export", moved, NAME, "--out", out)
     assert f"{weights}: lost or damaged; `tutti run` makes it again" in refused.output
     shutil.rmtree(weights.parent)
     assert f"{weights.parent / 'record.json'}: lost or damaged" in tutti_here("export", moved, "--out", out).output

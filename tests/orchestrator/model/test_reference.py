@@ -13,7 +13,7 @@ from orchestrator.model.manifest import Manifest, Member
 from scoring.banks import score_table
 from scoring.decisions import thresholds
 from scoring.errors import InputError
-from tests.orchestrator.model.cases import contributions
+from tests.finished import contributions
 
 DETECTORS = [
     {"name": "mahalanobis"},

@@ -17,7 +17,7 @@ from orchestrator.model.recordings import score_clips, section_of
 from scoring.decisions import gamma_threshold
 from scoring.errors import InputError
 from tests.commands import tutti_here
-from tests.orchestrator.model.cases import contributions, manifest_of
+from tests.finished import NAME, contributions, manifest_of
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def test_scores_and_decisions_are_those_of_the_run(run, ensemble, machine):
     assert [path.name for path in run.clips(machine)] == fused["clip"].to_pylist()
     for name in ("score", "calibrated"):
         assert found[name].to_numpy() == pytest.approx(fused[name].to_numpy(), abs=1e-5)
-    submitted = run.out / "submission" / "mixed" / f"decision_result_{machine}_section_00_test.csv"
+    submitted = run.out / "submission" / NAME / f"decision_result_{machine}_section_00_test.csv"
     decisions = [int(line.partition(",")[2]) for line in submitted.read_text().splitlines()]
     assert [int(anomaly) for anomaly in found["anomaly"].to_pylist()] == decisions
 
