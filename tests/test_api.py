@@ -15,7 +15,7 @@ from scoring.metrics import official_metrics
 from scoring.table import read_table
 from tests.finished import NAME
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def execute(code: str, folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from branches.audio import read_clip
 from fusion.joined import apply_weights
 from fusion.scales import SCALES
+from orchestrator.ledger.folders import read_finished
 from orchestrator.model.ensemble import Reference
 from orchestrator.model.manifest import Manifest, Member
 from scoring.banks import score_table
@@ -106,3 +109,37 @@ def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector)
     assert np.isfinite(of_the_first(3).score({BANKS[0]: X[3:]})["score"].to_numpy()).all()
     with pytest.raises(InputError, match="2 training clips; scoring needs at least 3"):
         of_the_first(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["rotor", "pump"])
+def test_an_exported_system_says_of_clips_what_the_run_said(run, ensemble, machine):
+    fused = run.fused(machine)
+    found = ensemble.score(machine, [read_clip(path) for path in run.clips(machine)])
+    assert [path.name for path in run.clips(machine)] == fused["clip"].to_pylist()
+    for name in ("score", "calibrated"):
+        assert found[name].to_numpy() == pytest.approx(fused[name].to_numpy(), abs=1e-5)
+    members = ensemble.manifest.members
+    assert len(members) == len(run.result["branches"])
+    assert sum(member.weight for member in members) == pytest.approx(1)
+    for member, contribution in zip(members, contributions(found), strict=True):
+        table = read_finished(run.out, f"{member.branch_id}/{member.name.rpartition(' ')[2]}")
+        rows = table.filter((pc.field("machine") == machine) & (pc.field("split") == "test"))
+        assert contribution == pytest.approx(member.weight * rows["calibrated"].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_references_are_fitted_once(ensemble):
+    assert ensemble.reference("rotor") is ensemble.reference("rotor")
+
+
+@pytest.mark.slow
+def test_a_batch_scores_as_its_clips_one_by_one(run, ensemble):
+    """Also where clips of other lengths, which are padded together, are in the batch."""
+    clips = [read_clip(path) for path in run.clips("rotor")]
+    clips += [clip[:9000] for clip in clips[:3]] + [np.tile(clips[0], (3, 1))]
+    together = ensemble.score("rotor", clips)["score"].to_numpy()
+    alone = [ensemble.score("rotor", [clip])["score"].to_pylist() for clip in clips]
+    assert together == pytest.approx(np.concatenate(alone), abs=1e-5)
+    backwards = ensemble.score("rotor", clips[::-1])["score"].to_numpy()
+    assert backwards[::-1] == pytest.approx(together, abs=1e-5)
