@@ -7,13 +7,17 @@ INSTALLED := .venv/.installed
 
 NEWEST := .venv-newest/bin
 
-.PHONY: demo test faults check bench gpu format newest lock
+.PHONY: demo test test-fast faults check bench gpu format newest lock
 
 demo: $(INSTALLED)
 	$(BIN)/tutti demo --out runs/demo
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# What one runs while editing: no Ray, no training, no server.
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not faults and not benchmark'
 
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m faults --part $(PART)
