@@ -129,8 +129,18 @@ def test_an_exported_system_says_of_clips_what_the_run_said(run, ensemble, machi
 
 
 @pytest.mark.slow
-def test_references_are_fitted_once(ensemble):
+def test_an_open_model_has_fitted_references_and_merged_adapters(ensemble):
+    """What would cost time with every recording."""
     assert ensemble.reference("rotor") is ensemble.reference("rotor")
+    networks = [network for network, _ in ensemble._networks]
+    assert any(network.spec.strategy.name == "lora" for network in networks)
+    assert not any("lora" in name for network in networks for name, _ in network.named_parameters())
+
+
+@pytest.mark.slow
+def test_a_level_at_which_no_embedding_is_finite_is_told(ensemble):
+    with pytest.raises(InputError, match="gives an embedding that is not finite: the level is absurd"):
+        ensemble.score("rotor", [np.full((16_000, 1), 1e30, np.float32)])
 
 
 @pytest.mark.slow
