@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from branches.audio import read_clip
@@ -127,6 +127,7 @@ def test_windows_score_as_the_same_excerpts_do_as_clips(ensemble, night):
 @given(
     st.integers(8000, 30000), st.sampled_from([8000, 11025, 16000]), st.floats(0.2, 0.6), st.floats(0.15, 1.0)
 )  # samples, Hz, seconds, share of a window
+@example(9600, 16_000, 0.6, 1.0)
 def test_windows_are_as_many_as_fit(ensemble, tmp_path, samples, rate, window, share):
     hop = window * share
     tone = 0.1 * np.sin(np.arange(samples) * 0.3)
