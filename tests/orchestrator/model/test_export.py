@@ -182,6 +182,9 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, moved, model, 
     assert "no result of system 'other'; there are golden" in refusal(moved, "other", *out)
     assert "no results in it; `tutti run` makes them" in refusal(tmp_path, *out)
     assert "exists already; give another --out" in refusal(moved, "--out", model)
+    second = shutil.copytree(moved / "systems" / NAME, moved / "systems" / "second")
+    assert "name one of its systems, golden, second" in refusal(moved, *out)
+    shutil.rmtree(second)
     weights = sorted(moved.glob("branches/*/branch.pt"))[0]
     weights.write_bytes(weights.read_bytes()[:-1])
     assert f"{weights}: lost or damaged; `tutti run` makes it again" in refusal(moved, NAME, *out)
