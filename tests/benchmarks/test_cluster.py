@@ -1,23 +1,18 @@
-"""What launching costs, how busy the slots are, how it grows with nodes, and 500 branches in one ledger.
-
-Branches sleep here, so that the figures are of the launching and not of the training.
-"""
+"""What launching costs, how busy slots are, how it grows with nodes, and 500 branches in one ledger (cluster.md)."""
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
-import os
 import shutil
 import statistics
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from branches.data.dataset import Dataset
-from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import session
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, write_record
 from orchestrator.overview import overview
@@ -28,7 +23,7 @@ from orchestrator.tracking.tracker import open_tracker
 from orchestrator.training.launch import unfinished
 from orchestrator.training.worker import branch_record
 from scoring.table import write_table
-from tests.benchmarks.sleeping import Sleeper, launched
+from tests.benchmarks.measured import launched
 from tests.commands import checksums
 from tests.tables import make_table
 
@@ -37,7 +32,7 @@ pytestmark = pytest.mark.benchmark
 
 def test_overhead_of_a_branch_over_a_bare_process(tmp_path):
     """Each of 16 branches that do nothing, on two slots, against processes that are started one by one."""
-    bare, ours = [], []
+    bare, ours, driver = [], [], []
     with session(num_cpus=2):
         for i in range(3):
             began = time.time()
@@ -46,99 +41,75 @@ def test_overhead_of_a_branch_over_a_bare_process(tmp_path):
                 process.start()
                 process.join()
             bare.append((time.time() - began) / 16)
-            ours.append(launched(tmp_path / str(i), 16, Sleeper(0))[0] / 16)
-    ratio = statistics.median(ours) / statistics.median(bare)
-    print(f"\nper empty branch: {statistics.median(ours):.2f} s, {ratio:.1f} × a bare process")
-    assert statistics.median(ours) - statistics.median(bare) < 1
+            began = time.process_time()
+            ours.append(launched(tmp_path / str(i), 16, seconds=0)[0] / 16)
+            driver.append((time.process_time() - began) / 16)
+    ours, bare, driver = map(statistics.median, (ours, bare, driver))
+    print(f"\nper empty branch: {ours:.2f} s, {ours / bare:.1f} × a bare process; {1000 * driver:.0f} ms of the driver")
+    assert ours - bare < 1
+
+
+@contextmanager
+def nodes(count, **resources):
+    """A cluster of equal nodes; GPUs are what only Ray believes in."""
+    cluster = Cluster(initialize_head=True, head_node_args=resources)
+    try:
+        for _ in range(count - 1):
+            cluster.add_node(**resources)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_share_of_time_that_slots_are_busy(tmp_path, gpus):
-    """With GPUs too, which only Ray believes in."""
-    import ray
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2 * gpus})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
-        total, spans = launched(tmp_path / "run", 24, Sleeper(20), gpus)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    busy = sum(end - begin for begin, end in spans)
-    print(f"\n24 branches of 20 s on 2 slots, {gpus} GPU each: busy {100 * busy / (2 * total):.1f} % of {total:.0f} s")
-    assert busy / (2 * total) > 0.95
+    with nodes(1, num_cpus=2, num_gpus=2 * gpus):
+        began = time.time()
+        total, spans = launched(tmp_path / "run", 24, 20, gpus)
+    busy = sum(end - begin for begin, end in spans) / (2 * total)
+    ends = sorted(end for _, end in spans)
+    waits = [begin - end for (begin, _), end in zip(spans[2:], ends, strict=False)]
+    print(f"\n24 branches of 20 s on 2 slots, {gpus} GPU each: busy {busy:.1%} of {total:.0f} s")
+    print(f"the first works after {spans[0][0] - began:.1f} s; a slot waits {statistics.median(waits):.2f} s")
+    assert busy > 0.95
 
 
 def test_efficiency_on_four_nodes(tmp_path):
-    """Nodes of one CPU and one GPU that only Ray believes in, start of their processes included."""
-    import ray
-
+    """Nodes of one CPU and one GPU, start of their processes included."""
     seconds = {}
-    for nodes in (1, 2, 4):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
-        try:
-            for _ in range(nodes - 1):
-                cluster.add_node(num_cpus=1, num_gpus=1)
-            ray.init(address=cluster.address, log_to_driver=False)
-            seconds[nodes] = launched(tmp_path / str(nodes), 24, Sleeper(20), 1)[0]
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-        efficiency = seconds[1] / (nodes * seconds[nodes])
-        print(f"\n24 branches of 20 s on {nodes} nodes: {seconds[nodes]:.0f} s, efficiency {efficiency:.2f}")
+    for count in (1, 2, 4):
+        with nodes(count, num_cpus=1, num_gpus=1):
+            seconds[count], _ = launched(tmp_path / str(count), 24, 20, 1)
+        efficiency = seconds[1] / (count * seconds[count])
+        print(f"\n24 branches of 20 s on {count} nodes: {seconds[count]:.0f} s, efficiency {efficiency:.2f}")
     assert efficiency > 0.85  # four nodes import at once on this machine's cores
 
 
-def test_driver_with_many_branches(tmp_path):
-    """CPU time and memory of the driver for branches that do and report nothing."""
-    with session(num_cpus=2):
-        launched(tmp_path / "warm", 4, Sleeper(0))
-        for count in (50, 200, 800):
-            cpu, memory = time.process_time(), resident_mib()
-            launched(tmp_path / str(count), count, Sleeper(0))
-            spent = (time.process_time() - cpu) / count
-            print(f"\n{count} branches: {1000 * spent:.0f} ms of the driver each, {resident_mib() - memory:+.0f} MiB")
-
-
-def resident_mib():
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def test_500_branches(tmp_path):
-    data, out = tmp_path / "data", tmp_path / "out"
-    write_dataset(data, SyntheticSize(3, 2, 1, 1.0), machines=["rotor"])
+def test_500_branches(dataset, tmp_path):
     configuration = {"branch": {"backbone": {"path": "tiny"}}, "seeds": list(range(500))}
     system = SystemSpec.model_validate({"name": "many", "subsystems": {"a": {"b": configuration}}})
-    began = time.time()
-    plan = make_plan([system], Dataset.read(data))
+    plan, out = make_plan([system], Dataset.read(dataset)), tmp_path / "out"
     write_table(make_table(machines="abcdefg", per_cell=50, train=1000), tmp_path / "table.parquet")
     for branch in plan.branches:
-        fill(out / BRANCHES / branch.branch_id, branch, tmp_path / "table.parquet")
+        folder = out / BRANCHES / branch.branch_id
+        (folder / TABLES).mkdir(parents=True)
+        shutil.copyfile(tmp_path / "table.parquet", folder / TABLES / f"{branch.scorings[0].name}.parquet")
+        found = {"curve": [(step, 1.0) for step in range(50)], "files": checksums(folder), "tables": branch.tables}
+        write_record(folder, branch_record(branch, "data").model_copy(update=found))
     (out / SYSTEMS).mkdir()
-    tracker = open_tracker(None, out, "many")
-    outbox = Outbox(tracker, out)
-    print(f"\n500 records written in {time.time() - began:.1f} s")
-    took = {}
+    tracker, took, results = open_tracker(None, out, "many"), {}, {}
     for name, action in {
-        "sent to MLflow": outbox.send,
-        "planned": lambda: overview([system], data, out),
+        "sent to MLflow": Outbox(tracker, out).send,
+        "planned": lambda: overview([system], dataset, out),
         "resumed": lambda: unfinished(plan.branches, out),
         "listed": tracker.sent,
     }.items():
         began = time.time()
-        result = action()
-        took[name] = time.time() - began
-        print(f"500 branches {name} in {took[name]:.1f} s")
-        assert name != "planned" or result["to_train"] == 0
-        assert name != "resumed" or not result
-        assert name != "listed" or len(result) == 501
+        results[name], took[name] = action(), time.time() - began
+        print(f"\n500 branches {name} in {took[name]:.1f} s", end="")
+    assert results["planned"]["to_train"] == len(results["resumed"]) == 0
+    assert len(results["listed"]) == 501
     assert took["planned"] + took["listed"] < 10
     assert took["resumed"] < 10
-
-
-def fill(folder, branch, table):
-    (folder / TABLES).mkdir(parents=True)
-    shutil.copyfile(table, folder / TABLES / f"{branch.scorings[0].name}.parquet")
-    found = {"curve": [(step, 1.0) for step in range(50)], "files": checksums(folder), "tables": branch.tables}
-    write_record(folder, branch_record(branch, "data").model_copy(update=found))

@@ -1,14 +1,11 @@
-"""A packaged ensemble against its branches one by one, as ratios measured in one run.
-
-    pytest -m benchmark -s tests/benchmarks/test_ensemble.py
+"""A packaged ensemble against its branches one by one, as ratios measured in one run (deployment.md).
 
 One by one means: each branch loaded by itself and given the clips by itself, without scores being made of
-what it says. The rounds of what is compared alternate, and the fastest of each counts.
+what it says.
 """
 
-import time
+import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,23 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from branches.audio.cache import in_memory
-from branches.beats import BEATsConfig, save_beats
-from branches.beats.checkpoint import random_beats
-from branches.data.synthetic import SyntheticClip, SyntheticSize, render, write_dataset
+from branches.data.synthetic import SyntheticClip, render
 from branches.model import BranchModel, features_of, load_branch
 from branches.spec import BUILT_IN
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import export_system
 from orchestrator.model.manifest import Member
+from tests.benchmarks.measured import fastest
 from tests.commands import tutti
+from tests.gpu.checks import base_checkpoint
 
 pytestmark = pytest.mark.benchmark
 
-BASE = BEATsConfig(
-    input_patch_size=16, embed_dim=512, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
-    encoder_attention_heads=12, conv_pos=128, conv_pos_groups=16, num_buckets=320, max_distance=800, deep_norm=True,
-    dropout=0.0, attention_dropout=0.0,
-)  # fmt: skip
 # Two LoRA branches, and four frozen ones that share a pass through the backbone.
 LARGE = """
 name: large
@@ -53,25 +45,21 @@ subsystems:
 """
 
 
-def exported(folder: Path, system: str) -> Path:
-    """A system that is trained on next to nothing and exported; with one labelled machine no branch is left out."""
-    write_dataset(folder / "data", SyntheticSize(6, 3, 2, 1.0), machines=["rotor", "pump"])
-    for i, path in enumerate(sorted((folder / "data" / "pump" / "test").iterdir())):
+@pytest.fixture(scope="module")
+def package(dataset, tmp_path_factory):
+    """The system, trained on next to nothing; with one labelled machine no branch is left out."""
+    folder = tmp_path_factory.mktemp("large")
+    data = shutil.copytree(dataset, folder / "data")
+    for i, path in enumerate(sorted((data / "pump" / "test").iterdir())):
         path.rename(path.with_name(f"section_00_{i:04d}.wav"))
-    run = tutti("run", system, "--data", folder / "data", "--out", folder / "out", timeout=600)
-    assert run.returncode == 0, run.stderr
-    return export_system(folder / "out", None, folder / "model")
+    with base_checkpoint() as path:
+        (folder / "large.yaml").write_text(LARGE.replace("base.pt", path))
+        run = tutti("run", folder / "large.yaml", "--data", data, "--out", folder / "out", timeout=600)
+        assert run.returncode == 0, run.stderr
+        yield export_system(folder / "out", None, folder / "model")
 
 
-Embedder = Callable[[list[NDArray[np.float32]]], None]
-
-
-def one_by_one(ensemble: Ensemble) -> list[Callable[[], Embedder]]:
-    """What loads the network of each member of a package."""
-    return [lambda member=member: loaded(ensemble, member) for member in ensemble.manifest.members]
-
-
-def loaded(ensemble: Ensemble, member: Member) -> Embedder:
+def loaded(ensemble: Ensemble, member: Member) -> Callable[[list[NDArray[np.float32]]], None]:
     """A member that embeds clips (samples, channels) of one length, and hears nothing of the others."""
     spec = ensemble.manifest.branches[member.branch_id]
     place = spec.backbone.path if spec.backbone.path in BUILT_IN else str(ensemble.folder / spec.backbone.path)
@@ -90,49 +78,22 @@ def loaded(ensemble: Ensemble, member: Member) -> Embedder:
     return embed
 
 
-def fastest(*calls: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each call's fastest round."""
-    best = [float("inf")] * len(calls)
-    for _ in range(rounds):
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best
-
-
-@pytest.mark.parametrize("name", ["demo", "large"])
-def test_together_against_one_by_one(name, tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        system = name
-        if name == "large":
-            save_beats(random_beats(BASE, seed=0), tmp_path / "base.pt")
-            system = str(tmp_path / "large.yaml")
-            Path(system).write_text(LARGE.replace("base.pt", str(tmp_path / "base.pt")))
-        measure(exported(tmp_path, system), rounds=4 if name == "demo" else 2, many=4)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def measure(model: Path, rounds: int, many: int) -> None:
-    """Print what the package weighs, and what a clip of 10 s takes."""
-    ensemble = Ensemble(model)
-    loads = one_by_one(ensemble)
-    members = [load() for load in loads]
-    clips = [render(SyntheticClip("rotor", "test", "source", "normal", i), 10.0) for i in range(many)]
-    ensemble.score("rotor", clips[:1])
+def test_together_against_one_by_one(package):
+    ensemble = Ensemble(package)
+    members = ensemble.manifest.members
+    alone = [loaded(ensemble, member) for member in members]
+    clips = [render(SyntheticClip("rotor", "test", "source", "normal", i), 10.0) for i in range(4)]
     calls = {
         "load, then one clip": (
-            lambda: Ensemble(model).score("rotor", clips[:1]),
-            lambda: [load()(clips[:1]) for load in loads],
+            lambda: Ensemble(package).score("rotor", clips[:1]),
+            lambda: [loaded(ensemble, member)(clips[:1]) for member in members],
         ),
-        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [run(clips[:1]) for run in members]),
-        f"{many} clips": (lambda: ensemble.score("rotor", clips), lambda: [run(clips) for run in members]),
+        "one clip": (lambda: ensemble.score("rotor", clips[:1]), lambda: [embed(clips[:1]) for embed in alone]),
+        "4 clips": (lambda: ensemble.score("rotor", clips), lambda: [embed(clips) for embed in alone]),
     }
-    size = sum(path.stat().st_size for path in ensemble.folder.rglob("*") if path.is_file())
-    print(f"\n{len(members)} score tables, {len(ensemble.manifest.branches)} branches, {size / 1e6:.1f} MB")
-    for name, (together, alone) in calls.items():
-        ours, theirs = fastest(together, alone, rounds=rounds)
+    size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    print(f"\n{len(members)} score tables, {len(ensemble.manifest.branches)} branches, {size / 1e6:.0f} MB")
+    for name, (together, one_by_one) in calls.items():
+        ours, theirs = fastest(together, one_by_one, rounds=3)
         print(f"{name}: {ours * 1e3:.0f} ms together, {theirs * 1e3:.0f} ms one by one: {theirs / ours:.2f}×")
+        assert theirs > ours

@@ -32,7 +32,7 @@ def small():
         ({"CPU": 3, "GPU": 0}, 2 + 1),
         ({"CPU": 1, "GPU": 1}, 2),
         ({"CPU": 1, "GPU": 0.5}, 4),
-        ({"CPU": 0.5, "GPU": 1 / 3}, 6),
+        ({"CPU": 0.1, "GPU": 0.1}, 20),  # although 2 // 0.1 is 19
         ({"CPU": 1, "GPU": 1 / 3}, 4),  # of CPUs
         ({"CPU": 1, "memory": 5 * GIB}, 8 + 1),
     ],

@@ -1,4 +1,4 @@
-"""Faults of docs/faults.md, really done to real runs; the score tables must be those of a run that nothing disturbed."""
+"""Faults of docs/faults.md, done to real runs; the score tables must be those of a run that nothing disturbed."""
 
 from __future__ import annotations
 
