@@ -11,15 +11,30 @@ from pathlib import Path
 
 import pytest
 
+from cluster.jobs import submit_job
+from scoring.errors import InputError
 from tests.cluster.conftest import SYSTEM, Trial, background, below, wait_for
 from tests.commands import TUTTI, answers, free_port, tutti
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.faults,
-    pytest.mark.xdist_group("head"),  # two heads would give their clients the same ports
-]
 RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:8265", "^--address 127.0.0.1:8265: give the dashboard's"),
+        ("ray://127.0.0.1:1", "^--address ray://127.0.0.1:1: give the dashboard's"),
+        ("http://127.0.0.1:1", "^no Ray dashboard answers at http://127.0.0.1:1 "),
+    ],
+)
+def test_an_address_that_is_no_dashboards(address, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        submit_job(address, "true", tmp_path)
+
+
+def on_a_head(test):
+    """Minutes; and two heads would give their clients the same ports."""
+    return pytest.mark.slow(pytest.mark.faults(pytest.mark.xdist_group("head")(test)))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +55,7 @@ def head(tmp_path_factory):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@on_a_head
 def test_a_driver_outside_the_cluster(undisturbed, trial, head):
     run = trial.again("--address", f"ray://127.0.0.1:{head[1]}")
     assert run.returncode == 0, run.stderr
@@ -64,6 +80,7 @@ def submit_and_follow(trial, dashboard):
     return following, job_id
 
 
+@on_a_head
 def test_submit_follow_and_stop(undisturbed, trial, head, tmp_path):
     dashboard, *_ = head
     endless = SYSTEM.replace("steps: 400", "steps: 100000").replace("name: small", "name: long")
@@ -92,6 +109,7 @@ def test_submit_follow_and_stop(undisturbed, trial, head, tmp_path):
     assert "Error: /none: no such folder" in wrong.stderr
 
 
+@on_a_head
 def test_a_wrong_token_then_a_dashboard_that_dies(trial, head, monkeypatch):
     dashboard, clients, node = head
     with monkeypatch.context() as patch:

@@ -17,12 +17,11 @@ from tests.commands import parsed
 
 MANIFESTS = Path(cluster.__file__).parent / "manifests"
 YAML = {path.name: list(yaml.safe_load_all(path.read_text())) for path in MANIFESTS.glob("*.yaml")}
-# What KubeRay knows of, as far as these use it.
-RAY_JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"}
-RAY_CLUSTER = {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"}
-RAY_CLUSTER |= {"headGroupSpec", "workerGroupSpecs"}
-HEAD = {"rayStartParams", "template"}
-WORKERS = HEAD | {"groupName", "replicas", "minReplicas", "maxReplicas"}
+# What KubeRay knows of, as far as these use it: of a job, a cluster, a group of nodes.
+KUBERAY = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"}
+KUBERAY |= {"rayClusterSpec", "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"}
+KUBERAY |= {"headGroupSpec", "workerGroupSpecs", "rayStartParams", "template"}
+KUBERAY |= {"groupName", "replicas", "minReplicas", "maxReplicas"}
 
 
 def objects(node):
@@ -37,19 +36,13 @@ def objects(node):
 def test_kuberay_makes_a_cluster_with_a_token(name):
     (document,) = YAML[name]
     assert document["apiVersion"] == "ray.io/v1"
-    spec = document["spec"]
-    if document["kind"] == "RayJob":
-        assert set(spec) == RAY_JOB | {"rayClusterSpec"}
-        spec = spec["rayClusterSpec"]
-    assert set(spec) <= RAY_CLUSTER
+    spec = document["spec"].get("rayClusterSpec", document["spec"])
     assert spec["rayVersion"] == ray.__version__
     assert spec["authOptions"] == {"mode": "token"}
-    assert set(spec["headGroupSpec"]) == HEAD
-    for group in spec["workerGroupSpecs"]:
-        assert set(group) == WORKERS
-        assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert all(level.keys() <= KUBERAY for level in [document["spec"], spec, head, *workers])
+    assert all(1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in workers)
+    assert all(isinstance(value, str) for group in [head, *workers] for value in group["rayStartParams"].values())
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "mlflow.yaml"])
