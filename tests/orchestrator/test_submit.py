@@ -14,7 +14,7 @@ from tests.commands import SMALL_SYSTEM, parsed
 def test_what_is_shipped_is_small_and_runs_alone(tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL_SYSTEM)
     with shipped([str(tmp_path / "small.yaml"), "demo"]) as (folder, names):
-        assert names[1] == "demo"
+        assert names == ["system0.yaml", "demo"]
         assert (folder / names[0]).read_text() == SMALL_SYSTEM
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2 << 20
         code = "import orchestrator, importlib.metadata as m; print(orchestrator.__file__, m.version('tutti-asd'))"
