@@ -1,4 +1,4 @@
-"""A training step of BEATs' size (90 M parameters, random weights, 10 s clips) and its frontend, on two cores."""
+"""A training step of BEATs' size (90 M parameters, random weights, 10 s clips) on two cores."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from torchaudio.compliance import kaldi
 
 from branches.beats import attention
 from branches.beats.checkpoint import random_beats
-from branches.frontend import FBANK_MEAN, FBANK_STD, fbank
 from tests.benchmarks.measured import fastest
 from tests.gpu.checks import BASE, measure_what_is_not_the_encoder
 
@@ -68,19 +66,6 @@ def test_training_step_against_eager_attention(monkeypatch):
     print(f"peak memory {ours_gib:.2f} GiB against {eager_gib:.2f} GiB eager: {eager_gib / ours_gib:.2f}×")
     assert ours_s < eager_s
     assert ours_gib < 0.7 * eager_gib
-
-
-@torch.inference_mode()
-def test_frontend_against_a_loop_over_clips():
-    waveforms = torch.randn(32, 160_000) * 0.1
-
-    def loop() -> Tensor:
-        mels = [kaldi.fbank(w[None] * 2**15, num_mel_bins=128, sample_frequency=16000) for w in waveforms]
-        return (torch.stack(mels) - FBANK_MEAN) / (2 * FBANK_STD)
-
-    ours, theirs = fastest(lambda: fbank(waveforms), loop, rounds=8)
-    print(f"\nfrontend {ours * 1e3:.0f} ms against {theirs * 1e3:.0f} ms loop: {theirs / ours:.2f}×")
-    assert ours < theirs
 
 
 def test_share_of_a_training_step_that_is_not_the_encoder():
