@@ -57,13 +57,13 @@ class Sleeper:
         (job.out / branch.branch_id).write_text(json.dumps([begin, time.time()]))
 
 
-def launched(folder: Path, count: int, seconds: float, gpus: float = 0.0) -> tuple[float, list[tuple[float, float]]]:
+def launched(folder: Path, count: int, seconds: float) -> tuple[float, list[tuple[float, float]]]:
     """Seconds that `launch` takes for so many branches that sleep, and from when to when each of them slept."""
     from orchestrator.training.launch import launch  # which a branch's process, that loads this module, has no need of
 
     folder.mkdir()
     nothing = make_table().select([])
-    place = {"data": folder, "out": folder, "gpus_per_branch": gpus}
+    place = {"data": folder, "out": folder, "gpus_per_branch": 0.0}
     job = Job(**place, fingerprint="", training="", noise=nothing, versions=[], frozen=())
     names = [f"{i:016d}" for i in range(count)]
     branches = [Branch(n, "", n, ("s",), BranchSpec(seed=int(n)), (MahalanobisSpec(),)) for n in names]

@@ -1,6 +1,7 @@
-"""A training step of BEATs' size (90 M parameters, random weights, 10 s clips) on two cores."""
+"""A training step of BEATs' size (90 M parameters, random weights, 10 s clips) on two cores, and frozen passes."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from branches.audio.cache import open_cache
 from branches.beats import attention
 from branches.beats.checkpoint import random_beats
+from branches.data.dataset import read_index
+from branches.frozen import frozen_embeddings
+from branches.spec import BranchSpec, PatchesSpec
 from tests.benchmarks.measured import fastest
 from tests.gpu.checks import BASE, measure_what_is_not_the_encoder
 
@@ -72,3 +77,21 @@ def test_share_of_a_training_step_that_is_not_the_encoder():
     """Loading, log-mels, augmentation, labels of masked patches, loss and optimiser."""
     print()
     assert measure_what_is_not_the_encoder("cpu", 4, 2) < 0.1
+
+
+POOLINGS = ["mean", "band_statistics", "band_mean", *({"name": "relative_deviation", "gamma": g} for g in (4, 6, 8))]
+
+
+def test_one_pass_with_six_embeddings_against_six_passes(dataset, tmp_path):
+    audio = open_cache(dataset, read_index(dataset), tmp_path / "cache")
+    spec = BranchSpec.model_validate({"strategy": "frozen"})
+    inputs = spec.frozen_inputs([PatchesSpec.model_validate({"pooling": pooling}) for pooling in POOLINGS])
+    fresh = (tmp_path / str(i) for i in count())
+
+    def embed(*groups):
+        for group in groups:
+            frozen_embeddings(group[0], group, audio, next(fresh), "cpu")
+
+    together, alone = fastest(lambda: embed(inputs), lambda: embed(*([one] for one in inputs)), rounds=3)
+    print(f"\n{len(inputs)} embeddings: one pass {together:.2f} s, one by one {alone:.2f} s: {alone / together:.1f}×")
+    assert alone > 3 * together

@@ -1,4 +1,4 @@
-"""What launching costs, how busy slots are, how it grows with nodes, and 500 branches in one ledger (cluster.md)."""
+"""What launching costs, how busy slots are, and 500 branches in one ledger (cluster.md)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import multiprocessing
 import shutil
 import statistics
 import time
-from contextlib import contextmanager
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from branches.data.dataset import Dataset
 from cluster.session import session
@@ -49,42 +46,16 @@ def test_overhead_of_a_branch_over_a_bare_process(tmp_path):
     assert ours - bare < 1
 
 
-@contextmanager
-def nodes(count, **resources):
-    """A cluster of equal nodes; GPUs are what only Ray believes in."""
-    cluster = Cluster(initialize_head=True, head_node_args=resources)
-    try:
-        for _ in range(count - 1):
-            cluster.add_node(**resources)
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_share_of_time_that_slots_are_busy(tmp_path, gpus):
-    with nodes(1, num_cpus=2, num_gpus=2 * gpus):
+def test_share_of_time_that_slots_are_busy(tmp_path):
+    with session(num_cpus=2):
         began = time.time()
-        total, spans = launched(tmp_path / "run", 24, 20, gpus)
+        total, spans = launched(tmp_path / "run", 24, 20)
     busy = sum(end - begin for begin, end in spans) / (2 * total)
     ends = sorted(end for _, end in spans)
     waits = [begin - end for (begin, _), end in zip(spans[2:], ends, strict=False)]
-    print(f"\n24 branches of 20 s on 2 slots, {gpus} GPU each: busy {busy:.1%} of {total:.0f} s")
+    print(f"\n24 branches of 20 s on 2 slots: busy {busy:.1%} of {total:.0f} s")
     print(f"the first works after {spans[0][0] - began:.1f} s; a slot waits {statistics.median(waits):.2f} s")
     assert busy > 0.95
-
-
-def test_efficiency_on_four_nodes(tmp_path):
-    """Nodes of one CPU and one GPU, start of their processes included."""
-    seconds = {}
-    for count in (1, 2, 4):
-        with nodes(count, num_cpus=1, num_gpus=1):
-            seconds[count], _ = launched(tmp_path / str(count), 24, 20, 1)
-        efficiency = seconds[1] / (count * seconds[count])
-        print(f"\n24 branches of 20 s on {count} nodes: {seconds[count]:.0f} s, efficiency {efficiency:.2f}")
-    assert efficiency > 0.85  # four nodes import at once on this machine's cores
 
 
 def test_500_branches(dataset, tmp_path):

@@ -1,10 +1,8 @@
 """A packaged ensemble against its branches one by one, as ratios measured in one run (deployment.md).
 
-One by one means: each branch loaded by itself and given the clips by itself, without scores being made of
-what it says.
+One by one means: each branch loaded by itself and given the clips by itself, without scores being made of what it says.
 """
 
-import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -17,46 +15,10 @@ from branches.data.synthetic import SyntheticClip, render
 from branches.model import BranchModel, features_of, load_branch
 from branches.spec import BUILT_IN
 from orchestrator.model.ensemble import Ensemble
-from orchestrator.model.export import export_system
 from orchestrator.model.manifest import Member
 from tests.benchmarks.measured import fastest
-from tests.commands import tutti
-from tests.gpu.checks import base_checkpoint
 
 pytestmark = pytest.mark.benchmark
-
-# Two LoRA branches, and four frozen ones that share a pass through the backbone.
-LARGE = """
-name: large
-branch:
-  backbone: {path: base.pt}
-  objective: softmax
-  embedding_dim: 64
-  training: {steps: 1, batch_size: 2, crop_seconds: 0.5}
-subsystems:
-  lora:
-    arcface: {branch: {objective: arcface, strategy: lora}}
-    softmax: {branch: {strategy: lora}}
-  frozen:
-    mean: {branch: {strategy: frozen, pooling: mean}}
-    statistics: {branch: {strategy: frozen, pooling: band_statistics}}
-    bands: {branch: {strategy: frozen, pooling: band_mean}}
-    layers: {branch: {strategy: frozen, pooling: mean, backbone: {path: base.pt, layers: [4, 8]}}}
-"""
-
-
-@pytest.fixture(scope="module")
-def package(dataset, tmp_path_factory):
-    """The system, trained on next to nothing; with one labelled machine no branch is left out."""
-    folder = tmp_path_factory.mktemp("large")
-    data = shutil.copytree(dataset, folder / "data")
-    for i, path in enumerate(sorted((data / "pump" / "test").iterdir())):
-        path.rename(path.with_name(f"section_00_{i:04d}.wav"))
-    with base_checkpoint() as path:
-        (folder / "large.yaml").write_text(LARGE.replace("base.pt", path))
-        run = tutti("run", folder / "large.yaml", "--data", data, "--out", folder / "out", timeout=600)
-        assert run.returncode == 0, run.stderr
-        yield export_system(folder / "out", None, folder / "model")
 
 
 def loaded(ensemble: Ensemble, member: Member) -> Callable[[list[NDArray[np.float32]]], None]:
@@ -78,8 +40,8 @@ def loaded(ensemble: Ensemble, member: Member) -> Callable[[list[NDArray[np.floa
     return embed
 
 
-def test_together_against_one_by_one(package):
-    ensemble = Ensemble(package)
+def test_together_against_one_by_one(run):
+    package, ensemble = run.model, Ensemble(run.model)
     members = ensemble.manifest.members
     alone = [loaded(ensemble, member) for member in members]
     clips = [render(SyntheticClip("rotor", "test", "source", "normal", i), 10.0) for i in range(4)]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -130,37 +127,3 @@ def test_growth_with_tables_clips_and_trials():
         slope = np.polyfit(np.log(sizes), np.log(took), 1)[0]
         print(f"\nseconds of one task by {name}: {sizes} → {np.round(took, 2).tolist()}, ∝ n^{slope:.2f}")
         assert slope < 2
-
-
-class ManyTables(dict):
-    """Tables made when they are asked for, as those of a folder are read."""
-
-    def __init__(self, names, base) -> None:
-        super().__init__(dict.fromkeys(names))
-        self.base = base
-
-    def __getitem__(self, name):
-        score = self.base["score"].to_numpy() + np.random.default_rng(int(name)).normal(size=len(self.base))
-        return with_scores(self.base, score, calibrate(self.base, score), {})
-
-
-def print_memory_of_a_thousand_tables(clips: int) -> None:
-    """Of two machines, with so many clips together: everything but the repetitions of the search; prints GiB."""
-
-    def searched_once(problem, tasks):  # memory does not depend on how often a search is repeated
-        found = search_weights(problem, tasks[0])
-        return ((task, found) for task in tasks)
-
-    tree = {f"s{i}": {f"c{j}": [str(100 * i + 5 * j + k) for k in range(5)] for j in range(20)} for i in range(10)}
-    base = make_table(("a", "b"), clips // 16, clips // 4, 0.5, seed=0)
-    fuse(ManyTables(tables_of(tree), base), tree, runner=searched_once)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-
-
-def test_memory_of_a_thousand_tables():
-    """In a process of its own; at most a tenth of 16 GiB, and what Python needs to start."""
-    module = "tests.benchmarks.test_fusion"
-    code = f"from {module} import print_memory_of_a_thousand_tables as p; p(10_000)"
-    gib = float(subprocess.check_output([sys.executable, "-c", code]))
-    print(f"\n1000 tables of 10 000 clips: {gib:.2f} GiB")
-    assert gib < 16 / 10 + 0.4

@@ -8,16 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
 from orchestrator.ledger.folders import BRANCHES, RECORD
-from orchestrator.ledger.storage import DRIVER, every
-from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
-from orchestrator.tracking.tracker import open_tracker
+from orchestrator.ledger.storage import DRIVER
 from tests.cluster.conftest import Trial, background, below, branches_of, finish, step_of, wait_for
 from tests.commands import answers, free_port
 
@@ -97,21 +95,6 @@ def mlflow_server(folder, port):
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", folder / "artifacts", "--workers", 1, "--host", "127.0.0.1", "--port", port]
     return background(folder / "server.log", command, lambda: answers(port))
-
-
-def test_an_mlflow_server_goes_away_and_comes_back(undisturbed, trial, tmp_path, caplog):
-    shutil.copytree(undisturbed.out, trial.out)
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    with mlflow_server(tmp_path, port):
-        outbox = Outbox(open_tracker(uri, trial.out, "small on data"), trial.out)
-    with ExitStack() as back:
-        with every(POLL_SECONDS, outbox.send):
-            wait_for(lambda: "results are kept" in caplog.text)
-            back.enter_context(mlflow_server(tmp_path, port))
-            wait_for(lambda: trial.statuses(uri) == [*FINISHED[:-1], ("run", "RUNNING")])
-        assert outbox.close("FINISHED") == 0
-        assert trial.statuses(uri) == FINISHED
 
 
 def test_an_mlflow_server_is_gone_to_the_end(undisturbed, trial, tmp_path):

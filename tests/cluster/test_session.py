@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,6 +23,19 @@ from scoring.errors import InputError
 from tests.cluster.conftest import below
 
 ROOT = str(Path(scoring.errors.__file__).parents[1])
+RELEASE = "2.60"  # whose `Node` has `all_processes` and `kill_all_processes(check_alive, allow_graceful)`
+
+
+def test_one_file_rests_on_what_ray_does_not_publish_and_is_for_this_release():
+    assert version("ray").startswith(f"{RELEASE}."), (
+        "another Ray: see whether its Node still has all_processes and kill_all_processes, then raise RELEASE"
+    )
+    files = [
+        path for name in ("cluster", "orchestrator", "branches", "fusion") for path in Path(ROOT, name).rglob("*.py")
+    ]
+    assert [path.name for path in files if re.search(r"(import|from) ray\._private", path.read_text())] == [
+        "processes.py"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +158,8 @@ def test_a_session_in_a_folder_of_any_name_and_content_leaves_nothing(tmp_path):
     printed = subprocess.check_output([sys.executable, "-c", WHOLE], env=environment, cwd=scripts, timeout=100)
     assert json.loads(printed) == [scoring.errors.__file__, [], False, False, str(scripts)]
     (scripts / "orchestrator.py").unlink()  # which Python itself would run
-    version = [sys.executable, "-m", "orchestrator", "--version"]
-    assert b"tutti" in subprocess.check_output(version, cwd=scripts, env={**os.environ, "PYTHONPATH": ROOT})
+    command = [sys.executable, "-m", "orchestrator", "--version"]
+    assert b"tutti" in subprocess.check_output(command, cwd=scripts, env={**os.environ, "PYTHONPATH": ROOT})
 
 
 @pytest.fixture(scope="module")
