@@ -1,6 +1,4 @@
-"""What fusion costs on one core, as ratios measured in one run, and how it grows (fusion.md)."""
-
-from __future__ import annotations
+"""What fusion costs on one core, as ratios measured in one run (fusion.md)."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +9,11 @@ import pyarrow.compute as pc
 import pytest
 from threadpoolctl import threadpool_limits
 
-import fusion.methods
-from fusion.hierarchy import configurations_of, parts_of, tables_of
+from fusion.hierarchy import tables_of
 from fusion.joined import Joined
 from fusion.labelled import LabelledScores
 from fusion.methods import to_weights
 from fusion.search import fuse
-from fusion.tasks import Problem, search_weights
 from scoring.calibration import calibrate
 from scoring.table import conform, with_scores
 from tests.benchmarks.measured import fastest, sklearn_cells
@@ -102,28 +98,3 @@ def test_the_whole_job_against_one_flat_search():
     ours, theirs = seconds(lambda: fuse(tables, TREE), lambda: flat_search(scores, 1000))
     print(f"\nall methods, LOMO, bootstrap: {ours:.1f} s; flat TPE, 1000 trials: {theirs:.1f} s: {ours / theirs:.2f}")
     assert ours < theirs
-
-
-def task_seconds(per_table: int, per_cell: int = 50, trials: int = 60) -> float:
-    """One task, all methods, on five sub-systems with `per_table` configurations each."""
-    tree = {f"s{i}": {f"c{j}": [f"{i}.{j}"] for j in range(per_table)} for i in range(5)}
-    scores = labelled(pool(tables_of(tree), per_cell))
-    problem = Problem(configurations_of(scores, tree), parts_of(tree), 0)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"TRIALS": trials, "PATIENCE": trials, "RESTARTS": 1}.items():
-            patch.setattr(fusion.methods, name, value)
-        return seconds(lambda: search_weights(problem, frozenset()))[0]
-
-
-def test_growth_with_tables_clips_and_trials():
-    task_seconds(1)
-    studies = {
-        "tables": {5 * n: task_seconds(n, trials=15) for n in (1, 2, 4, 8, 16)},
-        "labelled clips": {28 * n: task_seconds(4, n, 15) for n in (25, 50, 100, 200, 400)},
-        "TPE trials per level": {n: task_seconds(4, trials=n) for n in (15, 30, 60, 120)},
-    }
-    for name, values in studies.items():
-        sizes, took = list(values), list(values.values())
-        slope = np.polyfit(np.log(sizes), np.log(took), 1)[0]
-        print(f"\nseconds of one task by {name}: {sizes} → {np.round(took, 2).tolist()}, ∝ n^{slope:.2f}")
-        assert slope < 2

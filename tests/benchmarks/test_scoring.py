@@ -1,7 +1,5 @@
 """How fast scoring is, on one core, as ratios measured in one run (scoring.md)."""
 
-from __future__ import annotations
-
 import time
 import tracemalloc
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Faults of docs/faults.md, done to real runs; the score tables must be those of a run that nothing disturbed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Runs sent to a real Ray cluster on this machine, over its dashboard, as from a laptop."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

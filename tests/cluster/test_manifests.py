@@ -1,7 +1,5 @@
 """Manifests are what the tools that read them accept, and close what should be closed."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

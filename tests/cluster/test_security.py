@@ -1,7 +1,5 @@
 """What comes from outside is never executed (docs/security.md): in the code, and with files that would."""
 
-from __future__ import annotations
-
 import ast
 import pickle
 from pathlib import Path

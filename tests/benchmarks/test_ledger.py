@@ -1,16 +1,11 @@
-"""What launching costs, how busy slots are, and 500 branches in one ledger (cluster.md)."""
+"""500 branches in one ledger (cluster.md)."""
 
-from __future__ import annotations
-
-import multiprocessing
 import shutil
-import statistics
 import time
 
 import pytest
 
 from branches.data.dataset import Dataset
-from cluster.session import session
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, write_record
 from orchestrator.overview import overview
 from orchestrator.plan import make_plan
@@ -20,42 +15,10 @@ from orchestrator.tracking.tracker import open_tracker
 from orchestrator.training.launch import unfinished
 from orchestrator.training.worker import branch_record
 from scoring.table import write_table
-from tests.benchmarks.measured import launched
 from tests.commands import checksums
 from tests.tables import make_table
 
 pytestmark = pytest.mark.benchmark
-
-
-def test_overhead_of_a_branch_over_a_bare_process(tmp_path):
-    """Each of 16 branches that do nothing, on two slots, against processes that are started one by one."""
-    bare, ours, driver = [], [], []
-    with session(num_cpus=2):
-        for i in range(3):
-            began = time.time()
-            for _ in range(16):
-                process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
-                process.start()
-                process.join()
-            bare.append((time.time() - began) / 16)
-            began = time.process_time()
-            ours.append(launched(tmp_path / str(i), 16, seconds=0)[0] / 16)
-            driver.append((time.process_time() - began) / 16)
-    ours, bare, driver = map(statistics.median, (ours, bare, driver))
-    print(f"\nper empty branch: {ours:.2f} s, {ours / bare:.1f} × a bare process; {1000 * driver:.0f} ms of the driver")
-    assert ours - bare < 1
-
-
-def test_share_of_time_that_slots_are_busy(tmp_path):
-    with session(num_cpus=2):
-        began = time.time()
-        total, spans = launched(tmp_path / "run", 24, 20)
-    busy = sum(end - begin for begin, end in spans) / (2 * total)
-    ends = sorted(end for _, end in spans)
-    waits = [begin - end for (begin, _), end in zip(spans[2:], ends, strict=False)]
-    print(f"\n24 branches of 20 s on 2 slots: busy {busy:.1%} of {total:.0f} s")
-    print(f"the first works after {spans[0][0] - began:.1f} s; a slot waits {statistics.median(waits):.2f} s")
-    assert busy > 0.95
 
 
 def test_500_branches(dataset, tmp_path):
