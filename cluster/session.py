@@ -105,9 +105,9 @@ def first_line(error: Exception) -> str:
 
 def require_server(address: str, kind: str, remedy: str) -> None:
     """`InputError` if nothing listens at an address (`host:port` or a URI); clients would try for minutes."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    port = parts.port or {"https": 443, "ray": 10001}.get(parts.scheme, 80)
     try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or {"https": 443, "ray": 10001}.get(parts.scheme, 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except (OSError, ValueError) as error:
         raise InputError(f"no {kind} answers at {address} ({error}); {remedy}") from None

@@ -1,20 +1,22 @@
-"""A data set, a system of two small branches, and the run that nothing disturbed, for all tests of faults."""
+"""Runs of a small system, to be disturbed, and the one that nothing disturbed, for all tests of faults."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 
-from branches.data.synthetic import SyntheticSize, write_dataset
-from orchestrator.ledger.folders import BRANCHES
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS
 from scoring.table import read_table
 from tests.commands import TUTTI, tutti
 
@@ -31,31 +33,40 @@ subsystems:
 
 
 class Trial:
-    """One output folder, and runs into it."""
+    """A system, a folder for its output, and runs into it."""
 
-    def __init__(self, data: Path, out: Path) -> None:
-        self.data, self.out = data, out
-        self.system = data.with_name("small.yaml")
-        self.arguments = ["run", self.system, "--data", data, "--out", out, "--checkpoint-seconds", 0]
+    def __init__(self, data: Path, folder: Path, system: str = SYSTEM) -> None:
+        self.data, self.out, self.system = data, folder / "out", folder / "system.yaml"
+        folder.mkdir(exist_ok=True)
+        self.system.write_text(system)
+        self.arguments = ["run", self.system, "--data", data, "--out", self.out, "--checkpoint-seconds", 0]
 
     def start(self, *options: object) -> subprocess.Popen[str]:
         """A run in a process group of its own, as from a terminal."""
         command = [TUTTI, *map(str, [*self.arguments, *options])]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
     def again(self, *options: object) -> subprocess.CompletedProcess[str]:
         return tutti(*self.arguments, *options, timeout=400)
 
     def tables(self) -> dict[str, object]:
         """All score tables, of branches and of the system, by place."""
-        paths = [*(self.out / BRANCHES).rglob("*.parquet"), *(self.out / "systems").rglob("*.parquet")]
+        paths = [path for folder in (BRANCHES, SYSTEMS) for path in (self.out / folder).rglob("*.parquet")]
         return {str(path.relative_to(self.out)): read_table(path) for path in paths}
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.out / "checkpoints").rglob("*.pt"))
 
     def training(self, branches: int = 1) -> bool:
         """Whether that many branches are well into their training, and not at its end."""
-        return sum(step_of(path) > 10 for path in (self.out / "checkpoints").rglob("*.pt")) >= branches
+        return sum(step_of(path) > 10 for path in self.checkpoints()) >= branches
+
+    def statuses(self, uri: str | None = None) -> list[tuple[str, str]]:
+        """Role and status of every run in a store, by default the folder's own."""
+        client = MlflowClient(uri or f"sqlite:///{self.out / 'mlflow.db'}")
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        return sorted((run.data.tags["role"], run.info.status) for run in runs)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -65,6 +76,16 @@ def step_of(checkpoint: Path) -> int:
         return 0
 
 
+def finish(run: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and stderr of a run that was started."""
+    try:
+        _, errors = run.communicate(timeout=400)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    return run.returncode, errors
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -72,47 +93,53 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
-def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray's workers in which a run trains branches."""
-    return [process for process in below(run.pid) if "ImplicitFunc" in command_of(process)]
+@contextmanager
+def background(
+    log: Path, command: Iterable[object], running: Callable[[], object]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that runs until the block ends, with what it starts."""
+    with open(log, "ab") as file:
+        process = subprocess.Popen([*map(str, command)], stdout=file, stderr=file, start_new_session=True)
+    try:
+        wait_for(running)
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def below(root: int, command: str) -> list[psutil.Process]:
+    """What a process started, directly or not, that has these words in its command line."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if command in " ".join(process.cmdline()) else []
+    return found
 
 
 def branches_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The branches' own processes."""
-    servers = {process for process in below(run.pid) if "forkserver" in command_of(process)}
-    return [process for process in servers if parent_of(process) in servers]
-
-
-def below(root: int) -> list[psutil.Process]:
-    """What a process started, directly or not."""
-    return psutil.Process(root).children(recursive=True)
-
-
-def parent_of(process: psutil.Process) -> psutil.Process | None:
-    with suppress(psutil.NoSuchProcess):
-        return process.parent()
-    return None
-
-
-def command_of(process: psutil.Process) -> str:
-    """Its command line; empty once it has ended."""
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""
+    """The branches' own processes: each is forked from a server, whose parent is none."""
+    servers, found = below(run.pid, "forkserver"), []
+    for process in servers:
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.parent() in servers else []
+    return found
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults")
-    write_dataset(folder / "data", SyntheticSize(8, 3, 2, 1.0), machines=["rotor", "pump"])
-    (folder / "small.yaml").write_text(SYSTEM)
-    trial = Trial(folder / "data", folder / "out")
-    run = trial.again()
-    assert run.returncode == 0, run.stderr
-    return trial
+def undisturbed(dataset, shared):
+    def make(folder):
+        run = Trial(dataset, folder).again()
+        assert run.returncode == 0, run.stderr
+
+    return Trial(dataset, shared("undisturbed", make))
 
 
 @pytest.fixture
-def trial(undisturbed, tmp_path):
-    yield Trial(undisturbed.data, tmp_path / "out")
+def trial(dataset, tmp_path):
+    yield Trial(dataset, tmp_path)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)

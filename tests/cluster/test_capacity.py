@@ -6,31 +6,43 @@ from ray.cluster_utils import Cluster
 
 from cluster.capacity import GIB, gpus_of_a_branch, largest_memory, memory_share, require, slots
 from scoring.errors import InputError
+from tests.cluster.conftest import wait_for
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nodes():
-    """A large node without GPUs, and a small one with two."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 8, "memory": 64 * GIB, "include_dashboard": False}
-    )
+def small():
+    """The small one, with two GPUs, of two nodes; the large one has none."""
+    head = {"num_cpus": 8, "memory": 64 * GIB, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.add_node(num_cpus=4, num_gpus=2, memory=8 * GIB)
+        node = cluster.add_node(num_cpus=4, num_gpus=2, memory=8 * GIB)
         ray.init(address=cluster.address, log_to_driver=False)
-        yield
+        yield cluster, node
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def test_slots_are_counted_node_by_node():
-    assert slots({"CPU": 3}) == 2 + 1
-    assert slots({"CPU": 1, "GPU": 1}) == 2
-    assert slots({"CPU": 1, "GPU": 0.5}) == 4
-    assert slots({"CPU": 1, "GPU": 1 / 3}) == 4  # of CPUs; the GPUs would do for six
-    assert slots({"CPU": 1, "memory": 5 * GIB}) == 8 + 1
-    assert gpus_of_a_branch(None) == 1
-    assert gpus_of_a_branch(0.25) == 0.25
+@pytest.mark.parametrize(
+    ("resources", "branches"),
+    [
+        ({"CPU": 3}, 2 + 1),
+        ({"CPU": 3, "GPU": 0}, 2 + 1),
+        ({"CPU": 1, "GPU": 1}, 2),
+        ({"CPU": 1, "GPU": 0.5}, 4),
+        ({"CPU": 0.1, "GPU": 0.1}, 20),  # although 2 // 0.1 is 19
+        ({"CPU": 1, "GPU": 1 / 3}, 4),  # of CPUs
+        ({"CPU": 1, "memory": 5 * GIB}, 8 + 1),
+    ],
+)
+def test_slots_are_counted_node_by_node(resources, branches):
+    assert slots(resources) == branches
+
+
+def test_a_branch_has_a_gpu_where_there_are_any_unless_told_otherwise():
+    assert [gpus_of_a_branch(wanted) for wanted in (None, 0.25, 0.0)] == [1, 0.25, 0]
 
 
 def test_memory_is_shared_by_what_fits_on_a_node():
@@ -47,3 +59,11 @@ def test_what_no_node_can_give_is_refused():
         require({"CPU": 9})
     with pytest.raises(InputError, match="1 GPU, 16 GiB memory on one node, the largest node has 2 GPU, 64 GiB memory"):
         require({"GPU": 1, "memory": 16 * GIB})
+
+
+def test_a_node_that_is_lost_counts_no_more(small):
+    cluster, node = small
+    cluster.remove_node(node)
+    wait_for(lambda: slots({"CPU": 1}) == 8)
+    assert gpus_of_a_branch(None) == 0
+    assert memory_share({"GPU": 1.0}) == largest_memory({"GPU": 1.0}) == 0

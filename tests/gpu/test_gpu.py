@@ -4,15 +4,15 @@ import json
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
 
-from branches.data.synthetic import SyntheticSize, write_dataset
 from orchestrator.training.process import KILLED, ProcessDied, in_own_process, packed
 from scoring.table import read_table
 from tests.commands import SMALL_SYSTEM, tutti
-from tests.gpu.checks import CHECKS, clips, spec_of, train
+from tests.gpu.checks import CHECKS, MEASURES, clips, spec_of, train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -20,9 +20,11 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_as_on_a_cpu(check):
-    check("cuda", 50)
+@pytest.mark.parametrize(
+    "check", [*(partial(check, "cuda", 50) for check in CHECKS), *map(partial, MEASURES)], ids=lambda c: c.func.__name__
+)
+def test_as_on_a_cpu_and_how_fast(check):
+    check()
 
 
 def die_in_training(steps, report):
@@ -40,16 +42,15 @@ def test_a_killed_branch_gives_its_memory_back():
     assert abs(torch.cuda.mem_get_info()[0] - free) < 64 << 20
 
 
-def test_a_run_and_its_packaged_model_give_the_same_scores(tmp_path):
-    data, out = tmp_path / "data", tmp_path / "out"
-    write_dataset(data, SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
+def test_a_run_and_its_packaged_model_give_the_same_scores(dataset, tmp_path):
+    out, model = tmp_path / "out", tmp_path / "model"
     (tmp_path / "small.yaml").write_text(SMALL_SYSTEM)
-    finished = tutti("run", tmp_path / "small.yaml", "--data", data, "--out", out)
+    finished = tutti("run", tmp_path / "small.yaml", "--data", dataset, "--out", out)
     assert finished.returncode == 0, finished.stderr
     records = [json.loads(path.read_text()) for path in out.glob("branches/*/record.json")]
     assert all(record["metrics"]["gpu_memory_gib"] > 0 for record in records)
-    assert tutti("export", out, "small", "--out", tmp_path / "model").returncode == 0
-    scored = tutti("score", tmp_path / "model", data / "pump" / "test", "--machine", "pump", "--json")
+    assert tutti("export", out, "small", "--out", model).returncode == 0
+    scored = tutti("score", model, dataset / "pump" / "test", "--machine", "pump", "--json")
     assert scored.returncode == 0, scored.stderr
     fused = read_table(out / "systems" / "small" / "fused.parquet").to_pylist()
     expected = {r["clip"]: r["score"] for r in fused if r["machine"] == "pump" and r["split"] == "test"}
