@@ -12,7 +12,6 @@ from branches.beats import BEATs
 from branches.frozen import frozen_embeddings
 from branches.model import BranchModel
 from branches.spec import BranchSpec, PatchesSpec
-from scoring.errors import InputError
 from tests.embedded import embedded
 
 
@@ -53,11 +52,6 @@ def test_one_pass_gives_each_branch_what_it_would_get_alone(clips, tmp_path, pas
         torch.manual_seed(1)
         assert np.array_equal(made, frozen_embeddings(one, [], clips, tmp_path / "new" / "folder", "cpu"))
     assert {path.suffix for path in (tmp_path / "all").iterdir()} == {".npy", ".lock"}
-
-
-def test_a_layer_that_is_not_there_is_named(clips, tmp_path):
-    with pytest.raises(InputError, match="this BEATs has outputs 0 to 2"):
-        frozen_embeddings(wanted({"layers": [3]}), [], clips, tmp_path, "cpu")
 
 
 def test_another_node_s_embeddings_take_the_place_of_ours(clips, tmp_path):

@@ -15,12 +15,12 @@ def pooling(name, dim, **settings):
 @pytest.mark.parametrize("name", NAMES)
 def test_padded_patches_have_no_say_and_one_value_everywhere_has_a_gradient(name):
     pool = pooling(name, 12)
-    patches, padding = torch.randn(2, 32, 12), torch.zeros(2, 32, dtype=torch.bool)
-    padding[1, 16:] = True
-    patches[1, 16:] *= 100
+    patches, padding = torch.randn(2, 64, 12), torch.zeros(2, 64, dtype=torch.bool)
+    padding[1, 32:] = True
+    patches[1, 32:] *= 100
     pooled = pool(patches, padding)
     assert pooled.shape == ((2, 8, pool.output_dim) if pool.bands == 8 else (2, pool.output_dim))
-    torch.testing.assert_close(pooled[1:], pool(patches[1:, :16], None))
+    torch.testing.assert_close(pooled[1:], pool(patches[1:, :32], None))
     torch.testing.assert_close(pooled[:1], pool(patches[:1], None))
     for value in (0.0, 1.0):
         patches = torch.full((1, 16, 12), value, requires_grad=True)

@@ -12,12 +12,6 @@ def spec(**settings):
     return BranchSpec.model_validate(settings)
 
 
-def test_a_choice_may_be_given_by_its_name_alone():
-    short = spec(backbone="small", strategy="lora", pooling="mean", masked_prediction={"tokenizers": ["random:7"]})
-    long = {name: {"name": choice} for name, choice in (("strategy", "lora"), ("pooling", "mean"))}
-    assert short == spec(backbone={"path": "small"}, masked_prediction={"tokenizers": [{"path": "random:7"}]}, **long)
-
-
 def test_a_frozen_branch_is_its_backbone_and_channel():
     """Two that differ in what is not used are one branch, and one that is read keeps what it says beside."""
     full = spec(strategy="frozen", channel="far", seed=3, backbone={"path": "small", "layers": [0]}, embedding_dim=9)

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from branches.audio.cache import in_memory
 from branches.audio.formats import Format, formats_of, read_formats, write_formats
@@ -24,17 +23,10 @@ def test_the_formats_of_a_runs_training_clips_are_kept_in_its_folder(tmp_path):
         assert read_formats(tmp_path) == read_formats(tmp_path / "absent") == {}
 
 
-@pytest.mark.parametrize(
-    ("samples", "difference"),
-    [
-        (silence(0.66), "0.66 s long, those 1 to 1.2 s"),
-        (silence(1.81, 1), "1.81 s long, those 1 to 1.2 s; of 1 channels, those of 2"),
-        (silence(0.67), ""),
-        (silence(1.79), ""),
-    ],
-)
-def test_what_a_recording_has_unlike_the_machines_clips(samples, difference):
-    assert MACHINE.differences(samples) == difference
+def test_what_a_recording_has_unlike_the_machines_clips():
+    assert MACHINE.differences(silence(0.66)) == "0.66 s long, those 1 to 1.2 s"
+    assert MACHINE.differences(silence(1.81, 1)) == "1.81 s long, those 1 to 1.2 s; of 1 channels, those of 2"
+    assert MACHINE.differences(silence(0.67)) == MACHINE.differences(silence(1.79)) == ""
 
 
 def test_two_sections_together_have_all_their_lengths_and_channels():

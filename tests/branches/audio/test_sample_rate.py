@@ -1,22 +1,22 @@
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from branches.audio.sample_rate import at_16_khz, resampled_length
-from branches.frontend import fbank
 from scoring.errors import InputError
 
 RATES = st.integers(4_000, 384_000) | st.sampled_from([8_000, 22_050, 44_100, 48_000, 96_000])
 
 
+# Just below 8 kHz a filter that falls off early makes an anomaly of a normal clip.
 def tone(frequency, rate):
     return (0.5 * np.sin(2 * np.pi * frequency * np.arange(rate) / rate)).astype(np.float32)[:, None]
 
 
 @settings(max_examples=50, deadline=None)
 @given(rate=RATES, share=st.floats(0.003, 0.49))
+@example(rate=48_000, share=7_895 / 48_000)
 def test_tones_below_8_khz_stay_and_those_above_go(rate, share):
     frequency = share * rate
     resampled, middle = at_16_khz(tone(frequency, rate), rate, "clip"), slice(2_000, -2_000)
@@ -40,14 +40,6 @@ def test_any_rate_gives_the_stated_length_and_keeps_a_constant_of_each_channel(r
         assert resampled[quarter:-quarter] == pytest.approx(
             np.tile(constants, (len(resampled) - 2 * quarter, 1)), rel=0.08
         )
-
-
-def test_the_mel_bands_of_a_sound_do_not_depend_on_the_rate_it_was_played_at():
-    # The uppermost bands are where a filter that falls off early makes a normal clip look like an anomaly.
-    noise = np.random.default_rng(0).normal(0, 0.1, (32_000, 1)).astype(np.float32)
-    at_48 = np.fft.irfft(np.pad(3 * np.fft.rfft(noise[:, 0]), (0, 32_000)), 96_000).astype(np.float32)[:, None]
-    heard, original = (fbank(torch.from_numpy(x.T.copy()))[0] for x in (at_16_khz(at_48, 48_000, "clip"), noise))
-    assert (heard - original)[5:-5].mean(dim=0).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("rate", [1, 3_999, 384_001, 10**9])

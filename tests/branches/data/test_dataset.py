@@ -1,5 +1,4 @@
 import gzip
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,8 @@ from branches.spec import BranchSpec
 from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
 
-DEV = {"bearingEmu", "fan", "gearboxEmu", "sliderEmu", "ToyCar", "ToyCarEmu", "valveEmu"}
-EVAL = {"BlowerDustCollector", "Sander", "SewingMachine", "ToothBrush", "ToyDrone"}
+TRAIN = "{}/train/section_00_source_train_normal_{:04d}_{}.wav"
+TEST = "{}/test/section_00_{}_test_{}_0000_noAttribute.wav"
 
 
 def test_all_names_of_2026_are_read_and_can_be_put_together_again():
@@ -18,7 +17,6 @@ def test_all_names_of_2026_are_read_and_can_be_put_together_again():
     with gzip.open(Path(__file__).parents[1] / "fixtures" / "dcase2026_names.txt.gz", "rt") as file:
         names = file.read().split()
     assert index_of(names).num_rows == 14_400
-    cells = Counter()
     for path in names:
         clip, parts = parse_path(path), parse_clip_name(path.split("/")[2])
         number = int(clip.clip.removesuffix(".wav").split("_")[2 if clip.condition is None else 5])
@@ -26,10 +24,6 @@ def test_all_names_of_2026_are_read_and_can_be_put_together_again():
         if clip.condition is None:  # the organisers hide the attributes, too
             name = name.replace("_noAttribute", "")
         assert f"{clip.machine}/{clip.split}/{name}" == path
-        cells[clip.machine, clip.section, clip.split, clip.domain, clip.condition] += 1
-    expected = {(m, 0, "train", d, "normal"): n for m in DEV | EVAL for d, n in (("source", 990), ("target", 10))}
-    expected |= {(m, 0, "test", d, c): 50 for m in DEV for d in ("source", "target") for c in ("normal", "anomaly")}
-    assert cells == expected | {(m, 0, "test", None, None): 200 for m in EVAL}
 
 
 @pytest.mark.parametrize(
@@ -49,17 +43,6 @@ def test_all_names_of_2026_are_read_and_can_be_put_together_again():
         ("pump/train/normal_id_06_00000933.wav", (6, "train", "source", "normal", ())),
         ("pump/test/anomaly_id_00_00000001.wav", (0, "test", "source", "anomaly", ())),
         ("pump/test/id_01_00000001.wav", (1, "test", "source", None, ())),
-    ],
-)
-def test_names_of_all_years(path, expected):
-    clip = parse_path(path)
-    assert (clip.section, clip.split, clip.domain, clip.condition, clip.attributes) == expected
-    assert (clip.machine, clip.clip, clip.path) == (path.split("/")[0], path.split("/")[2], path)
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
         ("fan/train/section_00_train_normal_0000.wav", "must say source or target"),
         ("fan/train/noise.wav", "not a name of the challenge, .*`tutti data import` takes recordings of any name"),
         ("fan/dev/section_00_0000.wav", "the folder is none of train, test, source_test, target_test"),
@@ -67,13 +50,14 @@ def test_names_of_all_years(path, expected):
         ("fan/train/section_00_source_train_anomaly_0000_noAttribute.wav", "an anomaly among the training clips"),
     ],
 )
-def test_names_that_cannot_be_read(path, message):
-    with pytest.raises(InputError, match=f"^{path}: .*{message}"):
-        parse_path(path)
-
-
-TRAIN = "{}/train/section_00_source_train_normal_{:04d}_{}.wav"
-TEST = "{}/test/section_00_{}_test_{}_0000_noAttribute.wav"
+def test_names_of_all_years_are_read_and_others_named(path, expected):
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=f"^{path}: .*{expected}"):
+            parse_path(path)
+    else:
+        clip = parse_path(path)
+        assert (clip.section, clip.split, clip.domain, clip.condition, clip.attributes) == expected
+        assert (clip.machine, clip.clip, clip.path) == (path.split("/")[0], path.split("/")[2], path)
 
 
 @pytest.fixture
@@ -99,18 +83,15 @@ def test_a_folder_is_read(root):
     assert names == ["pump/section_00", "rotor/section_00/spd=0", "rotor/section_00/spd=1"]
 
 
-@pytest.mark.parametrize("position", [0, 11_000, 19_999, 20_000, "name"])
+@pytest.mark.parametrize("position", [0, 11_000, 19_999, 20_000])
 def test_the_fingerprint_is_of_names_and_contents(root, position):
     before = Dataset.read(root).fingerprint
     moved = root.rename(root.with_name("moved"))
     assert Dataset.read(moved).fingerprint == before
     wav = moved / TRAIN.format("rotor", 0, "spd_0")
-    if position == "name":
-        wav.rename(moved / TRAIN.format("rotor", 7, "spd_0"))
-    else:
-        content = bytearray(wav.read_bytes())
-        content[position : position + 1] = b"x"
-        wav.write_bytes(content)
+    content = bytearray(wav.read_bytes())
+    content[position : position + 1] = b"x"
+    wav.write_bytes(content)
     assert Dataset.read(moved).fingerprint != before
 
 
@@ -121,35 +102,31 @@ def test_a_training_rests_on_its_training_clips_and_noise_alone(root):
         data = Dataset.read(root)
         return [data.fingerprint, *(data.training_fingerprint(spec) for spec in specs)]
 
-    def changed(before):
+    def changed():
         return [old != new for old, new in zip(before, fingerprints(), strict=True)]
 
     before = fingerprints()
     (root / TEST.format("rotor", "source", "normal")).unlink()
-    assert changed(before) == [True, False, False, False, False]
-    (root / "rotor" / "supplemental").mkdir()
-    (root / "rotor" / "supplemental" / "clean_0.wav").touch()
-    (root / "rotor" / "supplemental" / "section_00_noise_0.wav").touch()
+    assert changed() == [True, False, False, False, False]
+    for name in ("clean_0.wav", "section_00_noise_0.wav"):
+        (root / "rotor" / "supplemental").mkdir(exist_ok=True)
+        (root / "rotor" / "supplemental" / name).touch()
     assert noise_index(root).to_pylist() == [{"machine": "rotor", "path": "rotor/supplemental/section_00_noise_0.wav"}]
-    assert changed(before) == [True, False, False, True, False]
+    assert changed() == [True, False, False, True, False]
     (root / TRAIN.format("rotor", 0, "spd_0")).rename(root / TRAIN.format("rotor", 9, "spd_0"))
-    assert changed(before) == [True, True, True, True, False]
+    assert changed() == [True, True, True, True, False]
 
 
 def test_what_makes_no_data_set_is_named(root):
     clip, other = root / TEST.format("pump", "source", "normal"), root / "pump" / "source_test"
     other.mkdir()
     (other / clip.name).touch()
-    with pytest.raises(
-        InputError, match=f"pump/.*{clip.name}: another folder of this machine holds a clip of the same"
-    ):
+    with pytest.raises(InputError, match=f"^pump/.*{clip.name}: another folder of this machine holds a clip"):
         read_index(root)
     (other / clip.name).unlink()
     clip.unlink()
     clip.symlink_to("nowhere.wav")
-    with pytest.raises(
-        InputError, match=rf"{clip}: cannot be read \(No such file or directory\); replace or remove it"
-    ):
+    with pytest.raises(InputError, match=rf"^{clip}: cannot be read \(No such file or directory\); replace"):
         Dataset.read(root)
     (root / TRAIN.format("pump", 0, "noAttribute")).unlink()
     with pytest.raises(InputError, match="machine pump section 0 has 2 training clips; scoring needs at least 3"):

@@ -18,8 +18,7 @@ def seeded():
 @settings(max_examples=40, deadline=None)
 def test_a_mask_is_one_stretch_no_wider_than_asked(longest, in_time):
     masks = {"time_mask": longest} if in_time else {"frequency_mask": longest}
-    masked = spec_augment(torch.ones(4, 20, 128), AugmentationSpec(**masks))
-    for clip in masked:
+    for clip in spec_augment(torch.ones(4, 20, 128), AugmentationSpec(**masks)):
         stretch = (clip == 0).all(dim=1 if in_time else 0)
         assert int(stretch.sum()) <= min(longest, len(stretch))
         assert (stretch.int().diff() == 1).sum() + stretch[0].int() <= 1
@@ -27,9 +26,9 @@ def test_a_mask_is_one_stretch_no_wider_than_asked(longest, in_time):
 
 
 def test_masks_reach_their_full_width_and_every_place():
-    masked = spec_augment(torch.ones(400, 30, 128), AugmentationSpec(time_mask=10, frequency_mask=0)) == 0
-    assert set(masked[:, :, 0].sum(dim=1).tolist()) == set(range(11))
-    assert masked[:, :, 0].any(dim=0).all()
+    masked = spec_augment(torch.ones(400, 30, 128), AugmentationSpec(time_mask=10))[:, :, 0] == 0
+    assert set(masked.sum(dim=1).tolist()) == set(range(11))
+    assert masked.any(dim=0).all()
 
 
 @given(st.floats(-10, 30))
@@ -38,7 +37,6 @@ def test_noise_is_added_at_the_ratio_asked_for(snr_db):
     waveform, noise = np.random.default_rng(0).normal(size=(2, 4000)).astype(np.float32) * [[0.1], [3.0]]
     added = add_noise(waveform, noise, snr_db) - waveform
     assert 10 * np.log10(np.square(waveform).mean() / np.square(added).mean()) == pytest.approx(snr_db, abs=0.01)
-    assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
     assert np.array_equal(add_noise(waveform, 0 * noise, snr_db), waveform)
 
 
@@ -57,6 +55,5 @@ def test_shares_are_uniform_and_partners_others():
     assert (partner == torch.arange(1000)).sum() < 10
     mixed = share[share < 1]
     assert len(mixed) / 1000 == pytest.approx(0.3, abs=0.05)
-    assert torch.quantile(mixed, torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
-    partner, share = mixing(4, None)
-    assert (partner.tolist(), share.tolist()) == ([0, 1, 2, 3], [1.0] * 4)
+    assert torch.quantile(mixed, torch.tensor([0.25, 0.75])).tolist() == pytest.approx([0.25, 0.75], abs=0.1)
+    assert [t.tolist() for t in mixing(3, None)] == [[0, 1, 2], [1.0] * 3]

@@ -13,10 +13,6 @@ TRAINING = TrainingSpec(steps=20, batch_size=4, learning_rate=0.1, warmup_steps=
 AVERAGED = TRAINING.model_copy(update={"accumulation": 2, "average": 0.9})
 
 
-class Stopped(Exception):
-    pass
-
-
 def start():
     """Two parameters, the second at half the learning rate, and one that is not trained."""
     module = nn.Module()
@@ -36,7 +32,7 @@ def ended(progress, training=TRAINING, checkpoint=None, stop=None, seconds=0.0):
 
     def loss(number):
         if number == stop:
-            raise Stopped
+            raise KeyboardInterrupt
         return loss_of(progress.module, number)
 
     curve = []
@@ -45,7 +41,7 @@ def ended(progress, training=TRAINING, checkpoint=None, stop=None, seconds=0.0):
 
 
 def interrupted(checkpoint, training=TRAINING, step=10):
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         ended(start(), training, checkpoint, stop=step * training.accumulation)
     return checkpoint
 
