@@ -1,6 +1,7 @@
 """Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them."""
 
 import copy
+import errno
 import os
 import re
 from argparse import Namespace
@@ -173,9 +174,9 @@ def read_tensors(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})") from None
     except Exception as error:  # the unpickler fails in any way on a file that is no pickle
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # in a cut file it seeks before the beginning
+            raise InputError(f"cannot be read ({error.strerror})") from None
         if other := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
             raise InputError(f"it holds {other[1]}; save tensors, numbers and text alone in it") from None
         raise InputError("not a file of tensors saved by torch") from error

@@ -106,6 +106,8 @@ def _manifest(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 raise InputError(f"{source}: {fault}; the columns are {', '.join(COLUMNS)}, all but path as you like")
             for number, row in enumerate(reader, start=2):
                 values = {key: (value or "").strip() for key, value in row.items() if key}
+                if "\0" in "".join(values.values()):
+                    raise csv.Error("a zero byte")
                 yield f"{source}, line {number}", {**values, "path": str(source.parent / values["path"])}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{source}: cannot be read as CSV ({error})") from None
@@ -128,7 +130,7 @@ def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
     if (split, condition) == ("train", "anomaly"):
         raise InputError(f"{where}: an anomaly for training; training data are normal")
     section = row.get("section") or "0"
-    if not section.isdecimal():
+    if not section.isdecimal() or len(section) > 9:
         raise InputError(f"{where}: section is {section!r}; it must be a whole number")
     attributes = re.sub(r"[^\w.+-]", "-", row.get("attributes", ""))
     return Original(Path(row["path"]), machine, int(section), **values, attributes=attributes)
@@ -174,9 +176,9 @@ def _pieces(samples: NDArray[np.float32], seconds: float | None) -> list[NDArray
 
 
 def original_names(root: Path) -> dict[str, str]:
-    """What each clip (`<machine>/<split>/<name>`) of an imported data set was called, with its place there."""
+    """What each clip (`<machine>/<split>/<name>`) of an imported data set was called; nothing where none can tell."""
     try:
         with open(root / ORIGINALS, newline="", encoding="utf-8") as file:
             return {row["clip"]: f"{row['recording']}, from {float(row['start']):g} s" for row in csv.DictReader(file)}
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # there is none, or it is damaged
         return {}

@@ -6,6 +6,7 @@ checkpoint at step k continues exactly as if it had not stopped.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -92,13 +93,20 @@ def resume(start: Callable[[], Progress], checkpoint: Path | None) -> Progress:
         return progress
     try:
         progress.restore(checkpoint)
-    except (torch.OutOfMemoryError, MemoryError, OSError):  # of this moment, and not of the file
-        raise
     except Exception as error:  # a damaged file can fail in any way, and starting anew is always right
+        if _is_of_this_moment(error):
+            raise
         log.warning("checkpoint %s cannot be used (%s); training starts over", checkpoint, str(error).split("\n")[0])
         del progress  # a GPU has no room for two
         return start()
     return progress
+
+
+def _is_of_this_moment(error: Exception) -> bool:
+    """Whether the machine has failed and not the file; in a cut one, torch seeks what lies before its beginning."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, OSError) and error.errno != errno.EINVAL
+    )
 
 
 def run(

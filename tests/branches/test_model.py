@@ -3,204 +3,170 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from branches.audio.cache import open_cache
+from branches.audio.cache import in_memory
 from branches.beats import BEATs, load_beats, save_beats
 from branches.beats.checkpoint import random_beats
 from branches.beats.config import TINY
-from branches.data.dataset import read_index
-from branches.data.synthetic import SyntheticSize, write_dataset
-from branches.model import BranchModel, load_branch, save_branch
+from branches.model import BranchModel, batches_of_like_length, load_branch, save_branch
 from branches.spec import PROJECTION, BranchSpec, PatchesSpec
 from scoring.errors import InputError
 from tests.embedded import embedded
 
-
-def spec(**settings):
-    return BranchSpec.model_validate({"embedding_dim": 8, **settings})
-
-
-@pytest.fixture(scope="module")
-def audio(tmp_path_factory):
-    root = tmp_path_factory.mktemp("model")
-    write_dataset(root / "a", SyntheticSize(3, 1, 1, 1.0), machines=["rotor"])
-    write_dataset(root / "b", SyntheticSize(3, 1, 1, 1.7), machines=["valve"])
-    (root / "b" / "valve").rename(root / "a" / "valve")
-    return open_cache(root / "a", read_index(root / "a"), root / "cache")
-
-
-def test_embeddings_do_not_depend_on_the_batch(audio):
-    torch.manual_seed(0)
-    model = BranchModel(spec())
-    (together,) = embedded(model, audio)
-    np.testing.assert_allclose(together, embedded(model, audio, batch_size=1)[0], atol=1e-4)
-    assert together.shape == (len(audio), 8)
-    assert not np.allclose(together, embedded(model, audio, "far")[0], atol=1e-3)
-
-
-@pytest.mark.parametrize(("pooling", "shape"), [("band_mean", (8, 8)), ("mean", (8,)), ("relative_deviation", (8, 8))])
-def test_patch_pooling_gives_an_embedding_for_each_band(audio, pooling, shape):
-    assert embedded(BranchModel(spec(pooling=pooling)), audio)[0].shape == (len(audio), *shape)
-
-
+FEATURES = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
 TAKEN = [
     PROJECTION,
     PatchesSpec.model_validate({"pooling": {"name": "relative_deviation", "gamma": 4}}),
     PatchesSpec.model_validate({"layers": [0], "pooling": "band_statistics"}),
     PatchesSpec.model_validate({"layers": [1, -1], "pooling": "mean"}),
 ]
+LORA = {"name": "lora", "rank": 2}
 
 
-@pytest.mark.parametrize("strategy", ["full", {"name": "lora", "rank": 2}])
-def test_one_pass_gives_each_embedding_what_it_would_get_alone(audio, strategy, monkeypatch):
+def spec(**settings):
+    return BranchSpec.model_validate({"embedding_dim": 8, **settings})
+
+
+def trained(**settings):
+    """A branch whose trained parameters are no longer those that it began with."""
     torch.manual_seed(0)
-    model = BranchModel(spec(strategy=strategy, pooling="band_mean", backbone={"layers": [1]}))
-    with torch.no_grad():
-        for parameter in model.backbone.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter) * parameter.requires_grad)
-    passes = []
-    encode = BEATs.encode
-    monkeypatch.setattr(BEATs, "encode", lambda self, *a: passes.append(len(a[0])) or encode(self, *a))
-    together = embedded(model, audio, embeddings=TAKEN)
-    assert sum(passes) == len(audio)
-    for embedding, made in zip(TAKEN, together, strict=True):
-        np.testing.assert_allclose(made, embedded(model, audio, embeddings=[embedding], batch_size=1)[0], atol=2e-4)
-    assert [made.shape[1:] for made in together] == [(8, 8), (8, 64), (8, 128), (128,)]
-    untrained = embedded(BranchModel(spec(strategy="frozen")), audio, embeddings=TAKEN[1:])
-    assert not np.allclose(together[1], untrained[0], atol=1e-2)
-
-
-def test_patches_that_are_taken_are_those_before_the_projection(audio):
-    model = BranchModel(spec(pooling="mean"))
-    features = torch.randn(2, 64, 128)
-    (taken,) = model.eval().embeddings(features, None, [PatchesSpec.model_validate({"pooling": "band_mean"})])
-    patches = model.backbone.encode(features)[0]
-    torch.testing.assert_close(taken, patches.reshape(2, 4, 8, -1).mean(1))
-
-
-def test_a_frozen_branch_gives_what_the_backbone_gives():
-    features = torch.randn(2, 64, 128)
-    (given,) = BranchModel(spec(strategy="frozen")).embeddings(features, None, TAKEN[-1:])
-    torch.testing.assert_close(given, load_beats("tiny").encode(features, layers=[1, -1])[0].mean(1))
-
-
-def test_a_branch_listens_to_the_layers_it_is_told():
-    model = BranchModel(spec(backbone={"layers": [1, 2]}))
-    assert model.encode(torch.randn(1, 64, 128), None)[0].shape == (1, 32, 128)
-
-
-STRATEGIES = ["head", "full", {"name": "partial", "layers": 1}, {"name": "lora", "rank": 2}]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_a_saved_branch_is_loaded_as_it_was(tmp_path, strategy):
-    torch.manual_seed(0)
-    model = BranchModel(spec(strategy=strategy, pooling="band_mean"))
+    model = BranchModel(spec(**settings))
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.01 * torch.randn_like(parameter))
-    save_branch(model.eval(), tmp_path / "branch.pt")
-    state = torch.get_rng_state()
-    loaded = load_branch(tmp_path / "branch.pt")
+            parameter.add_(0.05 * torch.randn_like(parameter) * parameter.requires_grad)
+    return model.eval()
+
+
+@pytest.mark.parametrize("strategy", ["full", LORA], ids=str)
+def test_one_pass_gives_each_embedding_what_a_clip_would_get_alone(strategy, monkeypatch):
+    rng, passes, encode = np.random.default_rng(0), [], BEATs.encode
+    clips = in_memory([rng.normal(0, 0.05, (n, 2)).astype(np.float32) for n in (16_000, 9_000, 16_000, 12_345)])
+    model = trained(strategy=strategy, pooling="band_mean", backbone={"layers": [1]})
+    monkeypatch.setattr(BEATs, "encode", lambda self, *a: passes.append(len(a[0])) or encode(self, *a))
+    together = embedded(model.train(), clips, embeddings=TAKEN)
+    assert sum(passes) == len(clips)
+    assert [made.shape for made in together] == [(4, 8, 8), (4, 8, 64), (4, 8, 128), (4, 128)]
+    for embedding, made in zip(TAKEN, together, strict=True):
+        np.testing.assert_allclose(made, embedded(model, clips, embeddings=[embedding], batch_size=1)[0], atol=2e-4)
+    assert not np.allclose(together[0], embedded(model, clips, "far")[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("pooling", "shape"), [("band_mean", (2, 8, 8)), ("attentive_statistics", (2, 8))])
+def test_an_embedding_is_of_the_head_or_of_the_patches_before_it(pooling, shape):
+    model = trained(pooling=pooling, backbone={"layers": [1, 2]})
+    patches, _ = model.beats.encode(FEATURES, layers=[1, 2])
+    expected = model.projection(model.pooling(patches, None))
+    assert expected.shape == shape
+    torch.testing.assert_close(model(FEATURES, None), expected)
+    of_head, of_patches = model.embeddings(FEATURES, None, [PROJECTION, TAKEN[-1]])
+    torch.testing.assert_close(of_head, expected)
+    torch.testing.assert_close(of_patches, patches.mean(1))
+    (frozen,) = BranchModel(spec(strategy="frozen")).embeddings(FEATURES, None, TAKEN[-1:])
+    torch.testing.assert_close(frozen, load_beats("tiny").encode(FEATURES, layers=[1, -1])[0].mean(1))
+    with pytest.raises(InputError, match="this BEATs has outputs 0 to 2"):
+        BranchModel(spec(backbone={"layers": [3]}))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "largest"), [([1] * 40, 32), ([10] * 40, 32), ([30] * 20, 3), ([1] * 40 + [60] * 3, 32), ([600, 5], 1)]
+)
+def test_batches_hold_every_clip_once_and_what_attention_allows(seconds, largest):
+    batches = list(batches_of_like_length(np.array(seconds) * 16_000, 32))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(seconds)))
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * max(10, max(seconds[i] for i in rows)) ** 2 <= 32 * 10**2
+    assert max(len(rows) for rows in batches) == largest
+
+
+@pytest.mark.parametrize("strategy", ["head", "full", {"name": "partial", "layers": 1}, LORA], ids=str)
+def test_a_saved_branch_is_loaded_as_it_was(tmp_path, strategy):
+    model = trained(strategy=strategy, pooling="band_mean")
+    save_branch(model, tmp_path / "branch.pt")
+    state, loaded = torch.get_rng_state(), load_branch(tmp_path / "branch.pt")
     assert torch.equal(state, torch.get_rng_state())
-    assert loaded.spec == model.spec
-    assert not loaded.training
-    features = torch.randn(2, 64, 128)
-    assert torch.equal(loaded(features, None), model(features, None))
+    assert (loaded.spec, loaded.training) == (model.spec, False)
+    assert torch.equal(loaded(FEATURES, None), model(FEATURES, None))
     changed = torch.load(tmp_path / "branch.pt", weights_only=True)["changed"]
     assert changed.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     save_branch(loaded, tmp_path / "again.pt")
     assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "branch.pt").read_bytes()
-
-
-def test_a_branch_s_network_is_another_one_s_backbone(tmp_path):
-    model = BranchModel(spec(strategy={"name": "lora", "rank": 2}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
-    save_branch(model.eval(), tmp_path / "branch.pt")
+    # Its network may be another branch's backbone.
     with pytest.raises(InputError, match=r"it is a trained branch; save_beats\(load_branch\(FILE\)\.beats"):
         load_beats(tmp_path / "branch.pt")
-    save_beats(load_branch(tmp_path / "branch.pt").beats, tmp_path / "my.pt")
-    features = torch.randn(2, 64, 128)
-    expected, untrained = (m.encode(features)[0] for m in (model.beats, load_beats("tiny")))
-    torch.testing.assert_close(
-        BranchModel(spec(backbone=str(tmp_path / "my.pt"))).eval().beats.encode(features)[0], expected
-    )
-    assert not torch.allclose(expected, untrained, atol=1e-2)
+    save_beats(loaded.beats, tmp_path / "my.pt")
+    torch.testing.assert_close(load_beats(tmp_path / "my.pt").encode(FEATURES), model.beats.encode(FEATURES))
 
 
 def test_a_branch_finds_its_backbone_where_it_lies_now_and_no_other(tmp_path):
-    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
-    save_beats(load_beats("tiny"), old)
+    old, new, branch = (tmp_path / f"{name}.pt" for name in ("old", "new", "branch"))
+    save_beats(random_beats(TINY, seed=2), old)
     backbone = {"path": str(old), "sha256": hashlib.sha256(old.read_bytes()).hexdigest()}
-    model = BranchModel(spec(backbone=backbone, strategy="head")).eval()
-    save_branch(model, tmp_path / "branch.pt")
+    model = trained(backbone=backbone, strategy="head")
+    save_branch(model, branch)
     old.rename(new)
     with pytest.raises(InputError, match=r"old\.pt: no such file"):
-        load_branch(tmp_path / "branch.pt")
-    features = torch.randn(2, 64, 128)
-    assert torch.equal(load_branch(tmp_path / "branch.pt", str(new))(features, None), model(features, None))
+        load_branch(branch)
+    assert torch.equal(load_branch(branch, str(new))(FEATURES, None), model(FEATURES, None))
     save_beats(random_beats(TINY, seed=1), new)
     with pytest.raises(InputError, match=r"new\.pt has sha256"):
-        load_branch(tmp_path / "branch.pt", str(new))
+        load_branch(branch, str(new))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_branch_embeds_after_training_as_it_is_served(tmp_path, precision):
-    """However it was trained: on a GPU the encoder trains in bfloat16."""
-    torch.manual_seed(0)
-    model = BranchModel(spec(backbone={"precision": precision}), train_in_bfloat16=True)
-    computed = []
-    model.backbone.layers[0].fc1.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
-    features = torch.randn(2, 64, 128)
-    model.train()(features, None)
-    trained = model.eval()(features, None)
-    assert computed == [torch.bfloat16, getattr(torch, precision)]
-    save_branch(model, tmp_path / "branch.pt")
-    assert torch.equal(load_branch(tmp_path / "branch.pt")(features, None), trained)
+def test_a_branch_embeds_in_its_precision_and_never_in_tf32(precision, monkeypatch):
+    """However it was trained: on a GPU the encoder trains in bfloat16, and convolutions use TF32 by default."""
+    model, seen = BranchModel(spec(backbone={"precision": precision}), train_in_bfloat16=True), []
 
+    def tf32():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_nothing_is_embedded_in_tf32(frozen, monkeypatch):
-    """Which products and convolutions may use on a GPU, the latter by default."""
-    model = BranchModel(spec(strategy="frozen") if frozen else spec()).eval()
-    seen = []
+    for layer in (model.backbone.layers[0].fc1, model.projection):
+        layer.register_forward_hook(lambda *a: seen.append((a[-1].dtype, *tf32())))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     torch.set_float32_matmul_precision("medium")
-    encode = BEATs.encode
-    monkeypatch.setattr(
-        BEATs,
-        "encode",
-        lambda *a: (
-            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)),
-            encode(*a),
-        )[1],
-    )
     try:
-        model.embeddings(torch.randn(2, 64, 128), None, TAKEN[1:] if frozen else TAKEN)
-        assert seen == [("highest", False)]
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+        model.train()(FEATURES, None)
+        trained = [torch.bfloat16, torch.float32]
+        model.eval()(FEATURES, None)
+        model.embeddings(FEATURES, None, [PROJECTION])
+        assert tf32() == ("medium", True)
     finally:
         torch.set_float32_matmul_precision("highest")
+    served = [getattr(torch, precision), torch.float32]
+    assert seen == [(dtype, "highest", False) for dtype in (*trained, *served, *served)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    save_branch(BranchModel(spec()), path := tmp_path_factory.mktemp("branch") / "branch.pt")
+    return path
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(spec='{"wings": 2}'), "the spec in it is of another version"),
-        (lambda c: c.pop("changed"), "no trained branch of this version of tutti"),
-        (lambda c: c["changed"].pop("projection.bias"), r"missing key projection\.bias"),
-        (lambda c: c["changed"].update(extra=torch.ones(1)), "unexpected key extra"),
+        (lambda c: c.update(spec='{"wings": 2}'), r"the spec in it is of another version of tutti \(1 errors\)$"),
+        (lambda c: c.pop("changed"), "no trained branch of this version of tutti$"),
+        (lambda c: c["changed"].pop("projection.bias"), r"missing key projection\.bias$"),
+        (lambda c: c["changed"].update(extra=torch.ones(1)), "unexpected key extra$"),
     ],
 )
-def test_what_is_wrong_with_a_branch_is_named_with_its_file(tmp_path, change, message):
-    save_branch(BranchModel(spec()), tmp_path / "branch.pt")
-    content = torch.load(tmp_path / "branch.pt", weights_only=True)
+def test_what_is_wrong_with_a_branch_is_named_with_its_file(saved, tmp_path, change, message):
+    content = torch.load(saved, weights_only=True)
     change(content)
     torch.save(content, tmp_path / "changed.pt")
-    with pytest.raises(InputError, match=rf"changed\.pt: {message}"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/changed\.pt: {message}"):
         load_branch(tmp_path / "changed.pt")
-    with pytest.raises(InputError, match=r"absent\.pt: cannot be read"):
+    with pytest.raises(InputError, match=r"absent\.pt: cannot be read \(No such file or directory\)"):
         load_branch(tmp_path / "absent.pt")
+
+
+@settings(max_examples=30, deadline=None)
+@given(kept=st.floats(0, 0.99), behind=st.binary(max_size=100))
+def test_a_file_that_is_no_branch_is_named_in_one_line(saved, kept, behind):
+    content, other = saved.read_bytes(), saved.with_name("other.pt")
+    other.write_bytes(content[: int(kept * len(content))] + behind)
+    with pytest.raises(InputError, match=rf"^{other}: (not|it) [^\n]+$"):
+        load_branch(other)

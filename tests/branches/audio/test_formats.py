@@ -1,48 +1,34 @@
 import numpy as np
-import pytest
 
 from branches.audio.cache import in_memory
-from branches.audio.formats import formats_of, read_formats, write_formats
+from branches.audio.formats import Format, formats_of, read_formats, write_formats
 from branches.data.dataset import index_of
 
-NAMES = [f"fan/train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(3)]
-RNG = np.random.default_rng(0)
+MACHINE = Format(seconds=(1.0, 1.2), channels=(2,))
 
 
-def noise(seconds=1.0, channels=2):
-    return RNG.normal(0, 0.05, (round(16_000 * seconds), channels)).astype(np.float32)
+def silence(seconds, channels=2):
+    return np.zeros((round(16_000 * seconds), channels), np.float32)
 
 
-@pytest.fixture
-def machine():
-    return formats_of(in_memory([noise(), noise(), noise(1.2)]), index_of(NAMES))["fan"]
+def test_the_formats_of_a_runs_training_clips_are_kept_in_its_folder(tmp_path):
+    names = [f"fan/train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(3)]
+    index = index_of(["fan/test/section_00_0000.wav", *names, names[0].replace("fan", "pump")])
+    clips = in_memory([silence(s, c) for s, c in ((9, 1), (1.2, 2), (1, 2), (1.1, 2), (4, 1))])
+    assert formats_of(clips, index) == {"fan": MACHINE, "pump": Format(seconds=(4.0, 4.0), channels=(1,))}
+    write_formats(tmp_path, clips, index)
+    assert read_formats(tmp_path) == formats_of(clips, index)
+    for damaged in ("{", '{"fan": 1}'):
+        (tmp_path / "formats.json").write_text(damaged)
+        assert read_formats(tmp_path) == read_formats(tmp_path / "absent") == {}
 
 
-def test_the_formats_of_a_runs_clips_are_kept_in_its_folder(tmp_path, machine):
-    write_formats(tmp_path, in_memory([noise(), noise(), noise(1.2)]), index_of(NAMES))
-    assert read_formats(tmp_path) == {"fan": machine}
-    assert machine.seconds == (1.0, 1.2)
-    assert machine.channels == (2,)
-    (tmp_path / "formats.json").write_text("{")
-    assert read_formats(tmp_path) == {}
+def test_what_a_recording_has_unlike_the_machines_clips():
+    assert MACHINE.differences(silence(0.66)) == "0.66 s long, those 1 to 1.2 s"
+    assert MACHINE.differences(silence(1.81, 1)) == "1.81 s long, those 1 to 1.2 s; of 1 channels, those of 2"
+    assert MACHINE.differences(silence(0.67)) == MACHINE.differences(silence(1.79)) == ""
 
 
-@pytest.mark.parametrize(
-    ("samples", "difference"),
-    [
-        (noise(0.25), "0.25 s long, those 1 to 1.2 s"),
-        (noise(4), "4 s long, those 1 to 1.2 s"),
-        (noise(1, 1), "of 1 channels, those of 2"),
-        (noise(), ""),
-        (noise(0.8), ""),
-    ],
-)
-def test_what_a_recording_has_unlike_the_machines_clips(machine, samples, difference):
-    assert machine.differences(samples) == difference
-
-
-def test_the_clips_of_two_sections_are_of_all_their_lengths_and_channels(machine):
-    other = formats_of(in_memory([noise(4, 1)]), index_of(NAMES[:1]))["fan"]
-    both = machine.joined(other)
-    assert (both.seconds, both.channels) == ((1.0, 4.0), (1, 2))
-    assert other.joined(machine) == both
+def test_two_sections_together_have_all_their_lengths_and_channels():
+    other, both = Format(seconds=(0.5, 1.1), channels=(1, 2)), Format(seconds=(0.5, 1.2), channels=(1, 2))
+    assert other.joined(MACHINE) == MACHINE.joined(other) == both

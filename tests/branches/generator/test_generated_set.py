@@ -1,5 +1,3 @@
-"""The generator samples reproducibly, its check lets through real sounds only, and a set is kept as it was made."""
-
 import json
 import shutil
 from collections import Counter
@@ -12,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branches.audio.cache import AudioCache, open_cache
-from branches.data.dataset import class_labels, read_index
-from branches.data.synthetic import SyntheticSize, write_dataset
+from branches.audio.cache import AudioCache
 from branches.frontend import fbank
 from branches.generator import accepted_samples, generate, rare_states, real_clips, states_of, train_generator
 from branches.generator.generated_set import VERDICTS, check_samples, choose_references, nearest_clips
@@ -29,27 +25,8 @@ SPEC = GeneratorSpec(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Two machines, 16 source and 6 target training clips each."""
-    root = tmp_path_factory.mktemp("generator")
-    write_dataset(root / "data", SyntheticSize(16, 6, 1, 2.0), machines=["rotor", "pump"])
-    return root
-
-
-@pytest.fixture(scope="module")
-def data(place):
-    """Clip index and decoded clips."""
-    index = read_index(place / "data")
-    return index, open_cache(place / "data", index, place / "cache")
-
-
-def clips_of(index, audio, seconds=SPEC.crop_seconds):
-    return real_clips(audio, index, "near", seconds, "cpu")
-
-
-@pytest.fixture(scope="module")
-def clips(data):
-    return clips_of(*data)
+def clips(audio, index):
+    return real_clips(audio, index, "near", SPEC.crop_seconds, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -72,69 +49,55 @@ def rows(folder):
     return pq.read_table(folder / "rows.parquet")
 
 
-def weights(network):
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
-def test_rare_states_get_the_samples_they_lack(data, clips, folder):
+def test_rare_states_get_the_samples_they_lack(clips, folder):
     made, wanted = rows(folder), rare_states(clips.states, SPEC.fill)
     assert Counter(states_of(made)) == wanted
     assert features(folder).shape == (made.num_rows, clips.frames, 128)
     assert features(folder).dtype == np.float16
     assert np.isfinite(features(folder)).all()
-    training = data[0].filter(pa.compute.equal(data[0]["split"], "train"))
-    more = made.select(["machine", "section", "domain", "attributes"])
-    assert set(class_labels(more)[1]) <= set(class_labels(training)[1])
-    assert set(made["reference"].to_pylist()) <= set(training["clip"].to_pylist())
+    for column in ("reference", "nearest"):
+        assert set(made[column].to_pylist()) <= set(clips.index["clip"].to_pylist())
+    distance, own = made["nearest_distance"].to_numpy(), made["own_distance"].to_numpy()
+    expected = np.where(distance < SPEC.copy_below, "copy", np.where(own > SPEC.far_above, "far", "accepted")).tolist()
+    assert made["verdict"].to_pylist() == expected
     check = json.loads((folder / "check.json").read_text())
     assert check["spec"] == SPEC.model_dump()
-    counts = check["operating_states"]
-    assert {name: c["samples"] for name, c in counts.items()} == {str(s): n for s, n in wanted.items()}
-    assert all(sum(c[verdict] for verdict in VERDICTS) == c["samples"] for c in counts.values())
+    counted = {name: (c["clips"], c["samples"]) for name, c in check["operating_states"].items()}
+    assert counted == {str(s): (clips.states.count(s), n) for s, n in wanted.items()}
+    told = [verdict for c in check["operating_states"].values() for verdict in VERDICTS for _ in range(c[verdict])]
+    assert sorted(told) == sorted(expected)
 
 
-def test_same_seed_same_samples_other_seed_others(clips, network, folder, tmp_path):
-    again = train_generator(SPEC, clips)
-    assert torch.equal(weights(network), weights(again))
-    generate(SPEC, again, clips, tmp_path / "again")
-    np.testing.assert_array_equal(features(folder), features(tmp_path / "again"))
-    generate(SPEC.model_copy(update={"seed": 1}), network, clips, tmp_path / "again")  # in place of the first
-    assert not np.array_equal(features(folder), features(tmp_path / "again"))
-    assert [p.name for p in tmp_path.iterdir()] == ["again"]
-
-
-def test_test_clips_have_no_say(data, folder, tmp_path):
-    index, audio = data
+def test_samples_depend_on_the_seed_and_the_training_clips_alone(index, audio, network, clips, folder, tmp_path):
     samples = audio.samples.copy()
     for clip in np.flatnonzero(index["split"].to_numpy() == "test"):
         samples[audio.start[clip] : audio.start[clip + 1]] = 12345
-    clips = clips_of(index, AudioCache(samples, audio.start, audio.channels))
-    generate(SPEC, train_generator(SPEC, clips), clips, tmp_path / "deaf")
-    np.testing.assert_array_equal(features(folder), features(tmp_path / "deaf"))
-    assert rows(folder).equals(rows(tmp_path / "deaf"))
-
-
-class Stopped(Exception):
-    pass
+    deaf = real_clips(AudioCache(samples, audio.start, audio.channels), index, "near", SPEC.crop_seconds, "cpu")
+    again, other = train_generator(SPEC, deaf), SPEC.model_copy(update={"seed": 1})
+    generate(SPEC, again, deaf, tmp_path / "again")
+    np.testing.assert_array_equal(features(folder), features(tmp_path / "again"))
+    assert rows(folder).equals(rows(tmp_path / "again"))
+    generate(other, network, clips, tmp_path / "again")  # in place of the first
+    assert not np.array_equal(features(folder), features(tmp_path / "again"))
+    assert [p.name for p in tmp_path.iterdir()] == ["again"]
+    assert not torch.equal(network.leave.weight, train_generator(other, clips).leave.weight)
 
 
 def test_a_resumed_training_ends_bit_for_bit_the_same(clips, network, tmp_path):
-    checkpoint, reports = tmp_path / "generator.pt", []
-
     def stop(step, loss):
         if step == 7:
-            raise Stopped
+            raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
+    checkpoint, reports = tmp_path / "generator.pt", []
+    with pytest.raises(KeyboardInterrupt):
         train_generator(SPEC, clips, checkpoint, stop, checkpoint_seconds=0)
-    assert torch.load(checkpoint, weights_only=True)["step"] == 6
     resumed = train_generator(SPEC, clips, checkpoint, lambda step, loss: reports.append(step))
     assert reports == list(range(1, SPEC.steps + 1))
-    assert torch.equal(weights(resumed), weights(network))
+    assert torch.equal(resumed.leave.weight, network.leave.weight)
 
 
 def test_nothing_rare_is_said_before_training(clips):
-    with pytest.raises(InputError, match="nothing to generate"):
+    with pytest.raises(InputError, match=r"no operating state has less than 0.1 of the clips .* nothing to generate"):
         train_generator(SPEC.model_copy(update={"fill": 0.1}), clips)
 
 
@@ -144,125 +107,75 @@ def test_references_are_clips_of_the_machines_other_states(clips):
     assert Counter(states[i] for i in like) == rare_states(states, SPEC.fill)
     for i in np.unique(like):
         own = references[like == i]
-        assert {states[r].group for r in own} == {states[i].group}
-        assert states[i] not in {states[r] for r in own}
-        others = sum(s.group == states[i].group and s != states[i] for s in states)
-        assert len(set(own)) == min(len(own), others)
+        others = [r for r, s in enumerate(states) if s.group == states[i].group and s != states[i]]
+        assert set(own) <= set(others)
+        assert len(set(own)) == min(len(own), len(others))
 
 
-# The check
+def test_copies_noise_and_other_machines_are_found(audio, index):
+    clips = real_clips(audio, index, "near", 0.9, "cpu")
+    each, count = np.arange(len(clips.states)), 400 + (clips.frames - 1) * 160
 
+    def verdicts(features, like=each):
+        return check_samples(SPEC, clips, like, band_levels(features))["verdict"].tolist()
 
-@pytest.fixture(scope="module")
-def long_clips(data):
-    return clips_of(*data, seconds=1.8)
+    def crops(first):
+        parts = [audio.waveform(int(row), "near", first, count) for row in clips.rows]
+        return fbank(torch.from_numpy(np.stack(parts)))
 
-
-def verdicts(clips, features, like=None):
-    n = np.arange(len(clips.states))
-    return check_samples(SPEC, clips, n if like is None else like, band_levels(features))["verdict"]
-
-
-def crops(clips, share):
-    """Log-mels of all clips that begin at a share of what can be the beginning."""
-    count = 400 + (clips.frames - 1) * 160
-    first = [int(share * (clips.audio.lengths[row] - count)) for row in clips.rows]
-    parts = [clips.audio.waveform(int(row), "near", at, count) for row, at in zip(clips.rows, first, strict=True)]
-    return fbank(torch.from_numpy(np.stack(parts)))
-
-
-def test_copies_are_found_wherever_they_begin(long_clips):
-    assert set(verdicts(long_clips, crops(long_clips, 0))) == {"copy"}
-    assert np.mean(verdicts(long_clips, crops(long_clips, 0.6)) == "copy") > 0.9
-
-
-def test_noise_and_other_machines_are_far(long_clips):
-    n = len(long_clips.states)
-    assert set(verdicts(long_clips, torch.randn(n, long_clips.frames, 128))) == {"far"}
-    other = (np.arange(n) + 22) % n
-    assert {long_clips.states[a].machine == long_clips.states[b].machine for a, b in enumerate(other)} == {False}
-    assert set(verdicts(long_clips, crops(long_clips, 0), other)) == {"far"}
-
-
-def test_most_unheard_real_clips_are_as_near_as_real_ones():
-    rng = np.random.default_rng(0)
-    spectra = rng.normal(0, 0.1, (2, 256))
-
-    def draw(counts):
-        names = np.repeat(["source", "target"], counts)
-        gain = rng.normal(0, 0.05, (len(names), 1)) * (np.arange(256) < 128)
-        return names, (np.repeat(spectra, counts, axis=0) + gain + rng.normal(0, 0.03, (len(names), 256)))
-
-    states, real = draw([60, 10])
-    wanted, samples = draw([20, 20])
-    _, distance, own = nearest_clips(samples, wanted, real[:, None], states)
-    assert np.mean((distance >= SPEC.copy_below) & (own <= SPEC.far_above)) > 0.9
-    assert np.median(distance) == pytest.approx(1, abs=0.2)
-    assert np.median(own[wanted == "target"]) == pytest.approx(1, abs=0.2)
+    assert set(verdicts(crops(0))) == {"copy"}
+    assert verdicts(crops(1_000)).count("copy") > 0.9 * len(each)
+    assert set(verdicts(torch.randn(len(each), clips.frames, 128))) == {"far"}
+    assert set(verdicts(crops(0), np.roll(each, 13))) == {"far"}  # of the other machine
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=2, max_size=4), st.booleans())
-def test_any_number_of_clips_has_distances(counts, equal):
-    states = np.repeat(list("abcd")[: len(counts)], counts)
-    points = np.random.default_rng(0).normal(size=(len(states), 256)) * (not equal)
-    nearest, distance, own = nearest_clips(points + 1e-3, states, points[:, None], states)
-    assert np.isfinite(own).all()
-    assert (distance > 0).all()
-    assert (distance < 0.1).all()
-    assert equal or (nearest == np.arange(len(states))).all()
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.booleans(), st.integers(0, 99))
+def test_distances_are_those_of_the_definition_for_any_number_of_clips(counts, copies, seed):
+    rng, states = np.random.default_rng(seed), np.repeat(list("abcd")[: len(counts)], counts)
+    windows = [rng.normal(size=(rng.integers(1, 4), 256)) * (not copies) for _ in states]
+    wanted, samples = rng.choice(states, 6), rng.normal(size=(6, 256))
+
+    def far(point, clip):
+        return np.linalg.norm(windows[clip] - point, axis=1).min()
+
+    def usual(clips):
+        """The median of the distances from clips to their nearest neighbours."""
+        return np.median([min(far(windows[a][0], b) for b in clips if b != a) for a in clips])
+
+    of_machine = usual(range(len(states))) or 1.0
+    made = nearest_clips(samples, wanted, windows, states)
+    for sample, state, found, distance, own in zip(samples, wanted, *made, strict=True):
+        each, clips = np.array([far(sample, clip) for clip in range(len(states))]), np.flatnonzero(states == state)
+        of_state = (len(clips) >= 3 and usual(clips)) or of_machine
+        assert each[found] == pytest.approx(each.min())
+        assert (distance, own) == pytest.approx((each.min() / of_machine, each[clips].min() / of_state))
 
 
-def test_a_machine_with_at_most_two_clips_of_each_state_is_checked(place, data, tmp_path):
-    seen, kept = Counter(), []
-    for state, machine, split in zip(states_of(data[0]), *data[0].select(["machine", "split"]), strict=True):
-        few = (machine.as_py(), split.as_py()) == ("rotor", "train")
-        seen[state] += few
-        kept.append(not few or seen[state] <= (1 if state.domain == "target" else 2))
-    index, spec = data[0].filter(pa.array(kept)), SPEC.model_copy(update={"crop_seconds": 2.0})
-    clips = clips_of(index, open_cache(place / "data", index, place / "few"), spec.crop_seconds)
-    assert {n for s, n in Counter(clips.states).items() if s.machine == "rotor"} == {1, 2}
-    generate(spec, train_generator(spec, clips), clips, tmp_path / "set")
-    assert "rotor" in rows(tmp_path / "set")["machine"].to_pylist()
-    assert np.isfinite(rows(tmp_path / "set")["own_distance"].to_numpy()).all()
-
-
-# The set on disk
-
-
-def judged(folder, tmp_path, verdict):
-    """A copy of a set whose samples have these verdicts."""
-    copy, table = shutil.copytree(folder, tmp_path / "set"), rows(folder)
-    position = table.schema.get_field_index("verdict")
-    pq.write_table(table.set_column(position, "verdict", pa.array(verdict)), copy / "rows.parquet")
-    return copy
-
-
-def test_branches_get_the_accepted_samples(folder, tmp_path):
-    n = rows(folder).num_rows
-    copy = judged(folder, tmp_path, ["far", "accepted"] * (n // 2) + ["copy"] * (n % 2))
-    table, samples = accepted_samples(copy)
-    assert table.equals(rows(copy).take(list(range(1, n, 2))))
-    np.testing.assert_array_equal(samples, features(folder)[1::2])
-
-
-@pytest.mark.parametrize("name", ["features.npy", "rows.parquet"])
-@pytest.mark.parametrize("damage", ["absent", "empty", "cut"])
-def test_a_damaged_set_is_named(folder, tmp_path, name, damage):
-    copy = shutil.copytree(folder, tmp_path / "set")
-    if damage == "absent":
-        (copy / name).unlink()
+@pytest.mark.parametrize("passed", [0, 1, 2, 9])
+def test_branches_get_the_accepted_samples_if_a_tenth_passed(folder, tmp_path, passed):
+    copy, table = shutil.copytree(folder, tmp_path / "set"), rows(folder).take(list(range(9)) * 2)
+    verdicts = pa.array((["far", "accepted"] * passed + ["copy"] * 18)[:18])
+    table = table.set_column(table.schema.get_field_index("verdict"), "verdict", verdicts)
+    pq.write_table(table, copy / "rows.parquet")
+    np.save(copy / "features.npy", features(folder)[list(range(9)) * 2])
+    if passed < 2:
+        with pytest.raises(InputError, match=rf"^of 18 generated samples {passed} passed the check \("):
+            accepted_samples(copy)
     else:
-        content = (copy / name).read_bytes()
-        (copy / name).write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
-    with pytest.raises(
-        InputError, match=f"{copy}: not a generated set, or damaged .* delete it and run again"
-    ) as error:
+        accepted, samples = accepted_samples(copy)
+        assert accepted.equals(table.take(list(range(1, 2 * passed, 2))))
+        np.testing.assert_array_equal(samples, np.load(copy / "features.npy")[1 : 2 * passed : 2])
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(["features.npy", "rows.parquet"]), kept=st.floats(0, 0.99), behind=st.binary(max_size=9))
+def test_a_damaged_set_is_named_in_one_line(folder, name, kept, behind):
+    content, copy = (folder / name).read_bytes(), folder.with_name("damaged")
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    (copy / name).write_bytes(content[: int(kept * len(content))] + behind)
+    with pytest.raises(InputError, match=rf"^{copy}: not a generated set, or damaged [^\n]*; delete it and run again$"):
         accepted_samples(copy)
-    assert "\n" not in str(error.value)
-
-
-def test_a_set_in_which_hardly_anything_passed_is_refused(folder, tmp_path):
-    copy = judged(folder, tmp_path, ["far"] * (rows(folder).num_rows - 1) + ["accepted"])
-    with pytest.raises(InputError, match=r"1 passed the check \(1 accepted, \d+ far\)"):
+    (copy / name).unlink()
+    with pytest.raises(InputError, match=f"^{copy}: not a generated set"):
         accepted_samples(copy)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from branches.spec import MaskedPredictionSpec
-from branches.training.masked_prediction import WEIGHT, MaskedPrediction
+from branches.training.masked_prediction import MaskedPrediction
 
 
 @pytest.fixture
@@ -12,42 +13,24 @@ def auxiliary():
 
 
 def test_whole_patches_are_masked_and_the_rest_is_kept(auxiliary):
-    features = torch.randn(3, 70, 128)
+    features = torch.randn(9, 70, 128)
     hidden, masked = auxiliary.mask(features)
-    assert masked.shape == (3, 4 * 8)
-    for clip in range(3):
-        for patch in range(32):
-            t, k = divmod(patch, 8)
-            block = hidden[clip, t * 16 : t * 16 + 16, k * 16 : k * 16 + 16]
-            original = features[clip, t * 16 : t * 16 + 16, k * 16 : k * 16 + 16]
-            assert torch.equal(block, torch.zeros_like(block) if masked[clip, patch] else original)
+    wide = masked.reshape(9, 4, 1, 8, 1).expand(9, 4, 16, 8, 16).reshape(9, 64, 128)
+    assert torch.equal(hidden[:, :64], features[:, :64] * ~wide)
     assert torch.equal(hidden[:, 64:], features[:, 64:])
-    assert 0.15 < masked.float().mean() < 0.45
+    assert masked.float().mean().item() == pytest.approx(0.3, abs=0.06)
 
 
-def test_two_tokenizers_give_two_labels_of_each_patch(auxiliary):
-    first, second = auxiliary.labels(torch.randn(2, 70, 128))
-    assert first.shape == second.shape == (2, 32)
-    assert not torch.equal(first, second)
-
-
-def test_only_what_is_counted_is_predicted(auxiliary):
-    patches = torch.randn(2, 32, 6, requires_grad=True)
-    labels = auxiliary.labels(torch.randn(2, 70, 128))
+def test_what_is_counted_is_predicted_of_tokenizers_that_are_neither_trained_nor_saved(auxiliary):
+    patches, labels = torch.randn(2, 32, 6, requires_grad=True), auxiliary.labels(torch.randn(2, 70, 128))
+    assert not torch.equal(*labels)
     counted = torch.zeros(2, 32, dtype=torch.bool)
-    counted[0, 5] = True
+    counted[0, 5] = counted[1, 7] = True
     loss = auxiliary(patches, labels, counted)
-    expected = [
-        torch.nn.functional.cross_entropy(head(patches[0, 5])[None], label[0, 5][None])
-        for head, label in zip(auxiliary.heads, labels, strict=True)
-    ]
-    torch.testing.assert_close(loss, WEIGHT * torch.stack(expected).mean())
+    each = [F.cross_entropy(h(patches[counted]), of[counted]) for h, of in zip(auxiliary.heads, labels, strict=True)]
+    torch.testing.assert_close(loss, 0.5 * torch.stack(each).mean())
     loss.backward()
     assert torch.equal((patches.grad != 0).any(-1), counted)
-    nothing = auxiliary(patches, labels, torch.zeros_like(counted))
-    assert nothing.item() == 0.0
-
-
-def test_tokenizers_are_neither_trained_nor_saved(auxiliary):
-    assert {name.partition(".")[0] for name, _ in auxiliary.named_parameters()} == {"heads"}
-    assert {name.partition(".")[0] for name in auxiliary.state_dict()} == {"heads"}
+    assert auxiliary(patches, labels, torch.zeros_like(counted)).item() == 0.0
+    for names in (dict(auxiliary.named_parameters()), auxiliary.state_dict()):
+        assert {name.partition(".")[0] for name in names} == {"heads"}

@@ -2,125 +2,105 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from branches.audio.cache import in_memory
 from branches.data.dataset import index_of
 from branches.spec import BranchSpec, ClassesSpec
-from branches.training.training_set import MIN_CLUSTER, classes_of
+from branches.training.training_set import classes_of, training_clips
+
+FAN = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{i % 2}.wav" for i in range(8)]
+PUMP = "pump/train/section_00_{}_train_normal_{:04d}_noAttribute.wav"
+GENERATED = index_of(["fan/train/section_00_target_train_normal_0000_spd_1.wav", PUMP.format("target", 0)])
+RNG = np.random.default_rng(0)
 
 
-def train_index(unattributed=40, target=10):
-    names = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{i % 2}.wav" for i in range(8)]
-    names += [f"pump/train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(unattributed)]
-    names += [f"pump/train/section_00_target_train_normal_{i:04d}_noAttribute.wav" for i in range(target)]
-    return index_of(names)
-
-
-def labels_of(train, more, embeddings, classes, seed):
-    """Labels, and how many classes there are."""
-    labels, unattributed = classes_of(train, more, embeddings, classes, seed)
-    bare = column(train, "machine") == "pump"
-    assert set(np.flatnonzero(unattributed)) == set(labels[: len(bare)][bare]) - set(labels[: len(bare)][~bare])
+def classes(target=10, more=None, embeddings=None, attributes=(), **settings):
+    """Labels of 8 clips of a fan at two speeds and 40 source and some target clips of a pump, and of more; how many."""
+    paths = [*FAN, *(PUMP.format("source", i) for i in range(40)), *(PUMP.format("target", i) for i in range(target))]
+    index = index_of([*paths, *attributes])
+    assert embeddings is None or len(embeddings) == index.num_rows
+    more = index.slice(0, 0) if more is None else more
+    labels, unattributed = classes_of(index, more, embeddings, ClassesSpec.model_validate(settings), seed=0)
+    assert set(np.flatnonzero(unattributed)) == (set() if attributes else set(labels[8 : index.num_rows]))
     return labels, len(unattributed)
 
 
-def clusters(pseudo_labels):
-    each = {"source": pseudo_labels, "target": pseudo_labels} if isinstance(pseudo_labels, int) else pseudo_labels
-    return ClassesSpec.model_validate({"pseudo_labels": each})
-
-
-def column(index, name):
-    return np.array(index[name].to_pylist(), object)
+def clusters(source, target):
+    return {"source": source, "target": target}
 
 
 def test_without_clusters_a_machine_without_attributes_is_one_class():
-    index = train_index()
-    labels, n = labels_of(index, index.slice(0, 0), None, ClassesSpec(), seed=0)
-    assert n == 3
-    assert len(set(labels[column(index, "machine") == "pump"])) == 1
+    labels, n = classes()
+    assert (n, labels.tolist()) == (3, [0, 1] * 4 + [2] * 50)
 
 
 def test_clusters_are_found_for_each_domain_by_itself():
-    index = train_index()
-    pump, target = column(index, "machine") == "pump", column(index, "domain") == "target"
-    rng = np.random.default_rng(0)
-    hidden = rng.integers(3, size=index.num_rows)
-    embeddings = np.eye(3)[hidden] + 0.05 * rng.normal(size=(index.num_rows, 3))
-    labels, n = labels_of(index, index.slice(0, 0), embeddings, clusters(3), seed=0)
-    source = pump & ~target
-    assert len(set(zip(labels[source], hidden[source], strict=True))) == 3  # one cluster for each hidden state
-    assert not set(labels[source]) & set(labels[pump & target])
-    assert len(set(labels[pump & target])) == 10 // MIN_CLUSTER
+    hidden = RNG.integers(3, size=58)
+    embeddings = np.eye(3)[hidden] + 0.05 * RNG.normal(size=(58, 3))
+    labels, n = classes(embeddings=embeddings, pseudo_labels=clusters(3, 3))
+    assert labels[:8].tolist() == [0, 1] * 4
+    assert len(set(zip(labels[8:48], hidden[8:48], strict=True))) == 3  # one cluster for each hidden state
+    assert not set(labels[8:48]) & set(labels[48:])
+    assert len(set(labels[48:])) == 2  # a cluster has five clips
     assert sorted(set(labels)) == list(range(n))
-    assert len(set(labels[~pump])) == 2
+
+
+def test_each_domain_has_its_own_number_of_clusters_whatever_the_loudness_of_a_band():
+    embeddings = RNG.normal(size=(68, 8, 3))
+    labels, n = classes(20, embeddings=embeddings, pseudo_labels=clusters(7, 1))
+    assert (len(set(labels[8:48])), len(set(labels[48:])), n) == (7, 1, 10)
+    louder = embeddings * np.linspace(1, 100, 8)[:, None]
+    assert np.array_equal(labels, classes(20, embeddings=louder, pseudo_labels=clusters(7, 1))[0])
 
 
 @pytest.mark.filterwarnings("error")
-def test_copies_of_one_clip_are_one_class():
-    index = train_index()
-    labels, n = labels_of(index, index.slice(0, 0), np.ones((index.num_rows, 3)), clusters(4), seed=0)
-    assert n == 4  # two speeds of the fan, the pump's two domains
-    assert len(labels) == index.num_rows
+def test_copies_of_one_clip_and_clips_of_a_section_with_attributes_are_not_divided():
+    assert classes(embeddings=np.ones((58, 3)), pseudo_labels=clusters(4, 4))[1] == 4  # two speeds, two domains
+    spoken = ["pump/train/section_00_source_train_normal_0999_spd_1.wav"]
+    assert classes(embeddings=RNG.normal(size=(59, 3)), attributes=spoken, pseudo_labels=clusters(4, 4))[1] == 4
 
 
 def test_generated_clips_have_the_class_of_their_attributes():
-    index = train_index()
-    names = [
-        "fan/train/section_00_target_train_normal_0000_spd_1.wav",
-        "pump/train/section_00_target_train_normal_0000_noAttribute.wav",
-    ]
-    more = index_of(names)
-    labels, _ = labels_of(index, more, None, ClassesSpec(), seed=0)
-    speeds = [dict(pairs).get("spd") for pairs in index["attributes"].to_pylist()]
-    assert labels[-2] == labels[speeds.index("1")]
-    assert labels[-1] == labels[speeds.index(None)]
-    divided, n = labels_of(index, more, np.random.default_rng(0).normal(size=(index.num_rows, 3)), clusters(4), seed=0)
-    assert divided[-1] == -1
-    assert divided[-2] == divided[speeds.index("1")]
-    assert divided.max() == n - 1
-
-
-def test_an_attribute_anywhere_in_a_section_keeps_it_undivided():
-    index = pa.concat_tables([train_index(), index_of(["pump/train/section_00_source_train_normal_0999_spd_1.wav"])])
-    embeddings = np.random.default_rng(0).normal(size=(index.num_rows, 3))
-    _, unattributed = classes_of(index, index.slice(0, 0), embeddings, clusters(4), seed=0)
-    assert unattributed.tolist() == [False] * 4
-
-
-def test_each_domain_has_its_own_number_of_clusters():
-    index = train_index(target=20)
-    pump, target = column(index, "machine") == "pump", column(index, "domain") == "target"
-    embeddings = np.random.default_rng(0).normal(size=(index.num_rows, 8, 3))  # by band
-    labels, n = labels_of(index, index.slice(0, 0), embeddings, clusters({"source": 7, "target": 1}), seed=0)
-    assert len(set(labels[pump & ~target])) == 7
-    assert len(set(labels[pump & target])) == 1
-    assert n == 2 + 7 + 1
-
-
-def test_the_loudness_of_a_band_has_no_say_in_the_clusters():
-    index = train_index()
-    embeddings = np.random.default_rng(0).normal(size=(index.num_rows, 8, 3))
-    louder = embeddings * np.linspace(1, 100, 8)[:, None]
-    made = [labels_of(index, index.slice(0, 0), e, clusters(3), seed=0)[0] for e in (embeddings, louder)]
-    assert np.array_equal(*made)
+    assert classes(more=GENERATED)[0][-2:].tolist() == [1, 2]
+    labels, n = classes(more=GENERATED, embeddings=RNG.normal(size=(58, 3)), pseudo_labels=clusters(4, 4))
+    assert labels[-2:].tolist() == [1, -1]  # which cluster would it be?
+    assert labels.max() == n - 1
 
 
 def test_the_domain_may_be_part_of_the_class():
-    names = [
-        f"fan/train/section_00_{d}_train_normal_{i:04d}_spd_{i % 2}.wav" for d in ("source", "target") for i in range(4)
-    ]
-    index = pa.concat_tables([index_of(names), train_index()])
-    more = index_of(["fan/train/section_00_target_train_normal_0000_spd_1.wav"])
-    _, plain = labels_of(index, more, None, ClassesSpec(), seed=0)
-    labels, n = labels_of(index, more, None, ClassesSpec(domain=True), seed=0)
-    assert (plain, n) == (3, 2 * 2 + 2)
-    fan = column(index, "machine") == "fan"
-    domains, speeds = column(index, "domain"), [dict(pairs).get("spd") for pairs in index["attributes"].to_pylist()]
-    keys = {(d, s): label for d, s, label, f in zip(domains, speeds, labels[:-1], fan, strict=True) if f}
-    assert labels[-1] == keys["target", "1"]
-    assert len(set(keys.values())) == 4
+    labels, n = classes(more=GENERATED, domain=True)
+    assert (n, labels.tolist()) == (5, [0, 1] * 4 + [3] * 40 + [4] * 10 + [2, 4])
 
 
-def test_what_is_clustered_may_be_another_channel_and_pooling():
-    pseudo = {"source": 7, "target": 1, "channel": "cancel", "pooling": "band_mean"}
-    spec = BranchSpec.model_validate({"classes": {"pseudo_labels": pseudo}})
-    ((frozen, embedding),) = spec.frozen_inputs([])
-    assert (frozen.channel, embedding.pooling.name, frozen.is_frozen) == ("cancel", "band_mean", True)
+# The training set
+
+
+def clips_for(noise=None, supplemental=None, generated=None, channels=(2, 2, 1), length=3_000):
+    """Of three training clips of two machines, behind a test clip; near, clip i holds i, and far −i."""
+    index = index_of(["fan/test/section_00_0000.wav", *FAN[:2], PUMP.format("source", 0)])
+    audio = in_memory([np.full((length, c), [i, -i][:c], np.float32) for i, c in enumerate((1, *channels))])
+    spec = BranchSpec.model_validate({"augmentation": {"noise": noise}})
+    return training_clips(audio, index, spec, generated=generated, noise=supplemental)
+
+
+def test_test_clips_are_not_trained_on_and_generated_ones_stand_behind():
+    clips = clips_for(generated=(GENERATED, np.zeros((2, 90, 128), np.float16)))
+    assert (clips.rows.tolist(), clips.machines.tolist()) == ([1, 2, 3], ["fan", "fan", "pump"])
+    assert clips.labels.tolist() == [0, 1, 2, 1, 2]
+    assert clips.unattributed.tolist() == [False, False, True]
+    assert (clips.n_classes, len(clips.generated), clips.noise) == (3, 2, None)
+    # A signature is of clips and classes, and not of how many channels they have.
+    others = [clips_for(), clips_for(length=3_001), clips_for(channels=(1, 1, 1))]
+    assert len({clips.signature, *(other.signature for other in others)}) == 3
+
+
+def test_noise_is_what_the_far_microphone_heard_of_the_machine_or_a_recording_of_its_own():
+    far = clips_for(noise={}).noise
+    drawn = [far.draw("fan", 7_000, RNG) for _ in range(20)]  # repeated, as it is shorter
+    assert {len(noise) for noise in drawn} == {7_000}
+    assert {float(value) for noise in drawn for value in set(noise)} == {-1.0, -2.0}
+    assert far.draw("pump", 100, RNG) is None  # what a mono clip's only microphone hears is the machine
+    ramp = np.stack([np.arange(3_000), np.zeros(3_000)], axis=1).astype(np.float32)
+    recordings = in_memory([ramp]), pa.table({"machine": ["fan"]})
+    own = clips_for(noise={"source": "supplemental"}, supplemental=recordings).noise
+    assert {int(own.draw("fan", 2_999, RNG)[0]) for _ in range(20)} == {0, 1}
+    assert own.draw("pump", 100, RNG) is None

@@ -1,0 +1,107 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from branches.audio import decode, read_clip, read_header
+from branches.audio.containers import open_recording
+from branches.frames import MIN_SAMPLES
+from scoring.errors import InputError
+
+SAMPLES = (np.random.default_rng(0).uniform(-0.5, 0.5, (16_000, 2)) * 32768).round().astype(np.int16)
+
+
+def encoded(samples, kind="WAV", subtype="PCM_16", endian="FILE"):
+    content = io.BytesIO()
+    soundfile.write(content, samples, 16_000, format=kind, subtype=subtype, endian=endian)
+    return content.getvalue()
+
+
+RECORDINGS = {kind: encoded(SAMPLES, kind) for kind in ("WAV", "WAVEX", "FLAC", "RF64", "W64", "AIFF", "AU", "NIST")}
+RECORDINGS["RIFX"] = encoded(SAMPLES, endian="BIG")
+LOSSY = {"MP3": encoded(SAMPLES, "MP3", "MPEG_LAYER_III"), "OGG": encoded(SAMPLES, "OGG", "VORBIS")}
+RECORDINGS |= LOSSY
+WAV = RECORDINGS["WAV"]
+
+
+def with_lengths(riff, data, content=WAV):
+    """A WAV that states other lengths."""
+    at = content.index(b"data") + 4
+    return content[:4] + struct.pack("<I", riff) + content[8:at] + struct.pack("<I", data) + content[at + 4 :]
+
+
+@pytest.mark.parametrize("container", RECORDINGS)
+def test_a_whole_recording_is_read(container, tmp_path):
+    (tmp_path / "clip.wav").write_bytes(RECORDINGS[container])
+    samples, header = read_clip(tmp_path / "clip.wav"), read_header(tmp_path / "clip.wav")
+    assert (header.rate, header.channels) == (16_000, 2)
+    if container in LOSSY:
+        assert len(samples) == pytest.approx(16_000, abs=1_200)
+    else:
+        assert (header.frames, header.subtype) == (16_000, "PCM_16")
+        np.testing.assert_array_equal(samples, SAMPLES / np.float32(32768))
+
+
+@settings(max_examples=50, deadline=None)
+@given(container=st.sampled_from(["WAV", "WAVEX", "FLAC", "MP3"]), share=st.floats(0, 0.99))
+def test_a_wav_flac_or_mp3_that_was_cut_off_is_named(container, share):
+    content = RECORDINGS[container]
+    with pytest.raises(InputError, match=r"^clip: (truncated|not a readable recording)"):
+        decode(content[: int(share * len(content))], "clip")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it seeks before an AIFF's beginning
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=200), container=st.sampled_from(list(RECORDINGS)), kept=st.integers(0, 60))
+def test_bytes_that_are_no_recording_are_named_in_one_line(content, container, kept):
+    with pytest.raises(InputError, match=r"^clip: [^\n]+$"):
+        decode(RECORDINGS[container][:kept] + content, "clip")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encoded(SAMPLES[:0]), "the recording is empty; replace or remove it$"),
+        (encoded(SAMPLES[: MIN_SAMPLES - 1]), r"0.175 s is shorter than one patch \(0.175 s\); remove it$"),
+        (
+            encoded(np.where(np.arange(16_000) == 77, np.nan, 0.1), subtype="FLOAT"),
+            "a sample is not a finite number; re",
+        ),
+        (with_lengths(19_992, 64_000)[:20_000], "truncated: 20000 of 64044 bytes; copy it again$"),  # once mended
+        (with_lengths(64_236, 64_000) + bytes(100), "truncated: 64144 of 64244 bytes"),  # in a chunk behind the sound
+        (with_lengths(32_036, 32_000) + bytes(130_000), "its header gives 32044 of 194044 bytes, as after a recorder"),
+    ],
+)
+def test_what_cannot_be_used_is_named(content, message):
+    with pytest.raises(InputError, match=f"^clip: {message}"):
+        decode(content, "clip")
+
+
+def test_the_shortest_clip_is_long_enough_and_an_absent_one_is_named(tmp_path):
+    assert len(decode(encoded(SAMPLES[:MIN_SAMPLES]), "clip")) == MIN_SAMPLES
+    for read in (read_clip, read_header):
+        with pytest.raises(InputError, match=r"absent\.wav: cannot be read \(No such file or directory\)$"):
+            read(tmp_path / "absent.wav")
+
+
+@pytest.mark.parametrize("unknown", [0, 0x7FFF_F000, 0x7FFF_F024, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0xFFFF_FFDB])
+def test_lengths_that_a_writer_to_a_pipe_could_not_know_are_no_lengths(unknown):
+    for riff in (unknown, min(unknown + 36, 0xFFFF_FFFF)):
+        np.testing.assert_array_equal(decode(with_lengths(riff, unknown), "clip"), SAMPLES / np.float32(32768))
+
+
+def test_a_wav_over_4_gib_whose_length_began_again_is_named(tmp_path):
+    with (tmp_path / "long.wav").open("w+b") as file:  # 2**32 bytes more than its header can say, a hole
+        file.write(WAV)
+        file.truncate(len(WAV) + 2**32)
+        with pytest.raises(InputError, match=r"long.wav: its header gives 64044 of 4295031340 bytes.*RF64"):
+            open_recording(file, "long.wav")
+
+
+@pytest.mark.parametrize("behind", [b"LIST" + bytes(1_000), b"ID3" + 100_000 * b"x", bytes(100_000)])
+def test_tags_and_padding_behind_the_sound_are_no_fault(behind):
+    assert len(decode(WAV + behind, "clip")) == 16_000
