@@ -1,0 +1,99 @@
+"""What is looked at before anything is trained."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from branches.audio.cache import AudioCache
+from branches.beats import load_beats, save_beats
+from branches.data.dataset import noise_index, read_index
+from branches.spec import BackboneSpec
+from orchestrator.plan import make_plan
+from orchestrator.preflight import (
+    check_branches,
+    check_lengths,
+    check_models,
+    notes_on,
+    resolve_file,
+    with_resolved_files,
+)
+from orchestrator.system import SystemSpec, load_system
+from scoring.errors import InputError
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    save_beats(load_beats("tiny"), tmp_path / "tiny.pt")
+    return tmp_path / "tiny.pt"
+
+
+def branches(branch, **settings):
+    configuration = {"branch": {"objective": "softmax", **branch}, **settings}
+    return make_plan(
+        [SystemSpec.model_validate({"name": "x", "subsystems": {"a": {"b": configuration}}})], None
+    ).branches
+
+
+def audio(*seconds, channels=2):
+    """Clips of these lengths, of which nothing is heard."""
+    start = np.cumsum([0, *(int(16_000 * s) * channels for s in seconds)])
+    return AudioCache(np.empty(0, np.int16), start, np.full(len(seconds), channels))
+
+
+def test_a_checkpoint_counts_by_its_content_and_may_be_given_by_its_uri(checkpoint, tmp_path):
+    first = with_resolved_files(load_system("s1", backbone=str(checkpoint)))
+    moved = checkpoint.rename(tmp_path / "100 % mine.pt")
+    second = with_resolved_files(load_system("s1", backbone=str(moved)))
+    assert first != second
+    ids = [make_plan([system], None).branches[0].branch_id for system in (first, second)]
+    assert ids[0] == ids[1]
+    assert with_resolved_files(load_system("s1", backbone=moved.as_uri())) == second
+
+
+def test_a_checkpoint_that_cannot_be_used_is_named(checkpoint, tmp_path):
+    with pytest.raises(InputError, match=r"none.pt: no such file.*--backbone FILE"):
+        resolve_file(BackboneSpec(path=str(tmp_path / "none.pt")))
+    with pytest.raises(InputError, match="has sha256"):
+        resolve_file(BackboneSpec(path=str(checkpoint), sha256="0" * 8))
+    (tmp_path / "text.pt").write_text("hello")
+    text = str(tmp_path / "text.pt")
+    for branch in ({"backbone": text}, {"masked_prediction": {"tokenizers": [text]}}):
+        with pytest.raises(InputError, match=r"text.pt is not a BEATs checkpoint"):
+            check_models(branches(branch))
+
+
+def test_layers_and_noise_that_are_not_there_are_told_before_the_training(dataset):
+    noise = noise_index(dataset)
+    check_branches(branches({"augmentation": {"noise": {}}}), noise)
+    with pytest.raises(InputError, match=r"source is supplemental, but no machine has supplemental/\*noise\*.wav"):
+        check_branches(branches({"augmentation": {"noise": {"source": "supplemental"}}}), noise)
+    for settings in ({"branch": {"backbone": {"layers": [7]}}}, {"branch": {}, "embedding": {"layers": [7]}}):
+        with pytest.raises(InputError, match=r"layers \[7\]: this BEATs has outputs 0 to"):
+            check_branches(branches(**settings), noise)
+
+
+def test_a_clip_whose_attention_no_memory_holds_is_named():
+    index = pa.table({"path": ["fan/train/short.wav", "fan/train/long.wav"]})
+    check_lengths(index, audio(1, 59), branches({}))
+    check_lengths(index, audio(1, 10**7), branches({"backbone": "log_mel", "strategy": "frozen", "pooling": "mean"}))
+    with pytest.raises(InputError, match=r"fan/train/long.wav: 10000000 s are too long"):
+        check_lengths(index, audio(1, 10**7), branches({}))
+
+
+def test_what_the_data_cannot_give_is_noted(dataset):
+    index = read_index(dataset)
+    pump = index.filter(pa.compute.equal(index["machine"], "pump"))  # which has no attributes
+
+    def notes(branch, index=pump, channels=2):
+        clips = audio(*[1] * len(index), channels=channels)
+        return [note.split(":")[0] for note in notes_on(index, clips, branches(branch))]
+
+    assert notes({}, index) == notes({"channel": "far"}, index) == notes({}, index, channels=1) == []
+    assert notes({}) == ["all training clips are of one class"]
+    assert notes({"classes": {"pseudo_labels": {}}}) == []
+    assert notes({"strategy": "frozen", "pooling": "mean"}) == []
+    generated = {"augmentation": {"generated": {}}}
+    source = index.filter(pa.compute.equal(index["domain"], "source"))
+    assert [notes(generated, clips) for clips in (index, source)] == [[], ["no operating state is rare"]]
+    for branch in ({"channel": "cancel"}, {"augmentation": {"noise": {}}}):
+        assert notes(branch, index, channels=1) == [f"{len(index)} of {len(index)} clips have one channel"]
