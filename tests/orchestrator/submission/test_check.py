@@ -21,11 +21,8 @@ from tests.orchestrator.package_case import LABEL, Case, zipped
 ONE, TWO = f"{LABEL}_1", f"{LABEL}_2"
 SCORES, DECISIONS = "anomaly_score_fan_section_00_test.csv", "decision_result_fan_section_00_test.csv"
 META = f"{ONE}.meta.yaml"
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory):
-    return Case(tmp_path_factory.mktemp("case"))
+DEV = ("results", "development_dataset")
+CLIP = "section_00_source_test_anomaly_0000_noAttribute.wav"
 
 
 @pytest.fixture
@@ -59,13 +56,13 @@ def cell(name, row, column, value):
 
 
 def put(*keys, to):
-    """Set one value of the meta file; None removes it."""
+    """Set one value of the meta file, or change it by a function; None removes it."""
 
     def mutate(text):
         content = inner = yaml.safe_load(text)
         for key in keys[:-1]:
             inner = inner[key]
-        inner[keys[-1]] = to
+        inner[keys[-1]] = to(inner[keys[-1]]) if callable(to) else to
         if to is None:
             del inner[keys[-1]]
         return yaml.safe_dump(content, allow_unicode=True)
@@ -73,16 +70,20 @@ def put(*keys, to):
     return edit(META, mutate)
 
 
-def move(source, target):
+def copied(label):
+    """The first system once more under another label, in itself in order."""
+
+    def mutate(task):
+        shutil.copytree(task / ONE, task / label)
+        text = (task / ONE / META).read_text()
+        (task / label / META).unlink()
+        (task / label / f"{label}.meta.yaml").write_text(text.replace(ONE, label))
+
+    return mutate
+
+
+def moved(source, target):
     return lambda task: (task / source).rename(task / target)
-
-
-def relabel(task):
-    """The second system under another team's name, in itself in order."""
-    label = "Li_SJTU_task2_2"
-    edit(f"{TWO}.meta.yaml", lambda text: text.replace(TWO, label), TWO)(task)
-    move(f"{TWO}/{TWO}.meta.yaml", f"{TWO}/{label}.meta.yaml")(task)
-    move(TWO, label)(task)
 
 
 def tie(task):
@@ -94,24 +95,20 @@ def tie(task):
     rows(SCORES, lambda table: [[clip, scores[high] if clip == low else v] for clip, v in table])(task)
 
 
-DEV = ("results", "development_dataset")
-CLIP = "section_00_source_test_anomaly_0000_noAttribute.wav"
-
 # name → how to break it, the file that must be named, the cause that must be told
 BROKEN = {
-    "no decision table": (lambda t: (t / ONE / DECISIONS).unlink(), DECISIONS, "missing; there are clips for it"),
     "a machine without tables": (
         lambda t: [(t / ONE / name).unlink() for name in (SCORES, DECISIONS)],
-        SCORES,
+        DECISIONS,
         "missing; there are clips for it in .*data",
     ),
     "a machine's name misspelt": (
-        lambda t: [move(f"{ONE}/{n}", f"{ONE}/{n.replace('fan', 'Fan')}")(t) for n in (SCORES, DECISIONS)],
+        lambda t: [moved(f"{ONE}/{n}", f"{ONE}/{n.replace('fan', 'Fan')}")(t) for n in (SCORES, DECISIONS)],
         SCORES.replace("fan", "Fan"),
         "no such machine and section in .*; it has fan section 00, pump section 00",
     ),
     "a table's name without test": (
-        move(f"{ONE}/{SCORES}", f"{ONE}/anomaly_score_fan_section_00.csv"),
+        moved(f"{ONE}/{SCORES}", f"{ONE}/anomaly_score_fan_section_00.csv"),
         "anomaly_score_fan_section_00.csv",
         "not a table's name; must be anomaly_score_<machine>",
     ),
@@ -124,12 +121,9 @@ BROKEN = {
         r"row 1, 2, 3 and 17 more: must begin with a clip's bare name",
     ),
     "a header": (rows(SCORES, lambda t: [["file", "score"], *t]), SCORES, "row 1: must begin with .*no header"),
-    "semicolons": (edit(SCORES, lambda s: s.replace(",", ";")), SCORES, "row 1, .*: must begin with"),
     "three columns": (edit(SCORES, lambda s: s.replace("\n", ",1\n")), SCORES, "row 1, .*: must be `clip,value`"),
-    "nan": (cell(SCORES, 0, 1, "nan"), SCORES, "row 1: must be `clip,value` with a finite number: .*nan"),
     "too large for a float": (cell(SCORES, 19, 1, "1e999"), SCORES, "row 20: must be .* a finite number"),
     "an empty table": (edit(SCORES, lambda s: ""), SCORES, "no usable rows"),
-    "UTF-16": (lambda t: (t / ONE / SCORES).write_text("a.wav,1\n", "utf-16"), SCORES, "row 1, 2: must .* in UTF-8"),
     "a probability as decision": (cell(DECISIONS, 2, 1, "0.7"), DECISIONS, "row 3: the decision is neither"),
     "decisions of another machine": (
         lambda t: shutil.copy(t / ONE / DECISIONS.replace("fan", "pump"), t / ONE / DECISIONS),
@@ -137,29 +131,20 @@ BROKEN = {
         "no threshold on the scores gives these decisions: section_00.* is 0 with score",
     ),
     "a tie cut in two": (tie, DECISIONS, r"no threshold .*: .* is 0 with score (.*), .* is 1 with score \1$"),
-    "scores of another machine": (
-        lambda t: [shutil.copy(t / ONE / n.replace("fan", "pump"), t / ONE / n) for n in (SCORES, DECISIONS)],
-        META,
-        "fan.auc_source: not what the scores give: .* instead of",
-    ),
     "no meta file": (lambda t: (t / ONE / META).unlink(), META, "missing; each system has a meta file"),
-    "a meta file of another name": (move(f"{ONE}/{META}", f"{ONE}/x.yaml"), META, "missing; each system has a meta"),
     "no YAML": (edit(META, lambda s: s.replace("submission:", "submission: [", 1)), META, "not YAML: .* line"),
     "YAML that is a list": (edit(META, lambda s: "- label\n- name\n"), META, "Input should be a valid dictionary"),
     "another label": (put("submission", "label", to=TWO), META, f"label is '{TWO}', and the folder is '{ONE}'"),
     "no institute": (put("submission", "authors", 0, "affiliation", to=None), META, "affiliation: Field required"),
-    "placeholders": (put("submission", "authors", 0, "lastname", to="TO BE FILLED IN"), META, "0.lastname: still to"),
+    "a placeholder": (put("submission", "authors", 0, "lastname", to="todo"), META, "authors.0.lastname: still to"),
     "a long abbreviation": (put("submission", "abbreviation", to="a" * 11), META, "abbreviation: .*at most 10"),
     "results of no machine": (put(*DEV, to={}), META, "development_dataset: .*at least 1"),
-    "a result that is not so": (put(*DEV, "pump", "auc_source", to=51.0), META, "auc_source: not .*: 51.0 instead of"),
+    "a result too high": (put(*DEV, "pump", "auc_source", to=lambda v: v + 0.2), META, "auc_source: not .* instead of"),
+    "a result too low": (put(*DEV, "pump", "pauc", to=lambda v: v - 0.2), META, "pump.pauc: not .* instead of"),
     "a result in words": (put(*DEV, "fan", "pauc", to="61 %"), META, "fan.pauc: not what the scores give: 61 % inst"),
-    "a folder that is no label": (move(TWO, f"{LABEL}_5"), f"{LABEL}_5", "is no label such as .* numbered 1 to 4"),
-    "two teams": (relabel, "Li_SJTU_task2_2", f"another team's label than {ONE}"),
-    "five systems": (
-        lambda t: [shutil.copytree(t / ONE, t / f"c_c_task2_{n}") for n in (1, 2, 3)],
-        "package",
-        "5 systems, at most 4",
-    ),
+    "a folder that is no label": (moved(TWO, f"{LABEL}_5"), f"{LABEL}_5", "is no label such as .* numbered 1 to 4"),
+    "two teams": (copied("Li_SJTU_task2_3"), "Li_SJTU_task2_3", f"another team's label than {ONE}"),
+    "five systems": (lambda t: [copied(f"c_c_task2_{n}")(t) for n in (1, 2, 3)], "package", "5 systems, at most 4"),
     "a system twice": (lambda t: shutil.copytree(t / ONE, t / "again" / ONE), f"again/{ONE}", "the same label as"),
     "nothing in it": (lambda t: shutil.rmtree(t), "package", "no system in it"),
 }  # fmt: skip
@@ -169,26 +154,17 @@ BROKEN = {
 def test_a_broken_package_is_told_with_file_and_cause(case, package, name):
     mutate, place, cause = BROKEN[name]
     mutate(package / "task2")
-    as_zip = ("a header", "two teams", "placeholders")
+    as_zip = ("a header", "two teams", "a placeholder")
     errors = check_package(zipped(package) if name in as_zip else package, case.data).errors
     assert any(re.match(rf"[^:]*{re.escape(place)}[^:]*: .*{cause}", error) for error in errors), errors
     assert not any("\n" in error for error in errors)
 
 
-def test_a_valid_package_passes_as_folder_zip_and_single_system(case):
-    for path, data in ((case.folder, case.data), (case.folder, None), (zipped(case.folder), case.data)):
+def test_a_valid_package_passes_as_folder_zip_and_single_system(case, package):
+    for path, data in ((case.folder, case.data), (case.folder, None), (zipped(package), case.data)):
         assert check_package(path, data) == Findings(), path
     alone = check_package(case.folder / "task2" / ONE, case.data)
     assert alone == Findings(warnings=[f"{ONE}: no technical report (PDF) in it"])
-
-
-def test_every_fault_is_told_at_once(case, package):
-    names = ["nan", "a probability as decision", "a result that is not so", "placeholders", "a folder that is no label"]
-    for name in names:
-        BROKEN[name][0](package / "task2")
-    errors = check_package(package, case.data).errors
-    for name in names:
-        assert any(re.search(BROKEN[name][2], error) for error in errors), name
 
 
 LEGAL = {
@@ -197,12 +173,14 @@ LEGAL = {
     "scores on another scale": rows(SCORES, lambda t: [[c, f"{1e6 * float(v) - 5e5:+.17E}"] for c, v in t]),
     "decisions as floats": rows(DECISIONS, lambda t: [[c, f"{int(v)}.0"] for c, v in t]),
     "one system": lambda t: shutil.rmtree(t / TWO),
-    "not in a folder of the task": lambda t: [move(s, f"../{s}")(t) for s in (ONE, TWO)],
+    "not in a folder of the task": lambda t: [moved(s, f"../{s}")(t) for s in (ONE, TWO)],
     "further keys": put("system", "front_ends", to=[{"name": "AudioSet", "share": "100 %"}]),
+    "a question": put("submission", "name", to="What is normal?"),
     "results with one digit": edit(META, lambda s: re.sub(r"\b\d+\.\d\d\b", lambda m: f"{float(m[0]):.1f}", s)),
     "further machines' results and means": put(*DEV, "ToyCar", to={"auc_source": 71.3, "mean": 0}),
-    "what an operating system leaves": lambda t: (t / ONE / "._anomaly_score.csv").write_bytes(b"\0"),
-}  # fmt: skip
+    "what one operating system leaves": lambda t: (t / ONE / "._anomaly_score.csv").write_bytes(b"\0"),
+    "what another one leaves": lambda t: shutil.copytree(t / ONE, t.parent / "__MACOSX" / ONE),
+}
 
 
 @pytest.mark.parametrize("name", LEGAL)
@@ -213,21 +191,40 @@ def test_what_other_teams_may_do_passes(case, package, name):
 
 def test_warnings_for_what_is_odd(case, package):
     task = package / "task2"
+    for label in (f"{LABEL}_3", f"{LABEL}_4"):
+        copied(label)(task)
     rows(DECISIONS, lambda t: [[c, "0"] for c, _ in t])(task)
     put(*DEV, "fan", to=None)(task)
-    for path in (task / ONE).glob("*.csv"):
-        shutil.copy(path, task / TWO)
     (task / f"{LABEL}.technical_report.pdf").rename(package / "notes.txt")
     found = check_package(package, case.data)
     for part in (
         f"task2/{ONE}/{DECISIONS}: all clips are decided alike",
         f"task2/{ONE}/{META}: results.development_dataset.fan.auc_source: not what the scores give: None instead of",
-        f"task2/{TWO}: the same scores as {ONE}",
+        f"task2/{LABEL}_4: the same scores as {LABEL}_3",
         "notes.txt: not a file of a package",
         "package: no technical report",
     ):
         assert part in "\n".join(found.warnings)
-    assert all(error.startswith(f"task2/{TWO}/{TWO}.meta.yaml: results.") for error in found.errors)
+    assert found.errors == []
+
+
+def test_the_command_prints_every_finding_and_exits_with_2(case, package):
+    names = ["too large for a float", "a probability as decision", "a result too high", "a placeholder"]
+    for name in names:
+        BROKEN[name][0](package / "task2")
+    errors = check_package(package, case.data).errors
+    for name in names:
+        assert any(re.search(BROKEN[name][2], error) for error in errors), name
+    run = tutti_here("submission", "check", package, "--data", case.data)
+    assert run.exit_code == 2
+    assert run.stdout.splitlines() == [f"error: {error}" for error in errors]
+    assert f"Error: {package}: {len(errors)} errors, 0 warnings" in run.stderr
+    as_json = tutti_here("submission", "check", package, "--data", case.data, "--json")
+    assert as_json.exit_code == 2
+    assert json.loads(as_json.stdout) == {"errors": errors, "warnings": []}
+    good = tutti_here("submission", "check", case.folder / "task2" / ONE)
+    assert (good.exit_code, good.stdout) == (0, f"warning: {ONE}: no technical report (PDF) in it\n")
+    assert json.loads(tutti_here("submission", "check", case.folder, "--json").stdout) == {"errors": [], "warnings": []}
 
 
 def test_an_evaluation_set_with_hidden_labels(tmp_path):
@@ -269,26 +266,26 @@ def test_damaged_zip_files(package, tmp_path):
         check_package(package, tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)),
     st.sampled_from([SCORES, DECISIONS, META]),
 )
 def test_whatever_stands_in_a_file_is_a_finding_and_no_crash(case, package, content, name):
-    whole = (package / "task2" / ONE / name).read_bytes()
-    try:
-        for text in (content, whole[:500] + content + whole[500:]):
-            (package / "task2" / ONE / name).write_bytes(text)
-            assert all(error.startswith("task2/") for error in check_package(package, case.data).errors)
-    finally:
-        (package / "task2" / ONE / name).write_bytes(whole)
+    system = package / "task2" / ONE
+    whole = (case.folder / "task2" / ONE / name).read_bytes()
+    for text in (content, whole[:500] + content + whole[500:], whole):
+        (system / name).write_bytes(text)
+        errors = check_package(system, case.data).errors
+        assert all(error.startswith(f"{ONE}/{name}: ") for error in errors)
+    assert errors == []
 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
         ("a: &a [*a]", "nested too deeply"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 500, "nested too deeply"),
         ("results: {development_dataset: {fan: {auc_source: 1" + "0" * 400 + "}}}", "auc_source: not what the scores"),
         ("day: 2026-13-45", "month must be in"),
     ],
@@ -298,7 +295,7 @@ def test_traps_in_a_meta_file(case, package, content, cause):
     assert any(cause in error for error in check_package(package, case.data).errors)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=8))
 def test_decisions_are_in_order_if_and_only_if_some_threshold_gives_them(tmp_path, clips):
     folder = tmp_path / ONE
@@ -309,19 +306,3 @@ def test_decisions_are_in_order_if_and_only_if_some_threshold_gives_them(tmp_pat
     assert no_meta.endswith("missing; each system has a meta file")
     possible = any(all((score > t) == decision for score, decision in clips) for t in np.arange(-0.5, 6))
     assert (wrong == []) == possible
-
-
-def test_the_command_prints_every_finding_and_exits_with_2(case, package):
-    for name in ("nan", "placeholders"):
-        BROKEN[name][0](package / "task2")
-    run = tutti_here("submission", "check", package, "--data", case.data)
-    assert run.exit_code == 2
-    errors = check_package(package, case.data).errors
-    assert run.stdout.splitlines() == [f"error: {error}" for error in errors]
-    assert f"Error: {package}: {len(errors)} errors, 0 warnings" in run.stderr
-    as_json = tutti_here("submission", "check", package, "--data", case.data, "--json")
-    assert as_json.exit_code == 2
-    assert json.loads(as_json.stdout) == {"errors": errors, "warnings": []}
-    good = tutti_here("submission", "check", case.folder, "--json")
-    assert good.exit_code == 0, good.stderr
-    assert json.loads(good.stdout) == {"errors": [], "warnings": []}
