@@ -49,14 +49,6 @@ def test_a_branch_of_two_systems_is_planned_once():
     assert both.trees["a"]["one"]["x"][1] == both.trees["b"]["one"]["y"][0]
 
 
-def test_detectors_share_a_branch():
-    plan = make_plan([system(x={}, y={"detector": {"name": "knn", "k": 2}})], None)
-    (branch,) = plan.branches
-    assert [scoring.detector for scoring in branch.scorings] == [MahalanobisSpec(), KnnSpec(k=2)]
-    tables = {"x": [f"{branch.branch_id}/mahalanobis"], "y": [f"{branch.branch_id}/knn-k2"]}
-    assert plan.trees["mine"]["one"] == tables
-
-
 def test_a_plan_on_a_data_set_has_the_baseline():
     of_system, baseline = make_plan([system(x={})], dataset()).branches
     assert (of_system.systems, baseline.systems) == (("mine",), ())
@@ -72,7 +64,9 @@ def test_a_branch_is_known_by_all_that_determines_its_weights_and_by_nothing_els
     base = branch().branch_id
     assert branch(detector="knn").branch_id == base
     assert branch(dataset(test=("e0", "e1"))).branch_id == base
-    others = [branch(seeds=[1]), branch(branch={"channel": "far"}), branch(dataset(train=("t0", "t2")))]
+    more = dataset(more=[("train", "pump", "p0"), ("test", "pump", "p1")])
+    assert branch(more, branch=FROZEN).branch_id == branch(branch=FROZEN).branch_id  # which rests on no clips
+    others = [branch(more), branch(seeds=[1]), branch(branch={"channel": "far"}), branch(dataset(train=("t0", "t2")))]
     assert base not in {other.branch_id for other in others}
     assert [found == base for found in raised(monkeypatch, lambda: branch().branch_id)] == [False, True, True]
 
@@ -91,12 +85,6 @@ def test_embeddings_and_tables_are_known_by_what_determines_them(monkeypatch):
     assert versions() not in list(raised(monkeypatch, versions))  # so that nodes with another one are told
 
 
-def test_a_frozen_branch_rests_on_no_training_clips():
-    more = dataset(more=[("train", "pump", "p0"), ("test", "pump", "p1")])
-    assert branch(more, branch=FROZEN).branch_id == branch(branch=FROZEN).branch_id
-    assert branch(more).branch_id != branch().branch_id
-
-
 def test_ids_are_the_same_with_every_python_and_every_release_of_the_same_versions():
     lora = {"objective": "softmax", "strategy": {"name": "lora", "rank": 8}}
     assert [branch().branch_id, branch(branch=lora).branch_id] == ["2f767e85bd6ed34f", "93b72b055695814d"]
@@ -110,12 +98,15 @@ def test_an_identity_has_what_is_not_the_default_and_the_name_of_each_choice():
     assert identity(BackboneSpec(path="a.pt", sha256="0" * 64)) == {"sha256": "0" * 64}
 
 
-def test_an_embedding_is_part_of_the_table_and_not_of_the_branch():
+def test_detectors_and_embeddings_share_a_branch_and_have_tables_of_their_own():
     bands = {"embedding": {"pooling": "band_mean"}, "detector": "band_knn"}
     sharp = {"embedding": {"layers": [-1, 3], "pooling": {"name": "relative_deviation", "gamma": 4}}}
-    several, _ = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset()).branches
+    plan = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset())
+    several, _ = plan.branches
     name = "patches-layers-1_3-poolingrelative_deviation-pooling_gamma4.0"
     assert list(several.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn"]
+    trees = {key: [f"{several.branch_id}/{table}"] for key, table in zip("xyzw", several.tables, strict=True)}
+    assert plan.trees == {"mine": {"one": trees}}
     assert len(set(several.tables.values())) == 4
     assert len(several.embeddings) == 3
     assert several.branch_id == branch().branch_id

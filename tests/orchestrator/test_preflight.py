@@ -1,11 +1,13 @@
 """What is looked at before anything is trained."""
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from branches.audio.cache import AudioCache
 from branches.beats import load_beats, save_beats
+from branches.checkpoint_files import SMALL, SMALL_SHA256
 from branches.data.dataset import noise_index, read_index
 from branches.spec import BackboneSpec
 from orchestrator.plan import make_plan
@@ -48,6 +50,20 @@ def test_a_checkpoint_counts_by_its_content_and_may_be_given_by_its_uri(checkpoi
     ids = [make_plan([system], None).branches[0].branch_id for system in (first, second)]
     assert ids[0] == ids[1]
     assert with_resolved_files(load_system("s1", backbone=moved.as_uri())) == second
+
+
+def test_a_plan_fetches_no_checkpoint_and_knows_one_by_its_whole_digest(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").pipe("/small.pt", SMALL.read_bytes())
+    told, short, unknown = (
+        BackboneSpec(path="memory://small.pt", sha256=d) for d in (SMALL_SHA256, SMALL_SHA256[:8], None)
+    )
+    assert resolve_file(told, fetch=False) == told
+    for spec in (short, unknown):
+        with pytest.raises(InputError, match=r"memory://small.pt is not in the cache"):
+            resolve_file(spec, fetch=False)
+    assert not (tmp_path / "cache").exists()
+    assert resolve_file(unknown) == resolve_file(short, fetch=False) == told
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named(checkpoint, tmp_path):

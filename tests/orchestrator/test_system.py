@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from branches.spec import PROJECTION, BranchSpec
-from orchestrator.system import built_in_systems, load_system, load_systems
+from orchestrator.system import SYSTEMS, built_in_systems, load_system, load_systems
 from scoring.detectors import KnnSpec
 from scoring.errors import InputError
 
@@ -24,12 +24,6 @@ def system_file(tmp_path):
     return path
 
 
-def only(path, **options):
-    """The configuration of a system that has one."""
-    ((configuration,),) = [c.values() for c in load_system(path, **options).subsystems.values()]
-    return configuration
-
-
 @pytest.mark.parametrize("name", built_in_systems())
 def test_a_system_as_it_is_shown_is_a_system_file(system_file, name):
     system = load_system(name)
@@ -44,41 +38,37 @@ branch: {channel: far, strategy: frozen}
 subsystems:
   one:
     plain: {branch: {pooling: mean}}
-    other: {branch: {strategy: full, objective: {name: arcface, margin: 0.1}}, seeds: [3, 4]}
+    other: {branch: {strategy: full, channel: cancel, augmentation: {noise: {source: supplemental}}}, seeds: [3, 4]}
 """
-    plain, other = load_system(system_file(text)).subsystems["one"].values()
-    assert (plain.branch.channel, plain.branch.strategy.name, plain.seeds) == ("far", "frozen", (0,))
-    assert (other.branch.channel, other.branch.strategy.name, other.seeds) == ("far", "full", (3, 4))
-    assert other.branch.objective.margin == 0.1
+    found = load_system(system_file(text)).subsystems["one"].values()
+    kinds = [(c.branch.channel, c.branch.strategy.name, c.seeds) for c in found]
+    assert kinds == [("far", "frozen", (0,)), ("cancel", "full", (3, 4))]
 
 
 def test_a_built_in_backbone_takes_the_settings_for_it_and_a_given_one_replaces_every_other(system_file):
     path = system_file(
         """
 name: mine
-branch: {backbone: {path: mine.pt, sha256: 12345678}, objective: softmax, augmentation: {time_mask: 80}}
+branch: {backbone: {path: mine.pt, sha256: 12345678}, augmentation: {time_mask: 80}}
 tiny: {backbone: {layers: [1]}, augmentation: {time_mask: 20}, embedding_dim: 8}
 subsystems:
   one:
-    plain:
     masked: {branch: {augmentation: {frequency_mask: 1}}, tiny: {augmentation: {frequency_mask: 2}}}
-    own: {branch: {backbone: {path: other.pt, sha256: 87654321, layers: [6]}, embedding_dim: 4}}
+    own: {branch: {backbone: {path: other.pt, layers: [6]}, embedding_dim: 4}}
 """
     )
 
-    def branches(backbone):
-        return [c.branch for c in load_system(path, backbone).subsystems["one"].values()]
-
     def values(backbone):
-        masks = [(b.augmentation.time_mask, b.augmentation.frequency_mask) for b in branches(backbone)]
-        return masks, [(b.embedding_dim, b.backbone.layers[0]) for b in branches(backbone)]
+        branches = [c.branch for c in load_system(path, backbone).subsystems["one"].values()]
+        masks = [(b.augmentation.time_mask, b.augmentation.frequency_mask) for b in branches]
+        files = [(b.backbone.path, b.backbone.sha256) for b in branches]
+        return masks, [(b.embedding_dim, b.backbone.layers[0]) for b in branches], files
 
-    assert values("tiny") == values("small") == ([(20, 0), (0, 2), (20, 0)], [(8, 1), (8, 1), (4, 6)])
-    assert values(None) == values("given.pt") == ([(80, 0), (0, 1), (80, 0)], [(256, -1), (256, -1), (4, 6)])
-    for backbone in ("tiny", "given.pt"):
-        assert {(b.backbone.path, b.backbone.sha256) for b in branches(backbone)} == {(backbone, None)}
-    files = [(b.backbone.path, b.backbone.sha256) for b in branches(None)]
-    assert files == [("mine.pt", "12345678")] * 2 + [("other.pt", "87654321")]
+    for name in ("tiny", "small"):
+        assert values(name) == ([(0, 2), (20, 0)], [(8, 1), (4, 6)], [(name, None)] * 2)
+    full = [(0, 1), (80, 0)], [(256, -1), (4, 6)]
+    assert values("given.pt") == (*full, [("given.pt", None)] * 2)
+    assert values(None) == (*full, [("mine.pt", "12345678"), ("other.pt", None)])
 
 
 def test_a_given_backbone_leaves_log_mels_as_they_are():
@@ -115,22 +105,15 @@ subsystems:
     [
         ("3", "a.b: Input should be a mapping with keys among branch, detector, embedding, expected, seeds"),
         ("{foo: 1}", "a.b.foo: unknown key; allowed: branch, detector, embedding, expected, seeds"),
-        ("{tin: {}}", "a.b.tin: unknown key; did you mean tiny"),
         ("{tiny: {training: {stps: 1}}}", "b.tiny.training.stps: unknown key; did you mean steps.; allowed: accum"),
-        ("{branch: {objective: {name: arcface, marg: 1}}}", "b.branch.objective.marg: unknown key; did you mean marg"),
         ("{branch: {objective: {name: arcface, scale: inf}}}", "finite number"),
-        ("{branch: {channel: up}}", r"b.branch.channel: .*'near', 'far', 'mean' or 'cancel' \(it is 'up'\)"),
-        ("{branch: {training: {steps: yes}}}", "steps: .*integer.* 'yes'"),
         ("{branch: {training: {steps: 1:30}}}", "steps: .*integer.* '1:30'"),
-        ("{branch: {classes: {pseudo_labels: many}}}", "classes.pseudo_labels: .* among channel, pooling, source"),
         ("{branch: {seed: 1}}", "b.branch: seed is not given here; .* lists its `seeds`"),
         ("{seeds: 3}", r"a.b.seeds: Input should be a list, such as \[0, 1, 2\]"),
         ("{seeds: [1, 1]}", "seeds must be distinct"),
         ("{seeds: [99999999999]}", "seeds.0: Input should be less than"),
-        ("{seeds: []}", "seeds: .* at least 1"),
         ("{detector: {k: 3}}", "detector: Input should have a `name`"),
         ("{detector: [knn, knn]}", "detector: Input should be one choice, .* a further one is a further configuration"),
-        ("{embedding: {layer: [1]}}", "embedding.layer: unknown key; did you mean"),
         ("{embedding: {pooling: attentive_statistics}}", "embedding.pooling: .*'mean', 'band_mean', 'band_statistics'"),
         ("{branch: {strategy: frozen}}", "the pooling attentive_statistics must be"),
         ("{branch: {strategy: frozen, pooling: mean}, seeds: [0, 1]}", "all seeds would be the same branch; give one"),
@@ -138,12 +121,11 @@ subsystems:
         ("{branch: {channel: cancel, augmentation: {noise: {}}}}", "a.b: far noise is what the channel cancel removes"),
         ("{detector: band_knn}", "band_knn compares frequency bands, and the pooling attentive_statistics keeps none"),
         ("{detector: band_knn, embedding: {pooling: mean}}", "pooling mean keeps none; .* such as band_mean"),
-        ("{detector: band_knn, branch: {strategy: head, pooling: mean}}", "pooling mean keeps none"),
         ("{}, b: {}", "b appears twice"),
         ("}, a b: {c: ", "subsystems.a b.*should match pattern"),
     ],
 )
-def test_what_is_wrong_in_a_configuration_is_named_with_the_file(system_file, configuration, message):
+def test_what_is_wrong_is_named_with_the_file(system_file, configuration, message):
     with pytest.raises(InputError, match=f"mine.yaml: .*{message}"):
         load_system(system_file(f"name: x\nsubsystems: {{a: {{b: {configuration}}}}}"))
 
@@ -153,18 +135,13 @@ def test_what_is_wrong_in_a_configuration_is_named_with_the_file(system_file, co
     [
         ("", "name: Field required"),
         ("- a list", "Input should be a mapping with keys among branch, description, name, subsystems, tiny"),
-        ("name: x\nsubsytems: {}", "subsystems: Field required"),
-        ("name: x\nsubsystems:", "subsystems: Input should be a mapping"),
-        ("name: x\nsubsystems: {}", "subsystems"),
-        ("name: x\nsubsystems: {a: {}}", "subsystems.a"),
-        ("name: a b\nsubsystems: {a: {b: }}", "name: .*should match pattern"),
+        ("name: x\nsubsystems: {a: {}}", "subsystems.a: .* at least 1"),
         ("name: x\nbranch: {seed: 1}\nsubsystems: {a: {b: }}", "branch: seed is not given here"),
-        ("{", "not YAML"),
         ("[" * 500, "not YAML"),
         ("name: !own x", "not YAML: unknown tag"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named_with_it(system_file, text, message):
+def test_a_file_that_is_no_system_is_named(system_file, text, message):
     with pytest.raises(InputError, match=f"mine.yaml: {message}"):
         load_system(system_file(text))
 
@@ -182,21 +159,17 @@ subsystems: {a: {b: {seeds: 3}, c: {branch: {objective: arcfce}, seeds: ["1", b]
     assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == keys
 
 
-def test_far_noise_alone_contradicts_cancellation(system_file):
-    text = "{name: x, subsystems: {a: {b: {branch: {channel: cancel, augmentation: {noise: {source: supplemental}}}}}}}"
-    assert only(system_file(text)).branch.augmentation.noise.source == "supplemental"
-
-
 def test_scalars_are_what_they_look_like(system_file):
     text = """
 name: no
 branch: {backbone: {path: 2026-02-30, sha256: 12345678}, training: {steps: 010, learning_rate: 1e-4}}
-subsystems: {on: {off: {seeds: [00, 1_000], detector: {name: mahalanobis, standardised: yes, shrinkage: .5}}}}
+subsystems: {on: {off: {seeds: [00, 1_000], detector: {name: mahalanobis, standardised: yes}}}}
 """
-    assert load_system(system_file(text)).name == "no"
-    c = only(system_file(text), overrides=["branch.training.batch_size=04"])
-    assert (c.branch.training.steps, c.branch.training.learning_rate, c.branch.training.batch_size) == (10, 1e-4, 4)
-    assert (c.seeds, c.detector.standardised, c.detector.shrinkage) == ((0, 1000), True, 0.5)
+    system = load_system(system_file(text), overrides=["branch.training.batch_size=04"])
+    c = system.subsystems["on"]["off"]
+    training = c.branch.training
+    assert (training.steps, training.learning_rate, training.batch_size) == (10, 1e-4, 4)
+    assert (system.name, c.seeds, c.detector.standardised) == ("no", (0, 1000), True)
     assert (c.branch.backbone.path, c.branch.backbone.sha256) == ("2026-02-30", "12345678")
 
 
@@ -217,8 +190,6 @@ def test_settings_are_overridden_in_every_configuration_also_beside_a_choice_giv
         ("detector.k={", "^--set 'detector.k={': not YAML"),
         ("steps=3", "s2.yaml with --set: steps: unknown key; did you mean seeds.; allowed: branch, .*, seeds$"),
         ("branch.trainin.steps=3", "s2.yaml with --set: branch.trainin: unknown key; did you mean training.*$"),
-        ("branch=3", "branch: Input should be a mapping with keys among augmentation, "),
-        ("branch.embedding_dim.x=1", "branch.embedding_dim: .*integer"),
         ("branch.seed=1", "branch: seed is not given here"),
         ("detector=band_knn", "with --set: band_knn compares frequency bands"),
         ("..=", "unknown key"),
@@ -242,22 +213,7 @@ def test_unknown_systems_and_two_of_one_name_are_refused(system_file, tmp_path):
     assert [s.name for s in load_systems(["demo", "demo"])] == ["demo"]
 
 
-WHOLE = """
-name: whole
-description: with one of each
-branch: {channel: near, objective: arcface, training: {steps: 3}, classes: {pseudo_labels: {source: 3}}}
-tiny: {embedding_dim: 8, augmentation: {noise: {snr_db: [3, 5]}}}
-subsystems:
-  one:
-    plain:
-    other:
-      branch: {backbone: {path: small, layers: [1]}, masked_prediction: {}, strategy: {name: lora, targets: [fc1]}}
-      tiny: {objective: {name: subcenter_arcface, centres: 2}, pooling: mean}
-      embedding: {pooling: {name: relative_deviation, gamma: 4}}
-      detector: {name: knn, density: {name: difference, weight: fitted}}
-      seeds: [0, 1]
-      expected: 60
-"""
+WHOLE = (SYSTEMS / "s5.yaml").read_text()
 KEYS = st.sampled_from(["branch", "tiny", "seeds", "name", "source", "detector", "k", *BranchSpec.model_fields])
 NUMBERS = st.integers() | st.floats() | st.booleans() | st.none()
 SCALARS = NUMBERS | st.text(max_size=5) | st.dates() | st.binary(max_size=3)
@@ -275,7 +231,7 @@ OVERRIDES = st.builds(
 
 @st.composite
 def changed_systems(draw):
-    """`WHOLE` with any value at any place."""
+    """A system with any value at any place."""
     block = whole = yaml.safe_load(WHOLE)
     while True:
         key = draw(st.sampled_from(list(block)) | KEYS | SCALARS)
@@ -295,15 +251,10 @@ def accepted_or_told(path, backbone=None, overrides=()):
 
 
 @ANYTHING
-@given(system=changed_systems() | VALUES, backbone=st.sampled_from([None, "tiny"]))
-def test_any_value_anywhere_is_accepted_or_told(system_file, system, backbone):
+@given(changed_systems() | VALUES, st.sampled_from([None, "tiny"]), st.lists(OVERRIDES | st.text(), max_size=3))
+def test_any_value_anywhere_and_any_override_is_accepted_or_told(system_file, system, backbone, overrides):
     accepted_or_told(system_file(yaml.safe_dump(system)), backbone)
-
-
-@ANYTHING
-@given(overrides=st.lists(OVERRIDES | st.text(), max_size=3))
-def test_any_override_is_accepted_or_told(system_file, overrides):
-    accepted_or_told(system_file(WHOLE), None, overrides)
+    accepted_or_told(system_file(WHOLE), backbone, overrides)
 
 
 @ANYTHING

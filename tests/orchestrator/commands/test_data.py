@@ -39,9 +39,3 @@ def test_check_names_every_bad_clip(dataset, tmp_path):
     assert clips[0].name in run.stderr
     assert f"{clips[1].name}: truncated" in run.stderr
     assert f"Error: {tmp_path}: 2 of 13 clips cannot be used" in run.stderr
-
-
-def test_an_import_says_what_it_made(dataset, tmp_path):
-    made = tutti_here("data", "import", dataset / "pump" / "train", tmp_path / "mine", "--machine", "press")
-    assert made.stdout == f"13 clips of 13 recordings in {tmp_path / 'mine'}\n"
-    assert "press" in json.loads(tutti_here("data", "check", tmp_path / "mine", "--json").stdout)["machines"]

@@ -1,8 +1,7 @@
 import json
+import shutil
 
-import numpy as np
 import pytest
-import soundfile
 
 from branches.data.synthetic import SyntheticSize
 from orchestrator.cost import duration
@@ -56,16 +55,12 @@ def test_the_demo_makes_its_data_once(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_clip_that_cannot_be_used_is_named_before_anything_is_trained(store, tmp_path):
-    folder = tmp_path / "data" / "fan" / "train"
-    folder.mkdir(parents=True)
-    samples = np.zeros(16_000)
-    samples[5] = np.nan
-    for i in range(3):
-        clip = folder / f"section_00_source_train_normal_{i:04d}_noAttribute.wav"
-        soundfile.write(clip, samples, 16_000, subtype="FLOAT")
-    options = ["--out", tmp_path / "out", "--tracking-uri", f"sqlite:///{store}"]
-    run = tutti_here("run", "demo", "--data", tmp_path / "data", *options)
+def test_a_clip_that_cannot_be_used_is_named_before_anything_is_trained(dataset, store, tmp_path):
+    shutil.copytree(dataset / "pump", tmp_path / "pump")
+    clip = min((tmp_path / "pump" / "train").iterdir())
+    clip.write_bytes(clip.read_bytes()[:5000])
+    options = ["--data", tmp_path, "--out", tmp_path / "out", "--tracking-uri", f"sqlite:///{store}"]
+    run = tutti_here("run", "demo", *options)
     assert run.exit_code == 2
-    assert "noAttribute.wav: a sample is not a finite number" in run.stderr.splitlines()[-1]
+    assert f"{clip.name}: truncated" in run.stderr.splitlines()[-1]
     assert "starting Ray" not in run.stderr

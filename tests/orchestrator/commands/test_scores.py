@@ -8,19 +8,16 @@ from scoring.calibration import transductive_normalisation
 from scoring.metrics import official_metrics
 from scoring.table import read_table, write_table
 from tests.commands import tutti_here
-from tests.orchestrator.package_case import LABEL, clip_paths
+from tests.orchestrator.package_case import LABEL, write_truth
 from tests.tables import make_table
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory):
+def truth(case, tmp_path_factory):
     """A folder with the ground truth of one of the two machines."""
     folder = tmp_path_factory.mktemp("evaluator")
-    clips = [path.rpartition("/")[2] for path in clip_paths("fan", labelled=True) if "/test/" in path]
-    for kind, word in (("data", "anomaly"), ("domain", "target")):
-        path = folder / f"ground_truth_{kind}" / "ground_truth_fan_section_00_test.csv"
-        path.parent.mkdir()
-        path.write_text("".join(f"{clip},{int(word in clip)}\n" for clip in clips))
+    rows = read_table(case.run / "systems" / "s1" / "fused.parquet").to_pylist()
+    write_truth(folder, "fan", [row for row in rows if row["machine"] == "fan"])
     return folder
 
 

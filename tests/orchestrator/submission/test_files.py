@@ -1,6 +1,5 @@
 import csv
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -33,16 +32,6 @@ def test_scores_and_decisions_of_every_test_clip(tmp_path):
         decisions = rows(tmp_path / f"decision_result_{machine}_section_00_test.csv")
         assert decisions == [[r["clip"], str(int(r["score"] > limits[machine, 0]))] for r in wanted]
         assert {decision for _, decision in decisions} == {"0", "1"}
-
-
-def test_the_test_set_does_not_move_a_decision(tmp_path):
-    table = make_table()
-    split = table["split"].to_numpy()
-    few = np.concatenate([np.flatnonzero(split == "train"), np.flatnonzero(split == "test")[::5]])
-    write_submission(table, tmp_path / "all")
-    write_submission(table.take(few), tmp_path / "few")
-    for path in (tmp_path / "few").iterdir():
-        assert set(map(tuple, rows(path))) <= set(map(tuple, rows(tmp_path / "all" / path.name)))
 
 
 def test_the_folder_holds_the_machines_of_the_table(tmp_path):

@@ -30,6 +30,12 @@ def changed(run, system, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def form(run, text):
+    """The authors' file beside the package."""
+    (run / "package").mkdir(exist_ok=True)
+    (run / "package" / "authors.yaml").write_text(text)
+
+
 def meta_text(case, number):
     return (case.folder / "task2" / f"{LABEL}_{number}" / f"{LABEL}_{number}.meta.yaml").read_text()
 
@@ -50,28 +56,27 @@ def test_the_zip_file_holds_what_is_in_the_folder_in_the_order_of_the_systems(ca
 
 def test_the_meta_file_says_what_the_run_says(case):
     one, two = (yaml.safe_load(meta_text(case, number)) for number in (1, 2))
-    assert one["submission"]["label"] == f"{LABEL}_1"
-    assert one["submission"]["authors"] == AUTHORS["authors"]
+    assert one["submission"].items() >= {"label": f"{LABEL}_1", "authors": AUTHORS["authors"]}.items()
     assert one["system"]["complexity"] == {"total_parameters": 90_000_000, "MACS": "45 G"}
     assert two["system"]["complexity"] == {"total_parameters": 900_000_000, "MACS": "450 G"}
-    assert one["system"]["description"]["ensemble_method"] is None
-    assert two["system"]["description"]["ensemble_method"] == "calibrated scores of all seeds: uniform weights"
-    assert two["system"]["description"]["ensemble_method_subsystem_count"] == 10
+    assert one["system"]["description"].items() >= {
+        "summary": "uniform weights, 1 score tables: mahalanobis/arcface_full",
+        "ensemble_method": None,
+        "data_augmentation": "time mask; frequency mask; noise",
+        "attribute_usage": "classes of the training",
+    }.items()  # fmt: skip
+    ensemble = {"ensemble_method": "calibrated scores of all seeds: uniform weights"}
+    assert two["system"]["description"].items() >= {**ensemble, "ensemble_method_subsystem_count": 10}.items()
     assert "arcface, lora fine-tuning" in two["system"]["description"]["machine_learning_method"]
-    assert one["system"]["description"]["data_augmentation"] == "time mask; frequency mask; noise"
-    assert one["system"]["description"]["summary"] == "uniform weights, 1 score tables: mahalanobis/arcface_full"
-    assert one["system"]["description"]["attribute_usage"] == "classes of the training"
     assert [d["name"] for d in one["system"]["external_datasets"]] == ["AudioSet"]
     (resource,) = one["system"]["external_resources"]
     assert (resource["file"], resource["sha256"]) == ("BEATs_iter3.pt", "8d1b2340")
     metrics = official_metrics(read_table(case.run / "systems" / "s1" / "fused.parquet"))
     for machine, cells in one["results"]["development_dataset"].items():
-        assert cells["auc_source"] == pytest.approx(metrics.machines[machine].auc_source, abs=0.005)
-        assert cells["pauc"] == pytest.approx(metrics.machines[machine].pauc, abs=0.005)
-    assert (
-        f"# Omega of the results below {round(metrics.omega, 2)}; on machines without a say in the weights unknown.\n"
-        in (meta_text(case, 1))
-    )
+        for cell in ("auc_source", "auc_target", "pauc"):
+            assert cells[cell] == pytest.approx(getattr(metrics.machines[machine], cell), abs=0.005)
+    omega = f"{round(metrics.omega, 2)}; on machines without a say in the weights unknown."
+    assert f"# Omega of the results below {omega}\n" in meta_text(case, 1)
 
 
 def test_configurations_without_weight_and_shared_networks_do_not_count(run):
@@ -79,31 +84,22 @@ def test_configurations_without_weight_and_shared_networks_do_not_count(run):
     result = json.loads((run / "systems" / "s2" / "result.json").read_text())
     chosen = ("arcface_full_dual", "softmax_full", "softmax_partial", "subcenter_full")
     weights = {name: float(name in chosen) for name in result["delivered"]["weights"]["mahalanobis"]}
-    branches = [result["spec"]["subsystems"]["mahalanobis"][name]["branch"] for name in chosen]
-    for branch, strategy in zip(branches[1:], ("frozen", "head", "frozen"), strict=True):
+    dual, *others = [result["spec"]["subsystems"]["mahalanobis"][name]["branch"] for name in chosen]
+    dual["masked_prediction"]["tokenizers"] = [{"path": "/home/t.pt", "sha256": "0" * 8}, {"path": "random:0"}]
+    files = "/home/somebody/BEATs_iter3.pt", "/home/somebody/BEATs_iter3.pt", "small"
+    for branch, strategy, file in zip(others, ("frozen", "head", "frozen"), files, strict=True):
         branch |= {"strategy": {"name": strategy}, "pooling": {"name": "mean"}}
-        branch["backbone"]["path"] = "/home/somebody/BEATs_iter3.pt"
-    branches[0]["masked_prediction"]["tokenizers"] = [{"path": "/home/t.pt", "sha256": "0" * 8}, {"path": "random:0"}]
-    branches[3]["channel"] = "far"
+        branch["backbone"]["path"] = file
+    others[1]["channel"] = "far"
     changed(run, "s2", spec=result["spec"], delivered={**result["delivered"], "weights": {"mahalanobis": weights}})
     make_package(run, ["s2"], label=LABEL)
     text = next(run.rglob("*.meta.yaml")).read_text()
     system = yaml.safe_load(text)["system"]
-    assert system["complexity"] == {"total_parameters": 180_000_000, "MACS": "135 G"}
+    assert system["complexity"] == {"total_parameters": 180_660_000, "MACS": "135 G"}
     assert system["description"]["ensemble_method_subsystem_count"] == 4
     assert system["description"]["input"] == "near microphone; far microphone"
     assert [resource["file"] for resource in system["external_resources"]] == ["BEATs_iter3.pt", "t.pt"]
     assert "/home" not in text
-
-
-def test_what_comes_with_tutti_is_no_resource_from_outside(run):
-    result = json.loads((run / "systems" / "s1" / "result.json").read_text())
-    result["spec"]["subsystems"]["mahalanobis"]["arcface_full"]["branch"]["backbone"] = {"path": "small"}
-    changed(run, "s1", spec=result["spec"])
-    make_package(run, ["s1"], label=LABEL)
-    system = yaml.safe_load(next(run.rglob("*.meta.yaml")).read_text())["system"]
-    assert system["external_resources"] == system["external_datasets"] == []
-    assert system["complexity"]["total_parameters"] == 660_000
 
 
 def test_from_the_form_to_a_package_that_passes(run):
@@ -143,9 +139,12 @@ def test_without_known_labels_results_are_still_to_be_filled_in(run):
     assert any("results.development_dataset: Dictionary should have at least 1" in error for error in errors)
 
 
+def changing(system, **values):
+    return lambda run: changed(run, system, **values)
+
+
 def of_training_alone(run):
-    table = fused_table([path for path in clip_paths("fan", True) if "train" in path], 0)
-    write_result(run, "demo", table, metrics=False)
+    write_result(run, "demo", fused_table(clip_paths("fan", True)[:12], 0), metrics=False)
 
 
 @pytest.mark.parametrize(
@@ -155,47 +154,29 @@ def of_training_alone(run):
         (lambda run: None, ("s3",), LABEL, "no result of system 's3'; there are s1, s2"),
         (lambda run: (run / "systems/s1/fused.parquet").write_bytes(b"x"), (), LABEL, "s1/fused.parquet: damaged"),
         (lambda run: (run / "systems/s1/result.json").write_text("{"), (), LABEL, "result.json: no result of a fusion"),
-        (lambda run: changed(run, "s1", spec={"name": "s1"}), (), LABEL, "of s1: made by another version of tutti"),
-        (lambda run: changed(run, "s1", transductive=True), (), LABEL, "statistics of test clips, which the challenge"),
-        (
-            lambda run: changed(run, "s1", dataset="e" * 64),
-            (),
-            LABEL,
-            r"different data sets: s1 \(eeeeeeee\), s2 \(ddd",
-        ),
+        (changing("s1", spec={"name": "s1"}), (), LABEL, "result of s1: made by another version of tutti"),
+        (changing("s1", transductive=True), (), LABEL, "statistics of test clips, which the challenge forbids"),
+        (changing("s1", dataset="e" * 64), (), LABEL, r"different data sets: s1 \(eeeeeeee\), s2 \(dddddddd\)"),
         (lambda run: None, (), "Jiang THU", "'Jiang THU' is no label such as Jiang_THU_task2"),
         (lambda run: None, (), "../x_y_task2", "is no label"),
+        (lambda run: form(run, "authors: ["), (), LABEL, "authors.yaml: not YAML"),
+        (lambda run: form(run, "{abstract: x, authors: [{}], colour: red}"), (), LABEL, "yaml: colour: unknown key"),
         (
             lambda run: [shutil.copytree(run / "systems/s1", run / f"systems/x{i}") for i in range(3)],
-            (),
-            LABEL,
-            "5 systems, the challenge takes 4",
+            (), LABEL, "5 systems, the challenge takes 4",
         ),
         (of_training_alone, ("demo",), LABEL, "systems/demo: the data have no test clips, so there is nothing to"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_packed(run, spoil, systems, label, message):
+    form(run, yaml.safe_dump(AUTHORS))
     spoil(run)
-    (run / "package").mkdir()
-    (run / "package" / "authors.yaml").write_text(yaml.safe_dump(AUTHORS))
     with pytest.raises(InputError, match=message):
         make_package(run, systems, label=label)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("authors: [", "not YAML"),
-        ("- a", "Input should be a mapping with keys among abstract"),
-        ("abstract: x", "authors: Field required"),
-        ("{abstract: x, authors: [{}], colour: red}", "colour: unknown key; allowed: abstract"),
-    ],
-)
-def test_an_authors_file_that_cannot_be_used(case, tmp_path, text, message):
-    path = tmp_path / "authors.yaml"
-    path.write_text(text)
-    refused = tutti_here("submission", "make", case.run, "--out", tmp_path / "out", "--meta", path)
-    assert refused.exit_code == 2
-    first, last = refused.stderr.strip().splitlines()
-    assert first == f"packing {case.run}"
-    assert last.startswith(f"Error: {path}: {message}")
+def test_an_authors_file_from_elsewhere_is_taken_in_place_of_the_one_beside_the_package(run, tmp_path):
+    form(run, "authors: [")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(AUTHORS))
+    made = tutti_here("submission", "make", run, "--label", LABEL, "--meta", tmp_path / "mine.yaml")
+    assert made.exit_code == 0, made.stderr
