@@ -1,7 +1,5 @@
 """A small run and its submission package, made of real tables by the code that makes them."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""What is looked at before anything is trained."""
+"""Before a training: what it costs, and what cannot work."""
+
+import shutil
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -9,7 +12,8 @@ from branches.audio.cache import AudioCache
 from branches.beats import load_beats, save_beats
 from branches.checkpoint_files import SMALL, SMALL_SHA256
 from branches.data.dataset import noise_index, read_index
-from branches.spec import BackboneSpec
+from branches.spec import BackboneSpec, BranchSpec
+from orchestrator.cost import core_gflops, duration, petaflop
 from orchestrator.plan import make_plan
 from orchestrator.preflight import (
     check_branches,
@@ -21,6 +25,7 @@ from orchestrator.preflight import (
 )
 from orchestrator.system import SystemSpec, load_system
 from scoring.errors import InputError
+from tests.commands import tutti_here
 
 
 @pytest.fixture
@@ -113,3 +118,40 @@ def test_what_the_data_cannot_give_is_noted(dataset):
     assert [notes(generated, clips) for clips in (index, source)] == [[], ["no operating state is rare"]]
     for branch in ({"channel": "cancel"}, {"augmentation": {"noise": {}}}):
         assert notes(branch, index, channels=1) == [f"{len(index)} of {len(index)} clips have one channel"]
+
+
+def branch(path, **settings):
+    return BranchSpec.model_validate({"backbone": {"path": str(path)}, **settings})
+
+
+def cost(path, clips=1000, **settings):
+    return petaflop(branch(path, **settings), clips)
+
+
+def test_the_size_of_a_file_counts(tmp_path):
+    copy = shutil.copy(SMALL, tmp_path / "mine.pt")
+    assert cost(copy) == pytest.approx(cost("small"), rel=0.6)  # the file is in half precision
+    assert cost(tmp_path / "not_yet_there.pt") > 50 * cost(copy)
+    speeds = [core_gflops(branch(path)) for path in ("tiny", "small", "not_yet_there.pt")]
+    assert speeds == sorted(set(speeds))
+
+
+def test_what_is_not_trained_costs_less_and_every_clip_that_is_seen_counts():
+    costs = [cost("tiny", strategy=name) for name in ("frozen", "head", "lora", "full")]
+    assert costs == sorted(set(costs))
+    assert cost("tiny", 2000, strategy="frozen") == 2 * costs[0]
+    for setting, usual in (("steps", 10_000), ("batch_size", 32), ("accumulation", 1), ("crop_seconds", 10)):
+        twice = cost("tiny", strategy="full", training={setting: 2 * usual})
+        assert twice - costs[0] == pytest.approx(2 * (costs[-1] - costs[0]))
+
+
+def test_durations():
+    times = [duration(seconds) for seconds in (8.2, 89, 91, 5300, 11100)]
+    assert times == ["8 s", "89 s", "2 min", "88 min", "3 h 05 min"]
+
+
+def test_the_page_of_all_settings_is_what_their_classes_say():
+    shown = tutti_here("show", "--settings")
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert shown.stdout == page.read_text(encoding="utf-8"), "tutti show --settings > docs/settings.md"
+    assert shown.exit_code == 0

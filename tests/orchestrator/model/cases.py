@@ -1,7 +1,5 @@
 """The small system that tests of packaged ensembles export, and what its run left."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
