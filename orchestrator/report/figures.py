@@ -166,8 +166,8 @@ def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bo
 def shade(value: float, low: float, high: float) -> str:
     """CSS of a table's cell, in a colour between those of `low` and `high`, and its text in one that stands out."""
     colour = matplotlib.colormaps["cividis"](Normalize(low, high)(value))
-    # As bright as the eye takes the cell for (ITU-R BT.709); below 0.46 white has the better contrast.
-    text = BLACK if np.dot(colour[:3], [0.2126, 0.7152, 0.0722]) >= 0.46 else "white"
+    # As bright as the eye takes the cell for (ITU-R BT.709); below 0.5 white has the better contrast.
+    text = BLACK if np.dot(colour[:3], [0.2126, 0.7152, 0.0722]) >= 0.5 else "white"
     return f"background: {to_hex(colour)}; color: {text}"
 
 

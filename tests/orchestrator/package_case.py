@@ -1,10 +1,9 @@
 """A small run and its submission package, made of real tables by the code that makes them."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,25 +16,9 @@ from scoring.metrics import official_metrics
 from scoring.table import SCHEMA, conform, write_table
 
 LABEL = "Jiang_THU_task2"
-AUTHORS = {
-    "abstract": "Scores of several branches are added.",
-    "source_code": None,
-    "authors": [
-        {
-            "firstname": "Anbai",
-            "lastname": "Jiang",
-            "email": "jiang@example.org",
-            "corresponding": True,
-            "affiliation": {"abbreviation": "THU", "institute": "Tsinghua University", "location": "Beijing, China"},
-        },
-        {
-            "firstname": "Zoë",
-            "lastname": "Müller",
-            "email": "zoe@example.org",
-            "affiliation": {"institute": "Huakong AI Plus"},
-        },
-    ],
-}
+AFFILIATION = {"abbreviation": "THU", "institute": "Tsinghua University", "location": "Beijing, China"}
+AUTHOR = {"firstname": "Zoë", "lastname": "Müller", "email": "zoe@example.org", "affiliation": AFFILIATION}
+AUTHORS = {"abstract": "Scores of several branches are added.", "source_code": None, "authors": [AUTHOR]}
 
 
 def clip_paths(machine: str, labelled: bool, per_cell: int = 5) -> list[str]:
@@ -60,6 +43,14 @@ def write_names(root: Path, paths: list[str]) -> None:
         (root / path).touch()
 
 
+def write_truth(folder: Path, machine: str, rows: list[dict[str, Any]]) -> None:
+    """Ground truth of a machine's test clips, as the organisers publish it."""
+    for kind, column, one in (("data", "condition", "anomaly"), ("domain", "domain", "target")):
+        path = folder / f"ground_truth_{kind}" / f"ground_truth_{machine}_section_00_test.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{r['clip']},{int(r[column] == one)}\n" for r in rows if r["split"] == "test"))
+
+
 def fused_table(paths: list[str], seed: int) -> pa.Table:
     """Scores of the clips, anomalies above normals by two standard deviations."""
     index = index_of(paths)
@@ -78,19 +69,11 @@ def write_result(run: Path, system: str, table: pa.Table, metrics: bool = True, 
     weights = {s: {c: 1 / len(cs) for c in cs} for s, cs in spec.subsystems.items()}
     measured = official_metrics(table).as_dict() if metrics else {"omega": None, "machines": None}
     result = {
-        "system": system,
-        "description": spec.description,
-        "dataset": dataset,
+        **{"system": system, "spec": spec.model_dump(), "dataset": dataset, "omega": measured["omega"]},
+        **{"branches": [], "methods": {}, "made": {}, "headline": "", "delivers": "uniform weights"},
         "sha256": write_table(table, folder / "fused.parquet"),
         "delivered": {"method": "uniform", "weights": weights, "in_sample": measured["omega"], "lomo": None},
         "machines": {"in_sample": measured["machines"], "lomo": None},
-        "spec": spec.model_dump(),
-        "branches": [],
-        "methods": {},
-        "omega": measured["omega"],
-        "headline": "uniform weights delivered",
-        "delivers": "uniform weights",
-        "made": {},
     }
     (folder / "result.json").write_text(json.dumps(result))
 

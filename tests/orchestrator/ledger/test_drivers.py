@@ -1,7 +1,5 @@
 """Drivers on nodes that share a storage and no file system: one at a time, and the run goes from one to the other."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import suppress

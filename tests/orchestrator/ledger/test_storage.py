@@ -1,7 +1,5 @@
 """The storage between nodes that share no file system; a whole run on such nodes is in tests/cluster."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import pytest

@@ -1,7 +1,5 @@
 """What a run shows, fed with the events that Tune sends."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,0 +1,203 @@
+"""Commands, as far as they are no more than the modules that they call."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from branches.data.synthetic import SyntheticSize
+from orchestrator.cost import duration
+from scoring.calibration import transductive_normalisation
+from scoring.metrics import official_metrics
+from scoring.table import read_table, write_table
+from tests.commands import checksums, tutti_here
+from tests.orchestrator.package_case import LABEL, write_truth
+from tests.tables import make_table
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The demo's data set with fewer clips."""
+    monkeypatch.setattr("branches.data.synthetic.DEMO", SyntheticSize(3, 2, 1, 1.0))
+
+
+def test_a_data_set_is_made_checked_and_not_overwritten(small, tmp_path):
+    made = tutti_here("data", "synth", tmp_path / "data", "--seed", 3)
+    assert made.exit_code == 0, made.stderr
+    checked = tutti_here("data", "check", tmp_path / "data", "--json")
+    found = json.loads(checked.stdout)
+    assert checked.exit_code == 0
+    assert found["problems"] == []
+    assert len(found["machines"]) >= 3
+    assert made.stdout == f"{found['clips']} clips in {tmp_path / 'data'}\n"
+    again = tutti_here("data", "synth", tmp_path / "data")
+    assert again.exit_code == 2
+    assert len(again.stderr.splitlines()) == 1
+    assert tutti_here("data", "synth", tmp_path / "other").exit_code == 0
+    assert checksums(tmp_path / "other").items().isdisjoint(checksums(tmp_path / "data").items())
+
+
+def test_check_names_every_bad_clip(dataset, tmp_path):
+    shutil.copytree(dataset / "rotor" / "train", tmp_path / "rotor" / "train")
+    clips = sorted((tmp_path / "rotor" / "train").iterdir())
+    clips[0].write_bytes(b"")
+    clips[1].write_bytes(clips[1].read_bytes()[:5000])
+    run = tutti_here("data", "check", tmp_path)
+    assert run.exit_code == 2
+    assert clips[0].name in run.stderr
+    assert f"{clips[1].name}: truncated" in run.stderr
+    assert f"Error: {tmp_path}: 2 of 13 clips cannot be used" in run.stderr
+
+
+def test_plan_lists_the_branches_and_their_cost(dataset, tmp_path):
+    plan = ["plan", "s1", "s2", "--data", dataset, "--backbone", "tiny"]
+    result = json.loads(tutti_here(*plan, "--json").stdout)
+    assert len(result["branches"]) == 11  # the one of s1 is among the ten of s2; the baseline belongs to no system
+    assert result["branches"][0]["systems"] == ["s1", "s2"]
+    assert {branch["done"] for branch in result["branches"]} == {None}
+    assert len({branch["branch_id"] for branch in result["branches"]}) == 11
+    costs = result["gpu_hours"], result["cpu_hours"]
+    assert sum(branch["pflop"] for branch in result["branches"]) == 100 * 3.6 * costs[0] > 0
+    *rows, last = tutti_here(*plan, "--out", tmp_path).stdout.splitlines()
+    gpu, cpu = (duration(3600 * hours) for hours in costs)
+    assert last == f"11 branches, 11 to train: about {gpu} of a GPU at 100 TFLOP/s, or {cpu} of a CPU core"
+    assert ["to train" in row for row in rows] == [False, *[True] * 11]
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_without_the_checkpoint_says_so(dataset):
+    run = tutti_here("plan", "s1", "--data", dataset)
+    assert run.exit_code == 0
+    assert "2 branches, 2 to train" in run.stdout
+    assert "BEATs_iter3.pt: no such file" in run.stderr
+    assert "provisional" in run.stderr
+
+
+def test_addresses_come_from_the_environment_as_everywhere_else(monkeypatch, dataset, tmp_path):
+    run = ["run", "demo", "--data", dataset, "--out", tmp_path / "out"]
+    for name, address, what in (
+        ("RAY_ADDRESS", "127.0.0.1:1", "Ray cluster"),
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:1", "MLflow server"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, address)
+            refused = tutti_here(*run)
+        assert refused.exit_code == 2
+        assert f"no {what} answers at {address}" in refused.stderr
+
+
+def test_the_demo_makes_its_data_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("branches.data.synthetic.DEMO", SyntheticSize(1, 1, 1, 1.0))
+    folders = []
+    for _ in range(2):
+        assert "no Ray cluster answers" in tutti_here("demo", "--out", tmp_path, "--address", "127.0.0.1:1").stderr
+        folders.append((tmp_path / "data").stat().st_ino)
+    assert folders[0] == folders[1]
+
+
+@pytest.mark.slow
+def test_a_clip_that_cannot_be_used_is_named_before_anything_is_trained(dataset, store, tmp_path):
+    shutil.copytree(dataset / "pump", tmp_path / "pump")
+    clip = min((tmp_path / "pump" / "train").iterdir())
+    clip.write_bytes(clip.read_bytes()[:5000])
+    options = ["--data", tmp_path, "--out", tmp_path / "out", "--tracking-uri", f"sqlite:///{store}"]
+    run = tutti_here("run", "demo", *options)
+    assert run.exit_code == 2
+    assert f"{clip.name}: truncated" in run.stderr.splitlines()[-1]
+    assert "starting Ray" not in run.stderr
+
+
+@pytest.fixture(scope="module")
+def truth(case, tmp_path_factory):
+    """A folder with the ground truth of one of the two machines."""
+    folder = tmp_path_factory.mktemp("evaluator")
+    rows = read_table(case.run / "systems" / "s1" / "fused.parquet").to_pylist()
+    write_truth(folder, "fan", [row for row in rows if row["machine"] == "fan"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teams(case):
+    """The systems of a package, as other teams submit them, and the fused table of the first."""
+    return [case.folder / "task2" / f"{LABEL}_{n}" for n in (1, 2)], case.run / "systems" / "s1" / "fused.parquet"
+
+
+def measured(*arguments):
+    run = tutti_here("metrics", *arguments, "--json")
+    assert run.exit_code == 0, run.output
+    return json.loads(run.stdout)
+
+
+def test_metrics_of_one_and_of_several_tables(tmp_path):
+    first, second = tmp_path / "0.parquet", tmp_path / "1.parquet"
+    for seed, path in enumerate((first, second)):
+        write_table(make_table(seed=seed), path)
+    expected = official_metrics(make_table(seed=0))
+    one = measured(first)
+    assert one["omega"] == expected.omega
+    assert one["machines"] == expected.as_dict()["machines"]
+    assert one["ci"]["omega"][0] < expected.omega < one["ci"]["omega"][1]
+    assert one["decisions"]["fan"]["recall"] is not None
+    assert not one["transductive"]
+    assert measured(first, second)["tables"][str(first)] == one
+    run = tutti_here("metrics", first)
+    low, high = one["ci"]["omega"]
+    assert run.stdout.splitlines()[-1].split("  ")[-1] == f"{expected.omega:.2f} ({low:.1f}–{high:.1f})"
+    assert "precision" in run.stdout
+    assert run.stderr == ""
+
+
+def test_metrics_of_a_table_without_training_rows(tmp_path):
+    write_table(transductive_normalisation(make_table(train=0)), tmp_path / "t.parquet")
+    run = tutti_here("metrics", tmp_path / "t.parquet")
+    assert run.exit_code == 0
+    assert "precision" not in run.stdout
+    assert "no decisions: machine fan section 0 has 0 training clips" in run.stderr
+    assert "statistics of test clips have reached these scores" in run.stderr
+
+
+def test_metrics_are_of_the_machines_with_ground_truth(teams, truth):
+    (_, two), fused = teams
+    machines = {"fan": official_metrics(read_table(fused)).as_dict()["machines"]["fan"]}
+    found = measured(fused, "--ground-truth", truth)
+    assert found["machines"] == machines
+    assert found["decisions"]["fan"]["recall"] is not None
+    others = official_metrics(read_table(fused.parents[1] / "s2" / "fused.parquet")).as_dict()["machines"]
+    assert measured(two, "--ground-truth", truth)["machines"] == {"fan": others["fan"]}
+
+
+def test_other_teams_scores_take_part_in_a_fusion(teams, tmp_path):
+    """Without training rows, as teams submit them: folders of CSV files beside a table of ours."""
+    systems, fused = teams
+    omega = measured(*systems)["tables"][str(systems[0])]["omega"]
+    assert omega == pytest.approx(official_metrics(read_table(fused)).omega)
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "theirs").symlink_to(systems[1])
+    (tables / "ours.parquet").symlink_to(fused)
+    fuse = ["fuse", "--tables", tables, "--out", tmp_path / "out"]
+    refused = tutti_here(*fuse)
+    assert refused.exit_code == 2
+    assert "--transductive-normalisation" in refused.stderr
+    run = tutti_here(*fuse, "--transductive-normalisation", "--json")
+    assert run.exit_code == 0, run.stderr
+    assert set(json.loads(run.stdout)["delivered"]["table_weights"]) == {"ours", "theirs"}
+    applied = [*fuse[:-1], tmp_path / "again", "--weights", tmp_path / "out" / "result.json"]
+    assert tutti_here(*applied, "--transductive-normalisation").exit_code == 0
+    rows = [read_table(tmp_path / out / "fused.parquet").num_rows for out in ("out", "again")]
+    assert rows[0] == rows[1]
+
+
+def test_systems_are_listed_and_shown_as_they_will_be_used():
+    listed = json.loads(tutti_here("systems", "--json").stdout)["systems"]
+    assert {"s1", "s2", "s3", "s4", "s5", "demo"} <= {system["name"] for system in listed}
+    lines = tutti_here("systems").stdout.splitlines()
+    assert len(lines) == len(listed)
+    assert "s2 (10 score tables): System 2 of the report" in "\n".join(lines)
+    shown = tutti_here("show", "s1", "--backbone", "tiny", "--set", "branch.training.steps=30")
+    (configuration,) = yaml.safe_load(shown.stdout)["subsystems"]["mahalanobis"].values()
+    assert configuration["branch"]["backbone"]["path"] == "tiny"
+    assert configuration["branch"]["training"]["steps"] == 30
+    assert configuration["branch"]["training"]["accumulation"] == 1  # a default
+    assert json.loads(tutti_here("show", "s1", "--json").stdout)["name"] == "s1"
