@@ -1,7 +1,5 @@
 """Running `tutti` as a user does."""
 
-from __future__ import annotations
-
 import random
 import socket
 import subprocess

@@ -1,11 +1,7 @@
 """The run of the golden system that most tests look at, and the model that it was exported to."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,51 +23,25 @@ NAME = SYSTEM.stem
 PRINTED = "printed.json"
 
 
-@dataclass(frozen=True)
 class FinishedRun:
-    """A folder with a data set, what `tutti run` made of it and printed, and the exported model.
+    """A folder with a data set, a checkpoint, what `tutti run` made of them and printed, and the exported model.
 
     `rotor` has two domains and labels, `pump` neither. With one labelled machine no branch loses its weight.
     """
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out, self.model = folder, folder / "out", folder / "model"
+        self.data, self.backbone, self.system = folder / "data", folder / BACKBONE.name, folder / SYSTEM.name
 
     @property
-    def data(self) -> Path:
-        """The data set."""
-        return self.folder / "data"
-
-    @property
-    def backbone(self) -> Path:
-        """The checkpoint that most branches share."""
-        return self.folder / BACKBONE.name
-
-    @property
-    def system(self) -> Path:
-        """The system's file, which names the checkpoint."""
-        return self.folder / SYSTEM.name
-
-    @property
-    def out(self) -> Path:
-        """The run's folder."""
-        return self.folder / "out"
-
-    @property
-    def model(self) -> Path:
-        """The exported model."""
-        return self.folder / "model"
-
-    @cached_property
     def printed(self) -> dict[str, Any]:
         """What the run printed with `--json`."""
-        printed: dict[str, Any] = json.loads((self.folder / PRINTED).read_text())
-        return printed
+        return json.loads((self.folder / PRINTED).read_text())
 
     @property
     def result(self) -> dict[str, Any]:
         """The system's part of it."""
-        result: dict[str, Any] = self.printed["systems"][NAME]
-        return result
+        return self.printed["systems"][NAME]
 
     def clips(self, machine: str, split: str = "test") -> list[Path]:
         """Recordings of a machine in the order of the score tables."""
@@ -82,7 +52,7 @@ class FinishedRun:
         table = read_table(self.out / "systems" / NAME / "fused.parquet")
         return table.filter((pc.field("machine") == machine) & (pc.field("split") == "test")) if machine else table
 
-    def copy(self, folder: Path) -> FinishedRun:
+    def copy(self, folder: Path) -> "FinishedRun":
         """A copy of the run's folder that may be changed; data, checkpoint and system file are the same."""
         shutil.copytree(self.out, folder / "out", copy_function=shutil.copy)
         for name in (self.data.name, self.backbone.name, self.system.name, PRINTED):
@@ -108,8 +78,7 @@ def finish_run(folder: Path, dataset: Path) -> None:
 
 def manifest_of(model: Path) -> dict[str, Any]:
     """The manifest of an exported model as it stands in the file."""
-    content: dict[str, Any] = json.loads((package_of(model) / MANIFEST).read_text())
-    return content
+    return json.loads((package_of(model) / MANIFEST).read_text())
 
 
 def contributions(scores: pa.Table) -> NDArray[np.float64]:

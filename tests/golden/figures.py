@@ -5,8 +5,6 @@
 Do that only together with a raised version, and say in the commit why the numbers differ.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import tempfile
