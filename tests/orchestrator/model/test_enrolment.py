@@ -41,22 +41,19 @@ def enrolled(model, normals, tmp_path_factory):
     return out
 
 
-def test_a_handful_of_clips_is_enough_to_score(enrolled, normals):
-    ensemble = Ensemble(enrolled)
-    assert list(ensemble.rows) == [("pump", 0), ("rotor", 0), ("valve", 0)]
-    found = ensemble.score("valve", [valve(i, "anomaly") for i in range(6, 9)] + [valve(9)])
+def test_a_handful_of_clips_is_enough_and_other_machines_score_as_before_bit_for_bit(run, ensemble, enrolled):
+    more = Ensemble(enrolled)
+    assert list(more.rows) == [("pump", 0), ("rotor", 0), ("valve", 0)]
+    for machine in ("rotor", "pump"):
+        clips = [read_clip(path) for path in run.clips(machine)]
+        assert ensemble.score(machine, clips).equals(more.score(machine, clips))
+    found = more.score("valve", [valve(i, "anomaly") for i in range(6, 9)] + [valve(9)])
     score = found["score"].to_numpy()
     assert np.isfinite([score, found["calibrated"].to_numpy()]).all()
     assert contributions(found).sum(axis=0) == pytest.approx(score)
-    other_machine = ensemble.score("valve", [render(SyntheticClip("rotor", "test", "source", "normal", 0), 1.0)])
+    other_machine = more.score("valve", [render(SyntheticClip("rotor", "test", "source", "normal", 0), 1.0)])
     assert other_machine["score"][0].as_py() > score[3]
     assert other_machine["anomaly"][0].as_py()
-
-
-def test_machines_that_were_known_score_as_before_bit_for_bit(run, ensemble, enrolled):
-    for machine in ("rotor", "pump"):
-        clips = [read_clip(path) for path in run.clips(machine)]
-        assert ensemble.score(machine, clips).equals(Ensemble(enrolled).score(machine, clips))
 
 
 def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, ensemble, tmp_path):
@@ -96,11 +93,6 @@ def test_what_cannot_be_enrolled_is_named_and_leaves_nothing(model, normals, tmp
     refused = tutti_here("enrol", model, *paths, "--machine", machine, "--out", tmp_path / "out")
     assert refused.exit_code == 2
     assert message in refused.output
+    refused = tutti_here("enrol", model, normals, "--machine", "gear", "--out", folder)
+    assert f"{folder}: exists already" in refused.output
     assert [path.name for path in tmp_path.iterdir()] == ["clips"]
-
-
-def test_an_output_that_exists_is_refused(model, enrolled, normals):
-    refused = tutti_here("enrol", model, normals, "--machine", "gear", "--out", enrolled)
-    assert refused.exit_code == 2
-    assert f"{enrolled}: exists already" in refused.output
-    assert "gear" not in Ensemble(enrolled).machines
