@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from branches.audio import cache, channels
-from branches.audio.cache import in_memory, open_cache
+from branches.audio.cache import open_cache
 from branches.audio.channels import with_cancellation
-from branches.beats import BEATs
+from branches.frontend import fbank
 from branches.frozen import frozen_embeddings
 from branches.model import BranchModel
 from branches.spec import BranchSpec, PatchesSpec
+from scoring.errors import InputError
 from tests.embedded import embedded
 
 
@@ -29,20 +30,6 @@ INPUTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def clips():
-    rng = np.random.default_rng(0)
-    return in_memory([rng.normal(0, 0.05, (n, 2)).astype(np.float32) for n in (16_000, 9_000, 16_000, 12_345)])
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """How many clips went through a network at once, each time."""
-    passes, encode = [], BEATs.encode
-    monkeypatch.setattr(BEATs, "encode", lambda self, *a: passes.append(len(a[0])) or encode(self, *a))
-    return passes
-
-
 def test_one_pass_gives_each_branch_what_it_would_get_alone(clips, tmp_path, passes):
     together = [frozen_embeddings(one, INPUTS, clips, tmp_path / "all", "cpu") for one in INPUTS]
     assert sum(passes) == 2 * len(clips)  # near and far
@@ -52,6 +39,17 @@ def test_one_pass_gives_each_branch_what_it_would_get_alone(clips, tmp_path, pas
         torch.manual_seed(1)
         assert np.array_equal(made, frozen_embeddings(one, [], clips, tmp_path / "new" / "folder", "cpu"))
     assert {path.suffix for path in (tmp_path / "all").iterdir()} == {".npy", ".lock"}
+
+
+def test_log_mel_gives_the_means_and_deviations_of_64_bands_and_has_one_output(clips, tmp_path):
+    made = frozen_embeddings(wanted({"pooling": "band_statistics"}, backbone="log_mel"), [], clips, tmp_path, "cpu")
+    for clip, statistics in enumerate(made.reshape(4, 8, 2, 8)):
+        log_mels = fbank(torch.from_numpy(clips.waveform(clip, "near"))[None])[0].numpy()
+        bands = log_mels.reshape(-1, 64, 2).mean(axis=2)
+        np.testing.assert_allclose(statistics[:, 0].ravel(), bands.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(statistics[:, 1].ravel(), bands.std(axis=0), atol=1e-4)
+    with pytest.raises(InputError, match=r"layers \[1\]: log_mel has one output, -1"):
+        frozen_embeddings(wanted({"layers": [1]}, backbone="log_mel"), [], clips, tmp_path, "cpu")
 
 
 def test_another_node_s_embeddings_take_the_place_of_ours(clips, tmp_path):

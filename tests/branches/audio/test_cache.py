@@ -7,11 +7,13 @@ import pytest
 import soundfile
 
 from branches.audio import cache as cache_module
-from branches.audio.cache import open_cache
+from branches.audio.cache import in_memory, open_cache
+from branches.audio.formats import Format, formats_of, read_formats, write_formats
 from branches.data.dataset import index_of
 from scoring.errors import InputError
 
 NAME = "fan/train/section_00_source_train_normal_{:04d}_noAttribute.wav"
+FAN = Format(seconds=(1.0, 1.2), channels=(2,))
 
 
 @pytest.fixture
@@ -26,6 +28,10 @@ def write(root, number, samples, rate=16_000, subtype="FLOAT"):
 
 def noise(n=8_000, channels=2, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, (n, channels)).astype(np.float32)
+
+
+def silence(seconds, channels=2):
+    return np.zeros((round(16_000 * seconds), channels), np.float32)
 
 
 def cache_of(root, clips, folder="x"):
@@ -64,6 +70,11 @@ def test_the_cache_is_made_once_and_of_one_data_set(root):
     np.testing.assert_array_equal(cache_of(root, 1).waveform(0, "near"), first)
     with pytest.raises(InputError, match="x: the audio cache is of another data set; delete the folder and run again"):
         cache_of(root, 2)
+    write(root, 0, noise())
+    (root / NAME.format(1)).write_bytes(b"RIFF\0\0\0\0no sound")
+    with pytest.raises(InputError, match=f"{NAME.format(1)}: not a readable recording"):
+        cache_of(root, 2, "y")
+    assert sorted(path.name for path in (root.parent / "cache").iterdir()) == ["x", "x.lock", "y.lock"]
 
 
 def test_two_writers_whose_locks_do_not_hold_give_a_whole_cache(root, monkeypatch):
@@ -85,9 +96,21 @@ def test_two_writers_whose_locks_do_not_hold_give_a_whole_cache(root, monkeypatc
     assert sorted(path.name for path in (root.parent / "cache").iterdir()) == ["a", "b", "c"]
 
 
-def test_a_bad_recording_is_named_and_leaves_nothing(root):
-    write(root, 0, noise())
-    (root / NAME.format(1)).write_bytes(b"RIFF\0\0\0\0no sound")
-    with pytest.raises(InputError, match=f"{NAME.format(1)}: not a readable recording"):
-        cache_of(root, 2)
-    assert [path.name for path in (root.parent / "cache").iterdir()] == ["x.lock"]
+def test_the_formats_of_a_runs_training_clips_are_kept_in_its_folder(tmp_path):
+    names = [NAME.format(i) for i in range(3)]
+    index = index_of(["fan/test/section_00_0000.wav", *names, names[0].replace("fan", "pump")])
+    clips = in_memory([silence(s, c) for s, c in ((9, 1), (1.2, 2), (1, 2), (1.1, 2), (4, 1))])
+    write_formats(tmp_path, clips, index)
+    assert read_formats(tmp_path) == {"fan": FAN, "pump": Format(seconds=(4.0, 4.0), channels=(1,))}
+    assert read_formats(tmp_path) == formats_of(clips, index)
+    for damaged in ("{", '{"fan": 1}'):
+        (tmp_path / "formats.json").write_text(damaged)
+        assert read_formats(tmp_path) == read_formats(tmp_path / "absent") == {}
+
+
+def test_it_is_said_what_a_recording_has_unlike_the_machines_clips_of_all_sections():
+    assert FAN.differences(silence(0.66)) == "0.66 s long, those 1 to 1.2 s"
+    assert FAN.differences(silence(1.81, 1)) == "1.81 s long, those 1 to 1.2 s; of 1 channels, those of 2"
+    assert FAN.differences(silence(0.67)) == FAN.differences(silence(1.79)) == ""
+    other, both = Format(seconds=(0.5, 1.1), channels=(1, 2)), Format(seconds=(0.5, 1.2), channels=(1, 2))
+    assert other.joined(FAN) == FAN.joined(other) == both

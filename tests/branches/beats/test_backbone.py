@@ -1,3 +1,4 @@
+import resource
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -6,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from branches.beats import BEATs, load_beats
+from branches.beats import BEATs, load_beats, memory
+from branches.beats.attention import distance_buckets, gated_attention
 from branches.beats.checkpoint import random_beats
 from branches.beats.config import TINY
+from branches.beats.memory import TooLong, available_memory, check_attention_memory
 from branches.frames import n_frames
 from branches.frontend import fbank, frame_padding
 from scoring.errors import InputError
@@ -33,6 +36,7 @@ def test_released_numbers(model):
         cases = {name: torch.from_numpy(arrays[name]) for name in arrays}
     precision = {"atol": 1e-5 if model == "finetuned" else 1e-4, "rtol": 0}  # probabilities, or features
     for name in ("w2s", "w10s", "w1p37s"):
+        torch.testing.assert_close(fbank(cases[f"input/{name}"]), cases[f"fbank/{name}"], atol=1e-4, rtol=0)
         x, mask = released(model)(cases[f"input/{name}"])
         assert mask is None
         torch.testing.assert_close(x, cases[f"{model}/{name}"], **precision)
@@ -76,11 +80,31 @@ def test_layers_can_be_chosen(model):
         (lambda tiny: tiny.encode(noise(2, 48, 64)), r"features are \(2, 48, 64\), must be \(batch, frames ≥ 16, 128"),
         (lambda tiny: tiny.encode(noise(2, 48, 128), torch.zeros(2, 3) > 0), r"padding is \(2, 3\), must be \(2, 48\)"),
         (lambda tiny: tiny(noise(2, 8000), torch.tensor([8000])), r"valid_samples is \(1,\), must be \(2,\)"),
+        (
+            lambda tiny: tiny.encode(torch.zeros(1, 360_000, 128)),  # before its memory is taken
+            r"^3600 s are too long .* needs .* GB are free; cut it into clips, or score it",
+        ),
     ],
 )
-def test_wrong_shapes_are_named(wrong, message):
+def test_wrong_shapes_and_lengths_are_named(wrong, message):
     with pytest.raises(InputError, match=message):
         wrong(load_beats("tiny"))
+
+
+def test_all_pairs_of_patches_must_fit_into_what_container_and_process_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    of_the_machine, needed, limit = available_memory(), 2 * 12 * (8 * 100) ** 2 * 4, tmp_path / "memory.max"
+    (tmp_path / "memory.current").write_text("500000")
+    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 20000\n")
+    limit.write_text(f"{needed + 480_000}")
+    check_attention_memory(12, 1_600)
+    limit.write_text(f"{needed + 479_999}")
+    with pytest.raises(TooLong, match=r"^16 s are too long .* needs 0.0614 GB, and 0.0614 GB are free"):
+        check_attention_memory(12, 1_600)
+    limit.write_text("max")
+    assert available_memory() == pytest.approx(of_the_machine, rel=0.5)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, -1))
+    assert available_memory() == 0
 
 
 def test_bfloat16_is_near_float32_and_gradients_reach_every_parameter():
@@ -95,8 +119,7 @@ def test_bfloat16_is_near_float32_and_gradients_reach_every_parameter():
         assert parameter.grad.any() or "k_proj.bias" in name, name
 
 
-@pytest.mark.parametrize("what", ["dropout", "attention_dropout", "activation_dropout", "dropout_input",
-                                  "encoder_layerdrop", "predictor_dropout"])  # fmt: skip
+@pytest.mark.parametrize("what", [name for name in type(TINY).model_fields if "drop" in name])
 @torch.no_grad()
 def test_each_dropout_acts_in_training_only(what):
     torch.manual_seed(0)
@@ -104,3 +127,27 @@ def test_each_dropout_acts_in_training_only(what):
     model, plain = random_beats(config.model_copy(update={what: 0.5}), seed=0), random_beats(config, seed=0)
     torch.testing.assert_close(model(noise(1, 8000)), plain.train()(noise(1, 8000)))
     assert len({model.train()(noise(1, 8000))[0].sum().item() for _ in range(8)}) > 1
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["clip by clip", "all at once"])
+def test_attention_and_its_gradients_are_those_of_the_formula(dropout, padded):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 5, 4)] * 3 + [(2, 3, 5, 1), (3, 5, 5)]
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    padding = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
+    padding[1, ..., 3:] = torch.finfo(torch.float64).min * padded
+    q, k, v, gate, position_bias = inputs
+    expected = (q @ k.mT / 4**0.5 + gate * position_bias + padding).softmax(-1) @ v
+    ours = gated_attention(*inputs, padding if padded else None, dropout)
+    torch.testing.assert_close(ours, expected)
+    weight = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(expected, inputs, weight)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs, weight), gradients)
+
+
+def test_buckets_of_relative_positions():
+    of = dict(zip(range(-100, 101), distance_buckets(101, 32, 64).tolist(), strict=True))
+    assert [of[d] for d in (0, -1, -7, 1, 7)] == [0, 1, 7, 17, 23]
+    # From 8 on logarithmically: 8 + log(d / 8) / log(64 / 8) · 8.
+    assert [of[d] for d in (-8, -11, -16, -32, -63, -64, -100, 16, 100)] == [8, 9, 10, 13, 15, 15, 15, 26, 31]

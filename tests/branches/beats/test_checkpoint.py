@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from branches.beats import checkpoint as checkpoint_module
 from branches.beats import load_beats, save_beats
+from branches.beats.lora import add_lora, merge_lora
+from branches.spec import LoraSpec
 from scoring.errors import InputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RELEASED = FIXTURES / "pretrained.pt"
+WAVEFORMS = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
 TABLE = "encoder.layers.1.self_attn.relative_attention_bias.weight"
 
 
@@ -32,7 +35,11 @@ def changed(tmp_path):
 
 @pytest.mark.parametrize("name", ["pretrained", "finetuned", "prenorm"])
 def test_saved_models_load_again_and_keep_the_released_format(name, tmp_path):
-    model, original = load_beats(FIXTURES / f"{name}.pt"), torch.load(FIXTURES / f"{name}.pt", weights_only=True)
+    original, state = torch.load(FIXTURES / f"{name}.pt", weights_only=True), torch.get_rng_state()
+    model = load_beats(FIXTURES / f"{name}.pt")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     save_beats(model, tmp_path / "saved.pt")
     saved = torch.load(tmp_path / "saved.pt", weights_only=True)
     assert saved["model"].keys() == original["model"].keys()
@@ -52,18 +59,30 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"model.pt": b"old"}
 
 
-@pytest.mark.parametrize("path", ["tiny", RELEASED], ids=["tiny", "released"])
-def test_loading_gives_float32_in_eval_mode_and_leaves_the_random_state_alone(path):
-    state, model = torch.get_rng_state(), load_beats(path)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not model.training
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
-
-
-@torch.no_grad()
 def test_tiny_is_always_the_same():
-    x, _ = load_beats("tiny")(torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1)
-    torch.testing.assert_close(x[0, 5, :4], torch.tensor([0.1879, -2.8861, 1.6904, -1.4441]), atol=2e-3, rtol=0)
+    state, tiny = torch.get_rng_state(), load_beats("tiny")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not tiny.training
+    expected = torch.tensor([0.1879, -2.8861, 1.6904, -1.4441])
+    torch.testing.assert_close(tiny(WAVEFORMS)[0][0, 5, :4], expected, atol=2e-3, rtol=0)
+
+
+def test_adapters_are_merged_and_saved_as_a_part_of_the_weights(tmp_path):
+    torch.manual_seed(0)
+    model = load_beats("tiny")
+    targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    with torch.no_grad():
+        for parameter in add_lora(model, LoraSpec(rank=4, alpha=8.0, targets=targets)):
+            parameter.normal_(0, 0.1)
+    before, layer = model(WAVEFORMS)[0], model.layers[1].fc1
+    expected = layer.weight + 8 / 4 * layer.lora_b @ layer.lora_a
+    save_beats(model, tmp_path / "adapted.pt")
+    assert "encoder.layers.1.fc1.lora_a" in model.state_dict()  # which goes on as it was
+    merge_lora(model)
+    torch.testing.assert_close(model.layers[1].fc1.weight, expected)
+    for merged in (model, load_beats(tmp_path / "adapted.pt")):
+        torch.testing.assert_close(merged(WAVEFORMS)[0], before, atol=1e-4, rtol=1e-4)
+        assert set(merged.state_dict()) == set(load_beats("tiny").state_dict())
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,11 @@ def test_released_labels(name):
     assert torch.equal(tokenizer.train().labels(waveforms), labels)  # without dropout
 
 
-def test_random_labels_depend_on_the_seed_alone():
+def test_random_labels_follow_the_formula_and_depend_on_the_seed_alone():
     state, labels = torch.get_rng_state(), load_tokenizer("random:3").labels(noise(2, 8000))
     assert torch.equal(torch.get_rng_state(), state)
     assert labels.shape == (2, 24)
     assert labels[0, :6].tolist() == [864, 286, 968, 829, 954, 956]  # today and always
-
-
-def test_random_projection_by_the_formula():
     tokenizer, features = RandomProjectionTokenizer(0, n_codes=32, dim=8), fbank(noise(1, 8000))
     labels = tokenizer.patch_labels(features)
     patch = features[0, 16:32, 48:64].reshape(-1)  # patch 11 is the second step in time, fourth band
@@ -44,18 +41,17 @@ def test_random_projection_by_the_formula():
     assert torch.equal(tokenizer.patch_labels(features + 1.5), labels)  # of a patch's shape, not of its level
 
 
-@pytest.mark.parametrize("path", ["random:0", RELEASED], ids=["random", "released"])
-def test_labels_under_autocast_are_chosen_in_float32(path):
+def test_under_autocast_the_encoder_alone_computes_in_bfloat16():
     """On a GPU the tokenizers' encoders may cost more than the step; what is nearest is still told exactly."""
-    tokenizer, computed = load_tokenizer(path), []
-    exact = tokenizer.labels(noise(4, 16_000))
-    if path == RELEASED:
-        for layer in (tokenizer.backbone.layers[0].fc1, tokenizer.quantize_layer):
-            layer.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        labels = tokenizer.labels(noise(4, 16_000))
-    assert (labels == exact).float().mean() > (0.8 if path == RELEASED else 0.999)
-    assert computed == ([torch.bfloat16, torch.float32] if path == RELEASED else [])
+    released, computed = load_tokenizer(RELEASED), []
+    for layer in (released.backbone.layers[0].fc1, released.quantize_layer):
+        layer.register_forward_hook(lambda *a: computed.append(a[-1].dtype))
+    for tokenizer in (released, load_tokenizer("random:0")):
+        exact = tokenizer.labels(noise(4, 16_000))
+        with torch.autocast("cpu", torch.bfloat16):
+            labels = tokenizer.labels(noise(4, 16_000))
+        assert (labels == exact).float().mean() > (0.8 if tokenizer is released else 0.999)
+    assert computed == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize(
