@@ -1,5 +1,3 @@
-import csv
-
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from branches.audio import read_clip
-from branches.data.dataset import read_index
+from branches.data.dataset import counts, read_index
 from branches.data.importing import ORIGINALS, import_recordings, original_names, originals
 from scoring.errors import InputError
 
@@ -19,60 +17,44 @@ def record(path, seconds=1.0, rate=44_100, channels=2):
 
 
 def test_a_folder_becomes_a_data_set(tmp_path):
-    for name, seconds in (
-        *((f"Press läuft {i}.WAV", 2.5) for i in range(4)),
-        *(("target/x.wav", 1.0), ("Anomaly/damage.flac", 1.2), ("abnormal/damage.wav", 1.0)),
-        *(("test/normal/good.wav", 0.4), ("test/who knows.wav", 1.0)),
-    ):
-        record(tmp_path / "in" / name, seconds)
+    first, *_ = [record(tmp_path / "in" / f"Press läuft {i}.WAV", 2.5) for i in range(4)]
+    record(tmp_path / "in" / "target" / "x.wav")
+    record(tmp_path / "in" / "Anomaly" / "damage.flac", 1.2, 48_000, 1)
+    record(tmp_path / "in" / "abnormal" / "damage.wav")
+    record(tmp_path / "in" / "test" / "normal" / "good.wav", 0.4)
+    record(tmp_path / "in" / "test" / "who knows.wav", 1.0, 16_000)
     (tmp_path / "in" / "._good.wav").write_bytes(b"what macOS leaves")
     clips, dropped = import_recordings(originals(tmp_path / "in", "press"), tmp_path / "out", 1.0)
     assert (clips, round(dropped, 6)) == (13, 2.2)
-    rows = read_index(tmp_path / "out").to_pylist()
-    assert {row["machine"] for row in rows} == {"press"}
-    kinds = [(row["split"], row["domain"], row["condition"]) for row in rows]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        ("train", "source", "normal"): 8,
-        ("train", "target", "normal"): 1,
-        ("test", "source", "anomaly"): 2,
-        ("test", "source", "normal"): 1,
-        ("test", None, None): 1,
-    }
+    index = read_index(tmp_path / "out")
+    kinds = {"train source": 8, "train target": 1, "test source anomaly": 2, "test source normal": 1}
+    assert counts(index) == {"press": {"sections": 1, **kinds, "test hidden hidden": 1}}
     names = original_names(tmp_path / "out")
-    assert set(names) == {row["path"] for row in rows}
-    assert sum("Press läuft 2.WAV, from 1 s" in name for name in names.values()) == 1
+    assert set(names) == {*index["path"].to_pylist()}
     assert original_names(tmp_path / "in") == {}
+    (second,) = [clip for clip, name in names.items() if name == f"{first}, from 1 s"]
+    assert f"{second},{first},1.0,2.0\n" in (tmp_path / "out" / ORIGINALS).read_text()
+    assert np.array_equal(read_clip(tmp_path / "out" / second), read_clip(first)[16_000:32_000])
 
 
-def test_a_clip_sounds_as_the_part_of_the_recording(tmp_path):
-    path = record(tmp_path / "in" / "a.wav", 2.0)
-    import_recordings(originals(tmp_path / "in", "fan"), tmp_path / "out", 0.5)
-    with open(tmp_path / "out" / ORIGINALS, newline="") as file:
-        second = list(csv.DictReader(file))[1]
-    assert (second["recording"], second["start"], second["end"]) == (str(path), "0.5", "1.0")
-    assert np.array_equal(read_clip(tmp_path / "out" / second["clip"]), read_clip(path)[8_000:16_000])
-
-
-def test_a_manifest_and_folders_say_what_is_known(tmp_path):
-    for path in ("a.wav", "b.wav", "c.wav", "fan/monday/x.wav", "train/pump/x.wav", ".hidden/x.wav"):
-        record(tmp_path / "in" / path)
-    manifest = tmp_path / "in" / "list.csv"
-    manifest.write_text(
+def test_a_manifest_says_what_is_known_and_folders_name_machines(tmp_path):
+    for name in ("a.wav", "b.wav", "c.wav", "set/fan/monday/x.wav", "set/train/pump/x.wav", "set/.hidden/x.wav"):
+        record(tmp_path / name)
+    (tmp_path / "list.csv").write_text(
         "\ufeffpath,machine,section,split,condition,domain,attributes\n"
         "a.wav,fan,2,train,,target,spd 1_load_2\nb.wav,fan,2,,anomaly,,\nc.wav,,,test,,,\n"
     )
-    import_recordings(originals(manifest, "pump"), tmp_path / "out")
+    import_recordings(originals(tmp_path / "list.csv", "pump"), tmp_path / "out")
     assert sorted(original_names(tmp_path / "out")) == [
         "fan/test/section_02_source_test_anomaly_0000_noAttribute.wav",
         "fan/train/section_02_target_train_normal_0000_spd-1_load_2.wav",
         "pump/test/section_00_0000_noAttribute.wav",
     ]
-    assert [o.machine for o in originals(tmp_path / "in", "valve")] == ["valve"] * 3 + ["fan", "pump"]
+    assert [(o.machine, o.path.name) for o in originals(tmp_path / "set")] == [("fan", "x.wav"), ("pump", "x.wav")]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_a_manifests_mistakes_are_told(tmp_path):
+    for text, message in (
         ("file\na.wav\n", "no column path; the columns are path, machine, section, "),
         ("path,colour\na.wav,red\n", "unknown column colour"),
         ("path\na.wav\n", "line 2: of which machine"),
@@ -83,12 +65,10 @@ def test_a_manifest_and_folders_say_what_is_known(tmp_path):
         ("path,machine\na.wav,a/b\n", "machine 'a/b' cannot be a folder's name"),
         ("path,machine\na.wav,.b\n", "machine '.b' cannot be a folder's name"),
         ("path,machine\n", r"no recordings in it \(\*\.wav, "),
-    ],
-)
-def test_a_manifests_mistakes_are_told(tmp_path, text, message):
-    (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(InputError, match=rf"^{tmp_path}/list\.csv.* {message}"):
-        originals(tmp_path / "list.csv")
+    ):
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(InputError, match=rf"^{tmp_path}/list\.csv.* {message}"):
+            originals(tmp_path / "list.csv")
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,8 +89,8 @@ def test_nothing_is_left_of_an_import_that_fails(tmp_path):
     (tmp_path / "in" / "b.wav").write_bytes(b"RIFF")
     for source, out, message in (
         ("in", "out", r"b\.wav"),
-        ("in", "in", "exists already"),
-        ("none", "x", "no such folder"),
+        ("in", "in", "in: exists already; give another folder, or remove it"),
+        ("none", "out", "none: no such folder or manifest"),
     ):
         with pytest.raises(InputError, match=message):
             import_recordings(originals(tmp_path / source, "fan"), tmp_path / out)

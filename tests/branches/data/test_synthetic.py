@@ -6,12 +6,12 @@ import pytest
 import soundfile
 
 from branches.data import synthetic
+from branches.data.dataset import counts, read_index
 from branches.data.synthetic import DEFAULT, DEMO, SyntheticClip, SyntheticSize, render, write_dataset
 from branches.data.synthetic_machines import MACHINES, RATE, Operation
 from scoring.errors import InputError
 
 TINY = SyntheticSize(train_source=4, train_target=2, test_per_cell=1, seconds=1.0)
-NAME = re.compile(r"section_00_(source|target)_(train|test)_(normal|anomaly)_(\d{4})_(\w+)\.wav")
 # Standard deviations of an anomalous target clip, near and far, of the machine's own sound, and of what a fault adds.
 SOUNDS = {
     "rotor": [4.100, 2.650, 0.7863, 1.348, 0.4115, 0.1291, 0.1021],
@@ -29,33 +29,30 @@ def root(tmp_path_factory):
     return root
 
 
-def wavs(root):
-    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*.wav"))}
-
-
-@pytest.mark.parametrize("name", MACHINES)
-def test_files_have_the_challenges_names_and_form(root, name):
-    machine, told, numbers = MACHINES[name], set(), []
-    for path in (root / name).rglob("*.wav"):
-        domain, split, condition, number, attributes = NAME.fullmatch(path.name).groups()
-        assert path.parent.name == split
-        numbers.append((split, domain, condition, int(number)))
-        told |= {attributes} if split == "train" else set()
-        info = soundfile.info(path)
+def test_files_have_the_challenges_names_and_form(root):
+    clips = read_index(root)
+    cells = {f"test {domain} {condition}": 1 for domain in ("source", "target") for condition in ("normal", "anomaly")}
+    kinds = {"sections": 1, "train source": 4, "train target": 2, **cells}
+    assert counts(clips) == dict.fromkeys(sorted(MACHINES), kinds)
+    told = {name: set() for name in MACHINES}
+    for clip in clips.to_pylist():
+        info = soundfile.info(root / clip["path"])
         assert (info.channels, info.samplerate, info.subtype, info.frames) == (2, 16_000, "PCM_16", 16_000)
-    expected = [("train", d, "normal", i) for d, n in (("source", 4), ("target", 2)) for i in range(n)]
-    expected += [("test", d, c, 0) for d in ("source", "target") for c in ("normal", "anomaly")]
-    assert sorted(numbers) == sorted(expected)
-    states = {"_".join(f"{k}_{v}" for k, v in state.items()) for state in (*machine.source, *machine.target)}
-    assert told == (states if machine.attributes else {"noAttribute"})
-    new = [state for state in machine.target if state not in machine.source]
-    assert new == list(machine.target) if machine.attributes else new and machine.other_room
+        told[clip["machine"]] |= {str(dict(clip["attributes"]))} if clip["split"] == "train" else set()
+    for name, machine in MACHINES.items():
+        states = {str({key: str(value) for key, value in s.items()}) for s in (*machine.source, *machine.target)}
+        assert told[name] == (states if machine.attributes else {"{}"})
+        new = [state for state in machine.target if state not in machine.source]
+        assert new == list(machine.target) if machine.attributes else new and machine.other_room
 
 
 def test_a_clip_depends_on_its_name_and_the_seed_alone(root, tmp_path):
     write_dataset(tmp_path / "some", TINY, machines=["valve", "pump", "valve"])
     write_dataset(tmp_path / "other", TINY, seed=1, machines=["valve"])
-    everything, some, other = wavs(root), wavs(tmp_path / "some"), wavs(tmp_path / "other")
+    everything, some, other = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.wav")}
+        for folder in (root, tmp_path / "some", tmp_path / "other")
+    )
     assert some == {name: content for name, content in everything.items() if name.parts[0] in ("valve", "pump")}
     assert len({*everything.values(), *other.values()}) == 60  # no two are alike
 
@@ -90,35 +87,25 @@ def test_faults_are_no_fainter_than_the_faintest_and_nothing_is_clipped(monkeypa
     np.testing.assert_allclose(louder, 0.3 + 0.7 * plain)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"train_source": 0}, "train_source is 0; give at least 1 clip"),
-        ({"train_target": -1}, "train_target is -1"),
-        ({"test_per_cell": 0}, "test_per_cell is 0"),
-        ({"seconds": 0.5}, "seconds is 0.5; give at least 1"),
-        ({"seconds": float("nan")}, "seconds is nan"),
-        ({"faintest": -0.1}, "faintest is -0.1; give 0 or more, below 1"),
-        ({"faintest": 1.0}, "faintest is 1.0"),
-    ],
-)
-def test_sizes_that_make_no_data_set_are_refused(wrong, message):
-    with pytest.raises(InputError, match=f"^{message}"):
-        replace(TINY, **wrong)
-    assert SyntheticSize(990, 10, 50, 10.0) == DEFAULT  # the challenge's own
-    assert SyntheticSize(90, 10, 25, 4.0, 0.3) == DEMO
-
-
 def test_what_cannot_be_made_is_refused_and_nothing_touched(tmp_path):
-    for settings, message in (
-        ({"machines": ["rotor", "toaster"]}, "unknown machine toaster; choose from rotor, valve"),
-        ({"machines": []}, r"unknown machine \(none given\); choose from rotor"),
-        ({"seed": -1}, "seed is -1; give 0 or more"),
+    for size, settings, message in (
+        ({"train_source": 0}, {}, "train_source is 0; give at least 1 clip"),
+        ({"train_target": -1}, {}, "train_target is -1"),
+        ({"test_per_cell": 0}, {}, "test_per_cell is 0"),
+        ({"seconds": 0.5}, {}, "seconds is 0.5; give at least 1"),
+        ({"seconds": float("nan")}, {}, "seconds is nan"),
+        ({"faintest": -0.1}, {}, "faintest is -0.1; give 0 or more, below 1"),
+        ({"faintest": 1.0}, {}, "faintest is 1.0"),
+        ({}, {"machines": ["rotor", "toaster"]}, "unknown machine toaster; choose from rotor, valve"),
+        ({}, {"machines": []}, r"unknown machine \(none given\); choose from rotor"),
+        ({}, {"seed": -1}, "seed is -1; give 0 or more"),
     ):
-        with pytest.raises(InputError, match=message):
-            write_dataset(tmp_path / "data", TINY, **settings)
+        with pytest.raises(InputError, match=f"^{message}"):
+            write_dataset(tmp_path / "data", replace(TINY, **size), **settings)
     (tmp_path / "notes.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(InputError, match=f"^{re.escape(str(taken))} already exists.*remove it or name another$"):
             write_dataset(taken, TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert SyntheticSize(990, 10, 50, 10.0) == DEFAULT  # the challenge's own
+    assert SyntheticSize(90, 10, 25, 4.0, 0.3) == DEMO

@@ -2,15 +2,104 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branches.audio.cache import in_memory
-from branches.spec import BranchSpec
+from branches.data.dataset import index_of
+from branches.frontend import fbank
+from branches.spec import AugmentationSpec, BranchSpec, ClassesSpec, MixupSpec
 from branches.training import batches as batching
+from branches.training.augment import add_noise, mix, mixing, spec_augment
 from branches.training.batches import batch_rows, batches, make_batch
-from branches.training.training_set import NoisePool, TrainingClips
+from branches.training.training_set import NoisePool, TrainingClips, classes_of, training_clips
+
+FAN = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{i % 2}.wav" for i in range(8)]
+PUMP = "pump/train/section_00_{}_train_normal_{:04d}_noAttribute.wav"
+GENERATED = index_of(["fan/train/section_00_target_train_normal_0000_spd_1.wav", PUMP.format("target", 0)])
+RNG = np.random.default_rng(0)
+
+# Classes
+
+
+def classes(embeddings=None, target=10, more=GENERATED[:0], attributes=(), clusters=None, domain=False):
+    """Labels of 8 clips of a fan at two speeds and 40 source and some target clips of a pump, and of more; how many."""
+    paths = [*FAN, *(PUMP.format("source", i) for i in range(40)), *(PUMP.format("target", i) for i in range(target))]
+    index = index_of([*paths, *attributes])
+    pseudo_labels = clusters and dict(zip(("source", "target"), clusters, strict=True))
+    spec = ClassesSpec.model_validate({"domain": domain, "pseudo_labels": pseudo_labels})
+    labels, unattributed = classes_of(index, more, embeddings, spec, seed=0)
+    assert set(np.flatnonzero(unattributed)) == (set() if attributes else set(labels[8 : index.num_rows]))
+    assert set(labels) - {-1} == set(range(len(unattributed)))
+    return labels.tolist()
+
+
+def test_without_clusters_attributes_and_if_asked_domains_are_classes():
+    assert classes(more=GENERATED) == [0, 1] * 4 + [2] * 50 + [1, 2]
+    assert classes(more=GENERATED, domain=True) == [0, 1] * 4 + [3] * 40 + [4] * 10 + [2, 4]
+
+
+def test_clusters_are_found_for_each_domain_by_itself_and_have_five_clips():
+    hidden = RNG.integers(3, size=58)
+    labels = classes(np.eye(3)[hidden] + 0.05 * RNG.normal(size=(58, 3)), clusters=(3, 3), more=GENERATED)
+    assert labels[:8] == [0, 1] * 4
+    assert len(set(zip(labels[8:48], hidden[8:48], strict=True))) == 3  # one cluster for each hidden state
+    assert not set(labels[8:48]) & set(labels[48:58])
+    assert len(set(labels[48:58])) == 2
+    assert labels[58:] == [1, -1]  # which cluster would a generated clip be of?
+
+
+def test_each_domain_has_its_own_number_of_clusters_whatever_the_loudness_of_a_band():
+    embeddings = RNG.normal(size=(68, 8, 3))
+    labels = classes(embeddings, 20, clusters=(7, 1))
+    assert (len(set(labels[8:48])), len(set(labels[48:]))) == (7, 1)
+    assert labels == classes(embeddings * np.linspace(1, 100, 8)[:, None], 20, clusters=(7, 1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_copies_of_one_clip_and_clips_of_a_section_with_attributes_are_not_divided():
+    assert max(classes(np.ones((58, 3)), clusters=(4, 4))) == 3  # two speeds, two domains
+    spoken = ["pump/train/section_00_source_train_normal_0999_spd_1.wav"]
+    assert max(classes(RNG.normal(size=(59, 3)), attributes=spoken, clusters=(4, 4))) == 3
+
+
+# The training set
+
+
+def clips_for(noise=None, supplemental=None, generated=None, channels=(2, 2, 1), length=3_000):
+    """Of three training clips of two machines, behind a test clip; near, clip i holds i, and far −i."""
+    index = index_of(["fan/test/section_00_0000.wav", *FAN[:2], PUMP.format("source", 0)])
+    audio = in_memory([np.full((length, c), [i, -i][:c], np.float32) for i, c in enumerate((1, *channels))])
+    spec = BranchSpec.model_validate({"augmentation": {"noise": noise}})
+    return training_clips(audio, index, spec, generated=generated, noise=supplemental)
+
+
+def test_test_clips_are_not_trained_on_and_generated_ones_stand_behind():
+    clips = clips_for(generated=(GENERATED, np.zeros((2, 90, 128), np.float16)))
+    assert (clips.rows.tolist(), clips.machines.tolist()) == ([1, 2, 3], ["fan", "fan", "pump"])
+    assert (clips.labels.tolist(), clips.unattributed.tolist()) == ([0, 1, 2, 1, 2], [False, False, True])
+    assert (clips.n_classes, len(clips.generated), clips.noise) == (3, 2, None)
+    # A signature is of clips and classes, and not of how many channels they have.
+    others = [clips_for(), clips_for(length=3_001), clips_for(channels=(1, 1, 1))]
+    assert len({clips.signature, *(other.signature for other in others)}) == 3
+
+
+def test_noise_is_what_the_far_microphone_heard_of_the_machine_or_a_recording_of_its_own():
+    far = clips_for(noise={}).noise
+    drawn = np.array([far.draw("fan", 7_000, RNG) for _ in range(20)])  # repeated, as it is shorter
+    assert (drawn.shape, set(drawn.ravel())) == ((20, 7_000), {-1.0, -2.0})
+    assert far.draw("pump", 100, RNG) is None  # what a mono clip's only microphone hears is the machine
+    ramp = np.stack([np.arange(3_000), np.zeros(3_000)], axis=1).astype(np.float32)
+    recordings = in_memory([ramp]), pa.table({"machine": ["fan"]})
+    own = clips_for(noise={"source": "supplemental"}, supplemental=recordings).noise
+    assert {int(own.draw("fan", 2_999, RNG)[0]) for _ in range(20)} == {0, 1}
+    assert own.draw("pump", 100, RNG) is None
+
+
+# Batches
 
 LENGTHS = [9_601, 9_601, 9_600, 4_000] * 4
 
@@ -40,18 +129,15 @@ def test_every_pass_takes_every_clip_once_in_an_order_of_its_own(n, batch_size):
     assert n < 8 or len({tuple(p) for p in (*passes, batch_rows(n, n, 0, seed=4))}) == 4
 
 
-def same(batch, other):
-    pairs = [(batch.labels, other.labels), *zip(batch.waveforms, other.waveforms, strict=True)]
-    return all(np.array_equal(a, b) for a, b in pairs)
-
-
 @pytest.mark.parametrize(("first", "workers"), [(0, 1), (3, 1), (0, 3), (3, 8)])
 def test_batches_made_ahead_are_those_made_alone(clips, first, workers):
-    spec = spec_with({"noise": {}}, accumulation=2)
-    made = list(batches(spec, clips, first, workers))
-    assert len(made) == 2 * (5 - first)
-    assert all(same(batch, make_batch(spec, clips, number)) for number, batch in enumerate(made, 2 * first))
-    assert not same(made[0], make_batch(spec_with({"noise": {}}, seed=1), clips, 2 * first))
+    def content(batch):
+        return [batch.labels.tolist(), *(waveform.tolist() for waveform in batch.waveforms)]
+
+    spec, other = (spec_with({"noise": {}}, accumulation=2, seed=seed) for seed in (0, 1))
+    made = [content(batch) for batch in batches(spec, clips, first, workers)]
+    assert made == [content(make_batch(spec, clips, number)) for number in range(2 * first, 10)]
+    assert made[0] != content(make_batch(other, clips, 2 * first))
 
 
 def test_as_many_batches_are_put_together_at_once_as_there_are_workers(clips, monkeypatch):
@@ -85,10 +171,58 @@ def test_generated_clips_stand_beside_the_recorded(clips):
     generated = np.arange(6 * 49).reshape(6, 49, 1).repeat(128, axis=2).astype(np.float16)
     more = replace(clips, generated=generated, labels=np.concatenate([clips.labels, np.arange(6)]))
     batch = make_batch(spec_with(batch_size=88), more, 0)  # four passes
-    assert (len(batch.waveforms), len(batch.features), len(batch.labels)) == (64, 24, 88)
-    begins = set()
-    for label, made in zip(batch.labels[64:], batch.features, strict=True):
-        assert (made.shape, made.dtype) == ((48, 128), np.float32)
-        begins.add((label, int(made[0, 0]) - label * 49))
-    assert {label for label, _ in begins} == set(range(6))
-    assert {first for _, first in begins} == {0, 1}
+    assert (len(batch.waveforms), len(batch.labels)) == (64, 88)
+    assert {(made.shape, made.dtype.name) for made in batch.features} == {((48, 128), "float32")}
+    begins = {(label, made[0, 0] - label * 49) for label, made in zip(batch.labels[64:], batch.features, strict=True)}
+    assert begins == {(label, first) for label in range(6) for first in (0, 1)}
+
+
+# Augmentation
+
+
+@given(st.integers(0, 127), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_mask_is_one_stretch_no_wider_than_asked(longest, in_time):
+    masks = {"time_mask": longest} if in_time else {"frequency_mask": longest}
+    masked = spec_augment(torch.ones(4, 20, 128), AugmentationSpec(**masks))
+    for clip in masked:
+        stretch = (clip == 0).all(dim=1 if in_time else 0)
+        assert int(stretch.sum()) <= min(longest, len(stretch))
+        assert (stretch.int().diff() == 1).sum() + stretch[0].int() <= 1
+        assert int((clip == 0).sum()) == int(stretch.sum()) * (128 if in_time else 20)
+
+
+def test_masks_reach_their_full_width_and_every_place():
+    masked = spec_augment(torch.ones(400, 30, 128), AugmentationSpec(time_mask=10, frequency_mask=0)) == 0
+    assert set(masked[:, :, 0].sum(dim=1).tolist()) == set(range(11))
+    assert masked[:, :, 0].any(dim=0).all()
+
+
+@given(st.floats(-10, 30))
+@settings(max_examples=20, deadline=None)
+def test_noise_is_added_at_the_ratio_asked_for(snr_db):
+    waveform, noise = np.random.default_rng(0).normal(size=(2, 4000)).astype(np.float32) * [[0.1], [3.0]]
+    added = add_noise(waveform, noise, snr_db) - waveform
+    assert 10 * np.log10(np.square(waveform).mean() / np.square(added).mean()) == pytest.approx(snr_db, abs=0.01)
+    assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
+    assert np.array_equal(add_noise(waveform, 0 * noise, snr_db), waveform)
+
+
+def test_a_mixture_of_features_is_that_of_the_sounds():
+    """White noises are incoherent: the features of their sum are those of the sum of their powers."""
+    a, b = torch.randn(2, 1, 32_000) * torch.tensor([0.1, 0.03])[:, None, None]
+    heard, features = fbank(0.6**0.5 * a + 0.4**0.5 * b), torch.cat([fbank(a), fbank(b)])
+    mixed = mix(features, torch.tensor([1, 0]), torch.tensor([0.6, 1.0]))
+    assert (mixed[0] - heard[0]).mean().abs() < 0.01
+    assert torch.equal(mixed[1], features[1])
+
+
+def test_shares_are_uniform_and_partners_others():
+    torch.manual_seed(0)
+    partner, share = mixing(1000, MixupSpec(probability=0.3))
+    assert sorted(partner.tolist()) == list(range(1000))
+    assert (partner == torch.arange(1000)).sum() < 10
+    mixed = share[share < 1]
+    assert len(mixed) / 1000 == pytest.approx(0.3, abs=0.05)
+    assert torch.quantile(mixed, torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
+    assert [part.tolist() for part in mixing(4, None)] == [[0, 1, 2, 3], [1.0] * 4]

@@ -1,5 +1,7 @@
 import errno
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,30 +29,25 @@ def loss_of(module, number):
     return (module.slope * x + module.offset - 2 * x - 1).square().mean()
 
 
-def ended(progress, training=TRAINING, checkpoint=None, stop=None, seconds=0.0):
-    """The trained parameters and the curve; a batch is of its own number alone, and batch `stop` cannot be had."""
-
-    def loss(number):
-        if number == stop:
-            raise KeyboardInterrupt
-        return loss_of(progress.module, number)
-
-    curve = []
-    run(progress, training, loss, checkpoint, lambda *point: curve.append(point), seconds)
+def ended(progress, training=TRAINING, checkpoint=None, reports=1_000, seconds=0.0):
+    """The trained parameters and the curve; after so many reports the next one raises."""
+    curve, left = [], iter(range(reports))
+    losses = partial(loss_of, progress.module)
+    run(progress, training, losses, checkpoint, lambda *point: curve.append((next(left), *point)), seconds)
     return [progress.module.slope.item(), progress.module.offset.item()], curve
 
 
 def interrupted(checkpoint, training=TRAINING, step=10):
-    with pytest.raises(KeyboardInterrupt):
-        ended(start(), training, checkpoint, stop=step * training.accumulation)
+    with pytest.raises(StopIteration):
+        ended(start(), training, checkpoint, reports=step)
     return checkpoint
 
 
 def test_a_training_finds_the_line_and_reports_fifty_times():
     found, curve = ended(start(), TRAINING.model_copy(update={"steps": 101}))
     assert found == pytest.approx([2, 1], abs=0.2)
-    assert [step for step, _ in curve] == [*range(2, 101, 2), 101]
-    assert curve[-1][1] < 0.1 * curve[0][1]
+    assert [step for _, step, _ in curve] == [*range(2, 101, 2), 101]
+    assert curve[-1][2] < 0.1 * curve[0][2]
 
 
 @pytest.mark.parametrize("training", [TRAINING, AVERAGED], ids=["plain", "accumulated and averaged"])
@@ -87,43 +84,37 @@ def test_the_learning_rate_warms_up_and_falls_as_half_a_cosine():
     assert [rates[11] + rates[12], rates[-1]] == pytest.approx([0.1, 0], abs=1e-9)
 
 
-def test_a_checkpoint_is_written_once_its_time_has_come(tmp_path):
+def test_a_checkpoint_is_written_once_its_time_has_come_and_removed_when_the_training_diverges(tmp_path):
     ended(start(), checkpoint=tmp_path / "training.pt", seconds=1e6)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError):
         ended(start(), checkpoint=tmp_path / "gone" / "training.pt")
+    progress, diverging = resume(start, interrupted(tmp_path / "training.pt")), {"learning_rate": 1e30}
+    with pytest.raises(InputError, match=r"the loss is (inf|nan) at step 11: training diverged; lower the learning"):
+        ended(progress, TRAINING.model_copy(update=diverging), tmp_path / "training.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1000])
 @pytest.mark.parametrize("behind", [b"", b"no checkpoint", bytes(30_000)], ids=len)
-def test_a_damaged_checkpoint_means_a_fresh_start(tmp_path, kept, behind, caplog):
+def test_a_damaged_checkpoint_and_one_of_other_clips_mean_a_fresh_start(tmp_path, kept, behind, caplog):
     checkpoint = interrupted(tmp_path / "training.pt")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:kept] + behind)
-    assert ended(resume(start, checkpoint)) == ended(start())
-    assert f"checkpoint {checkpoint} cannot be used" in caplog.text
-    assert "training starts over" in caplog.text
-
-
-def test_a_checkpoint_of_other_clips_means_a_fresh_start(tmp_path, caplog):
-    assert resume(lambda: replace(start(), signature="others"), interrupted(tmp_path / "training.pt")).step == 0
+    assert resume(lambda: replace(start(), signature="others"), checkpoint).step == 0
     assert "it belongs to a training on other clips or classes" in caplog.text
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept] + behind)
+    caplog.clear()
+    assert ended(resume(start, checkpoint)) == ended(start())
+    assert re.search(f"checkpoint {checkpoint} cannot be used .*; training starts over", caplog.text)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), OSError(errno.EIO, "Input/output error")])
 def test_a_checkpoint_that_cannot_be_read_now_is_not_thrown_away(tmp_path, monkeypatch, error):
-    def fails(*_, **__):
+    def load(*_, **__):
         raise error
 
     checkpoint = interrupted(tmp_path / "training.pt")
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", fails)
+        patch.setattr(torch, "load", load)
         with pytest.raises(type(error)):
             resume(start, checkpoint)
     assert resume(start, checkpoint).step == 10
-
-
-def test_a_diverging_training_says_so_and_leaves_no_checkpoint(tmp_path):
-    training = TRAINING.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(InputError, match=r"the loss is (inf|nan) at step 1: training diverged; lower the learning"):
-        ended(start(), training, tmp_path / "training.pt")
-    assert list(tmp_path.iterdir()) == []
