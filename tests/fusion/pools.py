@@ -50,12 +50,12 @@ def rng(seed=0):
 def tiny_systems(draw):
     """Score tables by name and a tree: cells of few clips or none, hidden labels; perfect, reversed and tied scores."""
     rows = []
-    for machine in ("fan", "a/b 1", "valve")[: draw(st.integers(1, 3))]:
+    for machine, section in (("fan", 0), ("a/b 1", 0), ("valve", 0), ("fan", 1))[: draw(st.integers(1, 4))]:
         hidden = draw(st.integers(0, 5)) == 0
-        rows += [(machine, 0, f"{i}.wav", "train", "source", "normal") for i in range(draw(st.integers(3, 5)))]
+        rows += [(machine, section, f"{i}.wav", "train", "source", "normal") for i in range(draw(st.integers(3, 5)))]
         for domain, condition in product(("source", "target"), ("normal", "anomaly")):
             names = [f"{domain}_{condition}_{i}.wav" for i in range(draw(st.integers(0, 3)))]
-            rows += [(machine, 0, name, "test", domain, None if hidden else condition) for name in names]
+            rows += [(machine, section, name, "test", domain, None if hidden else condition) for name in names]
     clips = conform(pa.table([*zip(*rows, strict=True), [0.0] * len(rows)], SCHEMA.names[:-1]))
     machines, split, condition = (clips[name].to_numpy() for name in ("machine", "split", "condition"))
     tables, random = {}, rng(draw(st.integers(0, 9999)))

@@ -59,10 +59,8 @@ def test_every_method_has_its_figures(tables, fused):
         assert 50 < choice.lomo.omega < 100
     joined = Joined.read(tables, fused.weights)
     for method, scale in (("uniform", "calibrated"), ("rank_average", "rank")):
-        expected = official_metrics(joined.fused(EQUAL, scale, {})).omega
-        assert [v.methods[method].in_sample.omega, v.methods[method].lomo.omega] == pytest.approx(
-            [expected] * 2, abs=0.01
-        )
+        expected = pytest.approx(official_metrics(joined.fused(EQUAL, scale, {})).omega, abs=0.01)
+        assert v.methods[method].in_sample.omega == v.methods[method].lomo.omega == expected
     for method in ("uniform", "best_single"):
         assert v.gains[method].gain == pytest.approx(v.lomo.omega - v.methods[method].lomo.omega)
     assert v.interval[0] < v.lomo.omega < v.interval[1]
@@ -80,7 +78,6 @@ def test_a_machines_labels_have_no_say_in_its_expected_figure(tables, fused):
     assert held_out[1] < 50 < held_out[0]
 
 
-@pytest.mark.slow
 @given(system=tiny_systems())
 @settings(max_examples=10, deadline=None)
 def test_a_fusion_of_tiny_tables_never_warns_and_its_figures_are_strict_json(system):
@@ -113,15 +110,6 @@ def test_what_labels_do_not_tell_is_not_claimed():
         assert "fewer than two labelled machines" in fusion.why
         assert (fusion.validation is None) == ("pump" in fusion.table["machine"].to_pylist())
         assert fusion.validation is None or (fusion.validation.lomo, fusion.validation.gains) == (None, {})
-
-
-def test_a_system_of_one_branch_on_two_sections():
-    sections = [make_table(("fan", "pump"), 6, section=section, seed=section) for section in (0, 1)]
-    fusion = fuse({"t": conform(pa.concat_tables(sections))}, {"one": {"a": ["t"]}})
-    assert (fusion.weights, fusion.method) == ({"t": 1.0}, "best_single")
-    assert fusion.validation.lomo.omega == pytest.approx(fusion.validation.in_sample.omega)
-    assert fusion.validation.correlation.tolist() == [[pytest.approx(1)]]
-    assert fusion.validation.marginal == {"one/a": None}
 
 
 def test_machines_that_tell_nothing_have_no_say():

@@ -44,7 +44,7 @@ def test_anomalies_score_higher_in_both_domains(embeddings, detector):
 
 
 @given(detector=DETECTORS, random=st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_nothing_that_is_hidden_reaches_a_score(embeddings, detector, random):
     """Neither labels, nor domains of test clips, nor the other test clips, nor the order of the rows."""
     rows = [i for i, split in enumerate(CLIPS["split"].to_pylist()) if split == "train" or random.random() < 0.5]
@@ -59,18 +59,6 @@ def test_nothing_that_is_hidden_reaches_a_score(embeddings, detector, random):
     whole, few = by_clip(CLIPS, embeddings, detector), by_clip(kept, embeddings[rows], detector)
     for column in ("score", "calibrated"):
         np.testing.assert_allclose(few[column], whole.loc[few.index, column], rtol=1e-6, atol=1e-9)
-
-
-def test_domains_count_unless_they_are_pooled(embeddings):
-    rows = np.flatnonzero((CLIPS["machine"].to_numpy() == "fan") & (CLIPS["split"].to_numpy() == "train"))
-    X, domain = embeddings[rows], CLIPS["domain"].to_numpy()[rows]
-    scores = [
-        ReferenceBank(KnnSpec(banks=banks), X, d).scores(embeddings)
-        for banks in ("separate", "pooled")
-        for d in (domain, np.full(30, "source", object))
-    ]
-    np.testing.assert_array_equal(*scores[2:])
-    assert not np.allclose(scores[0], scores[2])
 
 
 def test_what_is_usual_is_told_without_the_clip_itself():

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from scoring.calibration import calibrate
 from scoring.errors import InputError
-from scoring.metrics import official_metrics, other_rule, roc_area
+from scoring.metrics import LabelledCells, official_metrics, other_rule, roc_area
 from scoring.table import SCHEMA, conform, read_table
 from tests.tables import make_table
 
@@ -86,6 +86,8 @@ def test_official_metrics_follow_the_task_description(table):
         expected = [*map(harmonic, own.T), harmonic(own.ravel())]
         assert [values.auc_source, values.auc_target, values.pauc, values.hmean] == pytest.approx(expected)
     assert found.omega == pytest.approx(harmonic(np.ravel([*cells.values()])))
+    telling = {machine for (machine, _), values in cells.items() if not np.isnan(values[2])}
+    assert set(LabelledCells.from_table(table).measurable().machines) == telling
 
 
 def test_it_is_told_where_the_figure_is_not_that_years():
