@@ -55,7 +55,11 @@ def conform(table: pa.Table, name: str = "score table") -> pa.Table:
     Raises InputError that names `name` and what is wrong: a missing column, a wrong type, an unknown value, a duplicate
     key, a missing or non-finite score, or no rows.
     """
-    twice = [column for column in SCHEMA.names if table.column_names.count(column) > 1]
+    try:
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: the columns' names are not UTF-8; write it anew ({error})") from None
+    twice = [column for column in SCHEMA.names if names.count(column) > 1]
     if twice:
         raise InputError(f"{name}: column {', '.join(twice)} appears twice; drop or rename one")
     table = _filled(table)
@@ -131,9 +135,10 @@ def read_table(path: str | Path) -> pa.Table:
     """
     try:
         table = pq.ParquetFile(path).read()
+        table.validate(full=True)  # whose pages have no checksums: text may be none
     except FileNotFoundError:
         raise InputError(f"{path}: no such score table") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
     return conform(table, str(path))
 

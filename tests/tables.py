@@ -14,7 +14,7 @@ def make_table(
     machines: Sequence[str] = ("fan", "pump"),
     per_cell: int = 6,
     train: int = 12,
-    separation: float | dict[str, float] = 1.0,
+    separation: float = 1.0,
     seed: int = 0,
     labelled: bool = True,
     section: int = 0,
@@ -23,14 +23,13 @@ def make_table(
     rng = np.random.default_rng(seed)
     rows = []
     for machine in machines:
-        shift = separation if isinstance(separation, (int, float)) else separation[machine]
         for i in range(train):
             domain = "target" if i < 3 else "source"
             rows.append((machine, section, f"train_{i:04d}.wav", "train", domain, "normal", rng.normal()))
         for domain in ("source", "target"):
             for condition in ("normal", "anomaly"):
                 for i in range(per_cell):
-                    score = rng.normal() + shift * (condition == "anomaly")
+                    score = rng.normal() + separation * (condition == "anomaly")
                     name = f"{domain}_{condition}_{i:04d}.wav"
                     rows.append((machine, section, name, "test", domain, condition, score))
     columns = [list(column) for column in zip(*rows, strict=True)]

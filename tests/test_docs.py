@@ -20,15 +20,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
-    lost = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
-    assert lost == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_are_named_exist(page):
+def test_links_lead_somewhere_and_files_that_are_named_exist(page):
     """`folder/file.py` in running text is a path from the root."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     named = re.findall(r"`((?:orchestrator|branches|scoring|fusion|cluster|tests|docs)/[\w/.]*)`", text)
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pyarrow as pa
+from hypothesis import strategies as st
 
 from fusion.joined import Joined
 from fusion.labelled import LabelledScores
+from scoring.calibration import calibrate
+from scoring.table import SCHEMA, conform, with_scores
 from tests.tables import make_table
 
 MACHINES = ("fan", "pump", "valve")
@@ -39,3 +44,26 @@ def turned(tables, machine):
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+@st.composite
+def tiny_systems(draw):
+    """Score tables by name and a tree: cells of few clips or none, hidden labels; perfect, reversed and tied scores."""
+    rows = []
+    for machine, section in (("fan", 0), ("a/b 1", 0), ("valve", 0), ("fan", 1))[: draw(st.integers(1, 4))]:
+        hidden = draw(st.integers(0, 5)) == 0
+        rows += [(machine, section, f"{i}.wav", "train", "source", "normal") for i in range(draw(st.integers(3, 5)))]
+        for domain, condition in product(("source", "target"), ("normal", "anomaly")):
+            names = [f"{domain}_{condition}_{i}.wav" for i in range(draw(st.integers(0, 3)))]
+            rows += [(machine, section, name, "test", domain, None if hidden else condition) for name in names]
+    clips = conform(pa.table([*zip(*rows, strict=True), [0.0] * len(rows)], SCHEMA.names[:-1]))
+    machines, split, condition = (clips[name].to_numpy() for name in ("machine", "split", "condition"))
+    tables, random = {}, rng(draw(st.integers(0, 9999)))
+    for name in "abcd"[: draw(st.integers(1, 4))]:
+        shift = {machine: draw(st.sampled_from([-30, 0, 1, 30])) for machine in sorted(set(machines))}
+        score = random.normal(size=len(rows)) + (condition == "anomaly") * [shift[machine] for machine in machines]
+        score = np.where((split == "test") & draw(st.booleans()), score.round(), score)
+        tables[name] = with_scores(clips, score, calibrate(clips, score), {})
+    names, alone = list(tables), draw(st.integers(1, len(tables)))
+    seeds = {"seeds": {"all": names[alone:]}} if names[alone:] else {}
+    return tables, {"singles": {name: [name] for name in names[:alone]}, **seeds}

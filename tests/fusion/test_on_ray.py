@@ -1,3 +1,5 @@
+import pytest
+
 from cluster.session import session
 from fusion.search import fuse
 from tests.fusion.pools import make_pool
@@ -5,6 +7,7 @@ from tests.fusion.pools import make_pool
 TREE = {"a": {"x": ["g0"], "y": ["g1"]}, "b": {"z": ["o0"]}}
 
 
+@pytest.mark.slow
 def test_ray_tasks_find_what_one_core_finds():
     tables = make_pool(("fan", "pump"), 8)
     here = fuse(tables, TREE)

@@ -1,86 +1,93 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from fusion.hierarchy import configurations_of
 from fusion.tasks import sets_left_out
-from fusion.validation import NOBODY, SINGLE, UNIFORM, Estimates
-from tests.fusion.pools import MACHINES, TREE, labelled, make_pool
+from fusion.validation import SINGLE, UNIFORM, Estimates
 
-GOOD, POOR, OTHER = np.eye(3)
-EQUAL = np.full(3, 1 / 3)
-
-
-@pytest.fixture(scope="module")
-def pools():
-    return dict.fromkeys(["calibrated", "rank"], configurations_of(labelled(make_pool()), TREE))
+MACHINES = ("fan", "pump", "valve")
+EQUAL = (60, 60, 60)
 
 
-def estimates(pools, greedy=None, single=GOOD, uniform=EQUAL):
-    """Estimates with given weights, the same whoever is left out unless a function of who that is."""
-    found = {
-        left_out: {
-            "uniform": {"": uniform},
-            "best_single": {"": single},
-            "greedy": {"": greedy(left_out) if callable(greedy) else greedy} if greedy is not None else {},
+class Pool:
+    """Of configurations whose weights are the Omega that they reach on each machine."""
+
+    def __init__(self, machines):
+        self.machines, self.cells = list(machines), SimpleNamespace(machines=machines)
+
+    def measured(self, weights):
+        return np.repeat(weights[..., None, :], 3, axis=-2)
+
+
+def estimates(uniform=EQUAL, single=EQUAL, machines=MACHINES, **greedy):
+    """Of three methods with these Omegas, the same whoever is left out unless a function of who that is."""
+    found = {}
+    for out in sets_left_out(machines):
+        methods = {"uniform": {"": uniform}, "best_single": {"": single}, "greedy": greedy}
+        found[out] = {
+            method: {s: np.array(o(out) if callable(o) else o, float) for s, o in omegas.items()}
+            for method, omegas in methods.items()
+            if omegas
         }
-        for left_out in sets_left_out(pools["calibrated"].machines)
-    }
-    return Estimates(pools, {k: {m: w for m, w in v.items() if w} for k, v in found.items()})
+    return Estimates(dict.fromkeys(["calibrated", "rank"], Pool(machines)), found)
 
 
-def test_each_machine_is_judged_with_the_weights_found_without_it(pools):
-    def weights(left_out):
-        return GOOD if left_out == {"pump"} else POOR
+@pytest.mark.parametrize(
+    ("uniform", "searched", "delivered"),
+    [
+        ((50, 50, 50), EQUAL, SINGLE),
+        (EQUAL, EQUAL, SINGLE),
+        ((60.05, 60.05, 60.05), EQUAL, SINGLE),  # worth less than 0.1
+        ((60.2, 60.2, 60.2), EQUAL, UNIFORM),
+        ((63, 60.8, 60), EQUAL, UNIFORM),  # 1.4 standard errors
+        ((64, 60, 57), EQUAL, SINGLE),  # 0.2
+        (EQUAL, (60.05, 60.05, 60.05), SINGLE),
+        (EQUAL, (60.2, 60.2, 60.2), ("greedy", "weak")),
+        (EQUAL, (63, 60.9, 60.1), SINGLE),  # 1.5 standard errors, or 1.9 if these were of all machines
+        ((61, 61, 61), (60.9, 60.9, 60.9), UNIFORM),
+        ((61, 61, 61), (62, 62, 62), ("greedy", "weak")),
+    ],
+)
+def test_what_beats_the_simple_methods_beyond_noise_is_delivered(uniform, searched, delivered):
+    assert estimates(uniform, weak=searched, poor=(50, 50, 50)).choose() == delivered
 
-    lomo = estimates(pools, weights).lomo(lambda _: ("greedy", ""))
-    for machine, expected in (("pump", GOOD), ("fan", POOR)):
-        cells = pools["calibrated"].without({*MACHINES} - {machine}).measured(expected)
-        assert lomo.machines[machine].auc_source == pytest.approx(cells[0, 0])
+
+def test_of_those_that_are_worth_it_the_best_is_delivered_with_its_gain():
+    found = estimates(weak=(62, 62, 62), strong=(64, 62, 63), lucky=(90, 60, 60))
+    assert found.strength("greedy") == ("greedy", "lucky")
+    assert found.choose() == ("greedy", "strong")
+    gain, error = found.gain(("greedy", "strong"))
+    assert gain == pytest.approx(3 / sum(1 / o for o in (64, 62, 63)) - 60)
+    assert error == pytest.approx(1 / np.sqrt(3), rel=0.06)
 
 
-def test_the_choice_without_a_machine_looks_at_pairs_alone(pools):
-    """Weights that were found with the machine's help, or without it alone, have no say in whether they are chosen."""
+def test_each_machine_is_judged_by_what_was_found_without_it():
+    found = estimates(weak=lambda out: [{"fan": 71, "pump": 72, "valve": 73}.get(min(out, default=""), 99)] * 3)
+    lomo = found.lomo(lambda _: ("greedy", "weak"))
+    assert [metrics.auc_source for metrics in lomo.machines.values()] == pytest.approx([71, 72, 73])
+    assert found.in_sample(("greedy", "weak")).omega == pytest.approx(99)
 
-    def weights(left_out):
-        return np.array([0.5, 0, 0.5]) if len(left_out) == 2 else POOR
 
-    found = estimates(pools, weights, single=OTHER, uniform=POOR)
-    assert found.choose(frozenset(["fan"])) == ("greedy", "")
+def test_the_choice_without_a_machine_looks_at_pairs_alone():
+    """Neither what was found with the machine's help nor what was found without it alone has a say."""
+    found = estimates(weak=lambda out: (70, 70, 70) if len(out) == 2 else (50, 50, 50), poor=(55, 55, 55))
+    assert found.choose(frozenset(["fan"])) == found.strength("greedy", frozenset(["fan"])) == ("greedy", "weak")
     assert found.choose() == SINGLE
+    assert found.strength("greedy") == ("greedy", "poor")
 
 
-def test_what_beats_the_simple_methods_clearly_is_delivered(pools):
-    better = np.array([0.55, 0, 0.45])
-    found = estimates(pools, better, single=OTHER, uniform=POOR)
-    assert found.choose() == ("greedy", "")
-    gain, error = found.gain(("greedy", ""))
-    omega = [pools["calibrated"].omega(w) for w in (better, OTHER)]
-    assert gain == pytest.approx(omega[0] - omega[1])
-    assert gain > 1.645 * error
+def test_a_machine_left_out_is_not_measured():
+    found = estimates(weak=lambda out: (0, 70, 70) if out else EQUAL)
+    assert found.choose(frozenset(["fan"])) == ("greedy", "weak")
+    assert np.isnan(found.held_out(lambda _: SINGLE, frozenset(["fan"]))[0]).tolist() == [True, False, False]
 
 
-def test_uniform_has_to_beat_a_single_configuration(pools):
-    assert estimates(pools, single=POOR).choose() == UNIFORM
-    assert estimates(pools, uniform=POOR).choose() == SINGLE
-
-
-def test_what_is_no_better_is_not_delivered(pools):
-    assert estimates(pools, GOOD, uniform=POOR).choose() == SINGLE
-    nearly = np.array([0.999, 0, 0.001])
-    assert estimates(pools, nearly, uniform=POOR).choose() == SINGLE
-    assert estimates(pools, EQUAL, single=POOR).choose() == UNIFORM
-
-
-def test_one_machine_tests_nothing(pools):
-    one = {scale: pool.without(["pump", "valve"]) for scale, pool in pools.items()}
-    found = estimates(one, GOOD)
-    assert sets_left_out(["fan"]) == [NOBODY]
+def test_one_machine_tests_nothing():
+    found = estimates(machines=("fan",), uniform=(60,), single=(70,), strong=(80,), weak=(90,))
     assert found.choose() == UNIFORM
     assert found.lomo(found.choose) is None
     assert found.gain(SINGLE) == (None, None)
-
-
-def test_sets_that_are_left_out():
-    sets = sets_left_out(list(MACHINES))
-    assert len(sets) == len(set(sets)) == 1 + 3 + 3
-    assert len(sets_left_out(["a", "b"])) == 3
+    assert found.strength("greedy") == ("greedy", "strong")
+    of_two = estimates(machines=MACHINES[:2], uniform=(50, 50), single=(70, 70))
+    assert (of_two.choose(), of_two.choose(frozenset(["fan"]))) == (SINGLE, UNIFORM)

@@ -1,6 +1,5 @@
-"""One way to write a file: whole or not at all."""
+"""A file or a folder is there as a whole or not at all, whatever happens on the way."""
 
-import errno
 import os
 import stat
 import subprocess
@@ -12,108 +11,106 @@ import pytest
 from scoring.atomic import atomic, atomic_folder
 
 
-def test_the_file_is_there_when_the_block_ends_and_nothing_else(tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text("old")
+def write_file(path, text, then=lambda: None):
     with atomic(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+        temporary.write_text(text)
+        then()
 
 
-def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text("old")
-    with pytest.raises(FileNotFoundError), atomic(path) as temporary:
-        (temporary.parent / "absent").rename(temporary)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+def write_folder(path, text, then=lambda: None):
+    with atomic_folder(path) as new:
+        (new / "banks").mkdir()
+        (new / "a").write_text(text)
+        (new / "banks" / "b").write_text(text)
+        then()
 
 
-def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
-    path = tmp_path / "result.json"
-    with atomic(path) as first:
-        first.write_text("first")
-        with atomic(path) as second:
-            second.write_text("second")
-        assert path.read_text() == "second"
-    assert path.read_text() == "first"
+both = pytest.mark.parametrize("write", [write_file, write_folder])
 
 
-def test_a_folder_takes_the_place_of_the_old_one_as_a_whole(tmp_path):
-    folder = tmp_path / "model"
-    for content in ("old", "new"):
-        with atomic_folder(folder) as temporary:
-            (temporary / content).write_text(content)
-    assert [path.name for path in folder.iterdir()] == ["new"]
-    with pytest.raises(FileNotFoundError), atomic_folder(folder) as temporary:
-        (temporary / "absent").rename(temporary / "other")
-    assert [path.name for path in folder.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+def texts(path):
+    return {p.read_text() for p in [path, *path.rglob("*")] if p.is_file()}
 
 
-def test_writers_of_one_folder_at_once_leave_that_of_one_of_them(tmp_path):
-    def write(number):
-        with atomic_folder(tmp_path / "model") as temporary:
-            for name in "ab":
-                (temporary / name).write_text(str(number))
+@both
+def test_the_old_one_stays_until_the_block_ends_without_an_error(tmp_path, write):
+    path, seen = tmp_path / "result", []
+    write(path, "old")
+    with pytest.raises(FileNotFoundError):
+        write(path, "half", then=(tmp_path / "absent").read_text)
+    assert texts(tmp_path) == {"old"}
+    write(path, "new", then=lambda: seen.append(texts(path)))
+    assert seen == [{"old"}]
+    assert texts(path) == {"new"}
+    assert list(tmp_path.iterdir()) == [path]
 
+
+@both
+def test_writers_at_once_leave_the_whole_of_one_of_them(tmp_path, write):
     with ThreadPoolExecutor(8) as writers:
-        list(writers.map(write, range(200)))
-    first, second = ((tmp_path / "model" / name).read_text() for name in "ab")
-    assert first == second
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        list(writers.map(lambda number: write(tmp_path / "result", str(number)), range(100)))
+    assert len(texts(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "result"]
 
 
-@pytest.fixture
-def on_disk(monkeypatch):
-    """What has been flushed and what has been renamed, in order, as inodes: these do not change with the name."""
-    calls, flush, rename = [], os.fsync, os.replace
+def test_a_folder_that_another_writer_has_put_there_meanwhile_is_replaced_as_well(tmp_path, monkeypatch):
+    path, rename = tmp_path / "model", os.replace
+    write_folder(path, "old")
 
-    def noted_flush(descriptor):
-        calls.append(("flushed", os.fstat(descriptor).st_ino))
-        flush(descriptor)
+    def rename_and_disturb(source, target):
+        rename(source, target)
+        if source == path:
+            monkeypatch.undo()
+            write_folder(path, "other")
 
-    def noted_rename(source, target):
-        calls.append(("renamed", os.stat(source).st_ino))
+    monkeypatch.setattr(os, "replace", rename_and_disturb)
+    write_folder(path, "new")
+    assert texts(tmp_path) == {"new"}
+
+
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, rename = tmp_path / "model", os.replace
+    write_folder(path, "old")
+
+    def refused(source, target):
+        if "new" in texts(source):
+            raise PermissionError(target)
         rename(source, target)
 
-    monkeypatch.setattr(os, "fsync", noted_flush)
-    monkeypatch.setattr(os, "replace", noted_rename)
-    return calls
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError):
+        write_folder(path, "new")
+    assert texts(tmp_path) == texts(path) == {"old"}
 
 
-def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, on_disk):
-    with atomic(tmp_path / "record.json") as temporary:
-        temporary.write_text("{}")
-    file, folder = (tmp_path / "record.json").stat().st_ino, tmp_path.stat().st_ino
-    assert on_disk == [("flushed", file), ("renamed", file), ("flushed", folder)]
+@both
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch, write):
+    calls = []  # with inodes, which do not change with the name
 
+    def note(name, call):
+        def noted(what, *more):
+            calls.append((name, os.stat(what).st_ino))
+            call(what, *more)
 
-def test_so_is_that_of_a_folder_with_all_that_is_in_it(tmp_path, on_disk):
-    with atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "banks").mkdir()
-        (temporary / "banks" / "a.npy").write_text("a")
-    parts = {path.stat().st_ino for path in [tmp_path / "model", *(tmp_path / "model").rglob("*")]}
-    at = on_disk.index(("renamed", (tmp_path / "model").stat().st_ino))
-    assert {inode for _, inode in on_disk[:at]} == parts
-    assert on_disk[at + 1 :] == [("flushed", tmp_path.stat().st_ino)]
+        monkeypatch.setattr(os, name, noted)
+
+    note("fsync", os.fsync)
+    note("replace", os.replace)
+    write(tmp_path / "result", "new")
+    parts = {path.stat().st_ino for path in [tmp_path / "result", *(tmp_path / "result").rglob("*")]}
+    at = calls.index(("replace", (tmp_path / "result").stat().st_ino))
+    assert set(calls[:at]) == {("fsync", inode) for inode in parts}
+    assert calls[at + 1 :] == [("fsync", tmp_path.stat().st_ino)]
 
 
 def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
-    flush = os.fsync
-
-    def of_files_alone(descriptor):
+    def refused(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        flush(descriptor)
+            raise OSError("Invalid argument")
 
-    monkeypatch.setattr(os, "fsync", of_files_alone)
-    with atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "banks").mkdir()
-        (temporary / "banks" / "a.npy").write_text("a")
-    assert (tmp_path / "model" / "banks" / "a.npy").read_text() == "a"
+    monkeypatch.setattr(os, "fsync", refused)
+    write_folder(tmp_path / "model", "new")
+    assert texts(tmp_path) == {"new"}
 
 
 KILLED = """
@@ -121,51 +118,25 @@ import os, signal, sys
 from pathlib import Path
 from scoring.atomic import atomic_folder
 
-path, left = Path(sys.argv[1]), int(sys.argv[2])
-rename = os.replace
+rename, left = os.replace, int(sys.argv[2])
 
-def killed(source, target):
+def killed(*paths):
     global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
     left -= 1
-    rename(source, target)
+    rename(*paths) if left >= 0 else os.kill(os.getpid(), signal.SIGKILL)
 
 os.replace = killed
-with atomic_folder(path) as new:
+with atomic_folder(Path(sys.argv[1])) as new:
     (new / "a").write_text("new")
-    (new / "b").write_text("new")
 """
 
 
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_kill_at_any_rename_loses_no_folder(tmp_path, renames):
     path = tmp_path / "model"
-    with atomic_folder(path) as temporary:
-        for name in "ab":
-            (temporary / name).write_text("old")
-    command = [sys.executable, "-c", KILLED, path, str(renames)]
-    assert subprocess.run(command, check=False).returncode == -9
-    contents = [sorted(p.read_text() for p in folder.iterdir()) for folder in tmp_path.iterdir()]
-    assert ["old", "old"] in contents
+    write_folder(path, "old")
+    assert subprocess.run([sys.executable, "-c", KILLED, path, str(renames)], check=False).returncode == -9
+    assert {"old"} in [texts(folder) for folder in tmp_path.iterdir()]
     assert path.exists() == (renames == 0)
-    with atomic_folder(path) as temporary:
-        (temporary / "a").write_text("again")
-    assert [p.read_text() for p in path.iterdir()] == ["again"]
-
-
-def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    path, rename = tmp_path / "model", os.replace
-    path.mkdir()
-    (path / "old").touch()
-
-    def refused(source, target):
-        if target == path and (source / "new").exists():
-            raise PermissionError(target)
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(PermissionError), atomic_folder(path) as temporary:
-        (temporary / "new").touch()
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    assert [p.name for p in path.iterdir()] == ["old"]
+    write_folder(path, "again")
+    assert texts(path) == {"again"}
