@@ -50,6 +50,7 @@ def undisturbed(clips):
     return trained(SPEC, clips)
 
 
+@pytest.mark.slow
 def test_training_learns_the_classes_and_the_seed_alone_says_how(clips, undisturbed):
     assert trained(SPEC, clips, workers=3) == undisturbed
     assert trained(spec_with(seed=1), clips)[0] != undisturbed[0]
@@ -57,6 +58,7 @@ def test_training_learns_the_classes_and_the_seed_alone_says_how(clips, undistur
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_bit_for_bit_the_same(clips, tmp_path):
     spec = spec_with(
         {"accumulation": 2, "average": 0.9},
@@ -149,6 +151,7 @@ def test_clips_in_a_batch_have_the_loss_that_they_have_alone():
     torch.testing.assert_close(parts(batch), torch.stack([parts(one) for one in alone]).mean(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_computed_with_less_memory(clips, undisturbed, tmp_path, caplog):
     """The allocator's error is raised here by the report of a step; it comes from any operation of a GPU."""
     full = torch.OutOfMemoryError("CUDA out of memory")
