@@ -48,7 +48,6 @@ def test_a_training_finds_the_line_and_reports_fifty_times():
     found, curve = ended(start(), TRAINING.model_copy(update={"steps": 101}))
     assert found == pytest.approx([2, 1], abs=0.2)
     assert [step for _, step, _ in curve] == [*range(2, 101, 2), 101]
-    assert curve[-1][2] < 0.1 * curve[0][2]
 
 
 @pytest.mark.parametrize("training", [TRAINING, AVERAGED], ids=["plain", "accumulated and averaged"])
