@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from branches.audio import read_clip
 from branches.data.dataset import Dataset, class_labels, counts, index_of, noise_index, parse_path, read_index
+from branches.data.importing import ORIGINALS, import_recordings, original_names, originals
 from branches.data.inspection import inspect
 from branches.data.layout import clip_paths
 from branches.spec import BranchSpec
@@ -88,21 +92,7 @@ def test_a_folder_is_read(root):
     assert names == ["pump/section_00", "rotor/section_00/spd=0", "rotor/section_00/spd=1"]
 
 
-def test_the_fingerprint_is_of_names_and_contents(root):
-    found = [Dataset.read(root).fingerprint]
-    root = root.rename(root.with_name("moved"))
-    assert Dataset.read(root).fingerprint == found[0]
-    wav = root / TRAIN.format("rotor", 0, "spd_0")
-    for position in (0, 11_000, 19_999, 20_000):
-        content = bytearray(wav.read_bytes())
-        content[position : position + 1] = b"x"
-        wav.write_bytes(content)
-        found.append(Dataset.read(root).fingerprint)
-    wav.rename(root / TRAIN.format("rotor", 7, "spd_0"))
-    assert len({*found, Dataset.read(root).fingerprint}) == 6
-
-
-def test_a_training_rests_on_its_training_clips_and_noise_alone(root):
+def test_a_fingerprint_is_of_names_and_contents_and_that_of_a_training_of_its_clips_and_noise_alone(root):
     noise = {"noise": {"source": "supplemental"}}
     specs = [None, BranchSpec(), BranchSpec(augmentation=noise), BranchSpec(strategy="frozen")]
 
@@ -111,14 +101,23 @@ def test_a_training_rests_on_its_training_clips_and_noise_alone(root):
         return np.array([data.fingerprint, *(data.training_fingerprint(spec) for spec in specs)])
 
     before = fingerprints()
+    root = root.rename(root.with_name("moved"))
+    assert (fingerprints() == before).all()
     (root / TEST.format("rotor", "source", "normal", 0)).unlink()
     assert (fingerprints() != before).tolist() == [True, False, False, False, False]
     touch(root / "rotor" / "supplemental" / "clean_0.wav")
     touch(root / "rotor" / "supplemental" / "section_00_noise_0.wav")
     assert noise_index(root).to_pylist() == [{"machine": "rotor", "path": "rotor/supplemental/section_00_noise_0.wav"}]
     assert (fingerprints() != before).tolist() == [True, False, False, True, False]
-    (root / TRAIN.format("rotor", 0, "spd_0")).rename(root / TRAIN.format("rotor", 9, "spd_0"))
-    assert (fingerprints() != before).tolist() == [True, True, True, True, False]
+    wav = root / TRAIN.format("rotor", 0, "spd_0")
+    for position in (0, 11_000, 19_999, 20_000, "name"):
+        before, content = fingerprints(), bytearray(wav.read_bytes())
+        if position == "name":
+            wav.rename(root / TRAIN.format("rotor", 9, "spd_0"))
+        else:
+            content[position : position + 1] = b"x"
+            wav.write_bytes(content)
+        assert (fingerprints() != before).tolist() == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -163,9 +162,6 @@ def test_what_makes_no_data_set_is_named(root):
     (root / TRAIN.format("pump", 0, "noAttribute")).unlink()
     with pytest.raises(InputError, match="machine pump section 0 has 2 training clips; scoring needs at least 3"):
         read_index(root)
-
-
-def test_a_folder_that_is_no_data_set_says_why_and_where_one_is(root):
     new = touch(root.parent / "new" / "fan" / "Train" / "a.wav").parents[2]
     for folder, message in (
         (root.parents[1], f"not a data set: .*; a data set lies below it: .*{root}"),
@@ -209,3 +205,89 @@ def test_an_inspection_tells_what_cannot_be_used_and_what_looks_wrong(tmp_path):
         f"{paths[1]}: samples up to 2.5 times full scale (floats that hold integers?)",
         f"{paths[3]}: the same recording as {paths[2]}",
     ]
+
+
+def record(path, seconds=1.0, rate=44_100, channels=2):
+    soundfile.write(touch(path), 0.1 * np.random.default_rng(0).normal(size=(int(seconds * rate), channels)), rate)
+    return path
+
+
+def test_a_folder_becomes_a_data_set(tmp_path):
+    first, *_ = [record(tmp_path / "in" / f"Press läuft {i}.WAV", 2.5) for i in range(4)]
+    record(tmp_path / "in" / "target" / "x.wav")
+    record(tmp_path / "in" / "Anomaly" / "damage.flac", 1.2, 48_000, 1)
+    record(tmp_path / "in" / "abnormal" / "damage.wav")
+    record(tmp_path / "in" / "test" / "normal" / "good.wav", 0.4)
+    record(tmp_path / "in" / "test" / "who knows.wav", 1.0, 16_000)
+    (tmp_path / "in" / "._good.wav").write_bytes(b"what macOS leaves")
+    clips, dropped = import_recordings(originals(tmp_path / "in", "press"), tmp_path / "out", 1.0)
+    assert (clips, round(dropped, 6)) == (13, 2.2)
+    index = read_index(tmp_path / "out")
+    kinds = {"train source": 8, "train target": 1, "test source anomaly": 2, "test source normal": 1}
+    assert counts(index) == {"press": {"sections": 1, **kinds, "test hidden hidden": 1}}
+    names = original_names(tmp_path / "out")
+    assert set(names) == {*index["path"].to_pylist()}
+    assert original_names(tmp_path / "in") == {}
+    (second,) = [clip for clip, name in names.items() if name == f"{first}, from 1 s"]
+    assert f"{second},{first},1.0,2.0\n" in (tmp_path / "out" / ORIGINALS).read_text()
+    assert np.array_equal(read_clip(tmp_path / "out" / second), read_clip(first)[16_000:32_000])
+
+
+def test_a_manifest_says_what_is_known_and_folders_name_machines(tmp_path):
+    for name in ("a.wav", "b.wav", "c.wav", "set/fan/monday/x.wav", "set/train/pump/x.wav", "set/.hidden/x.wav"):
+        record(tmp_path / name)
+    (tmp_path / "list.csv").write_text(
+        "\ufeffpath,machine,section,split,condition,domain,attributes\n"
+        "a.wav,fan,2,train,,target,spd 1_load_2\nb.wav,fan,2,,anomaly,,\nc.wav,,,test,,,\n"
+    )
+    import_recordings(originals(tmp_path / "list.csv", "pump"), tmp_path / "out")
+    assert sorted(original_names(tmp_path / "out")) == [
+        "fan/test/section_02_source_test_anomaly_0000_noAttribute.wav",
+        "fan/train/section_02_target_train_normal_0000_spd-1_load_2.wav",
+        "pump/test/section_00_0000_noAttribute.wav",
+    ]
+    assert [(o.machine, o.path.name) for o in originals(tmp_path / "set")] == [("fan", "x.wav"), ("pump", "x.wav")]
+
+
+def test_a_manifests_mistakes_are_told(tmp_path):
+    for text, message in (
+        ("file\na.wav\n", "no column path; the columns are path, machine, section, "),
+        ("path,colour\na.wav,red\n", "unknown column colour"),
+        ("path\na.wav\n", "line 2: of which machine"),
+        ("path,machine,split\na.wav,fan,eval\n", "line 2: split is 'eval'; it must be train or test, or empty"),
+        ("path,machine,domain\na.wav,fan,moon\n", "domain is 'moon'; it must be source or target"),
+        ("path,machine,split,condition\na.wav,fan,train,anomaly\n", "an anomaly for training"),
+        ("path,machine,section\na.wav,fan,x\n", "section is 'x'; it must be a whole number"),
+        ("path,machine\na.wav,a/b\n", "machine 'a/b' cannot be a folder's name"),
+        ("path,machine\na.wav,.b\n", "machine '.b' cannot be a folder's name"),
+        ("path,machine\n", r"no recordings in it \(\*\.wav, "),
+    ):
+        (tmp_path / "list.csv").write_text(text)
+        with pytest.raises(InputError, match=rf"^{tmp_path}/list\.csv.* {message}"):
+            originals(tmp_path / "list.csv")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=80), st.sampled_from([b"", b"path,machine\n", b"path,machine,section\na.wav,fan,"]))
+@example(b"\0.wav,fan", b"path,machine\n")
+@example(b"9" * 5000, b"path,machine,section\na.wav,fan,")
+def test_a_manifest_of_any_bytes_is_named_in_one_line(tmp_path_factory, content, header):
+    manifest = tmp_path_factory.getbasetemp() / "any.csv"
+    manifest.write_bytes(header + content)
+    with pytest.raises(InputError, match=rf"^{manifest.parent}[^\n]*$"):
+        import_recordings(originals(manifest), manifest.with_name("never"))
+    manifest.rename(manifest.with_name(ORIGINALS))
+    assert original_names(manifest.parent) == {}
+
+
+def test_nothing_is_left_of_an_import_that_fails(tmp_path):
+    record(tmp_path / "in" / "a.wav")
+    (tmp_path / "in" / "b.wav").write_bytes(b"RIFF")
+    for source, out, message in (
+        ("in", "out", r"b\.wav"),
+        ("in", "in", "in: exists already; give another folder, or remove it"),
+        ("none", "out", "none: no such folder or manifest"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_recordings(originals(tmp_path / source, "fan"), tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

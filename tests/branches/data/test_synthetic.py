@@ -22,14 +22,9 @@ SOUNDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("synthetic") / "data"
+def test_files_have_the_challenges_names_and_form_and_depend_on_their_name_and_the_seed_alone(tmp_path):
+    root = tmp_path / "all"
     assert write_dataset(root, TINY) == len(MACHINES) * 10
-    return root
-
-
-def test_files_have_the_challenges_names_and_form(root):
     clips = read_index(root)
     cells = {f"test {domain} {condition}": 1 for domain in ("source", "target") for condition in ("normal", "anomaly")}
     kinds = {"sections": 1, "train source": 4, "train target": 2, **cells}
@@ -44,9 +39,6 @@ def test_files_have_the_challenges_names_and_form(root):
         assert told[name] == (states if machine.attributes else {"{}"})
         new = [state for state in machine.target if state not in machine.source]
         assert new == list(machine.target) if machine.attributes else new and machine.other_room
-
-
-def test_a_clip_depends_on_its_name_and_the_seed_alone(root, tmp_path):
     write_dataset(tmp_path / "some", TINY, machines=["valve", "pump", "valve"])
     write_dataset(tmp_path / "other", TINY, seed=1, machines=["valve"])
     everything, some, other = (

@@ -1,4 +1,3 @@
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from branches.audio.cache import in_memory
 from branches.data.dataset import index_of
 from branches.frontend import fbank
 from branches.spec import AugmentationSpec, BranchSpec, ClassesSpec, MixupSpec
-from branches.training import batches as batching
 from branches.training.augment import add_noise, mix, mixing, spec_augment
 from branches.training.batches import batch_rows, batches, make_batch
 from branches.training.training_set import NoisePool, TrainingClips, classes_of, training_clips
@@ -21,8 +19,6 @@ FAN = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{i % 2}.wav" for i
 PUMP = "pump/train/section_00_{}_train_normal_{:04d}_noAttribute.wav"
 GENERATED = index_of(["fan/train/section_00_target_train_normal_0000_spd_1.wav", PUMP.format("target", 0)])
 RNG = np.random.default_rng(0)
-
-# Classes
 
 
 def classes(embeddings=None, target=10, more=GENERATED[:0], attributes=(), clusters=None, domain=False):
@@ -52,21 +48,15 @@ def test_clusters_are_found_for_each_domain_by_itself_and_have_five_clips():
     assert labels[58:] == [1, -1]  # which cluster would a generated clip be of?
 
 
-def test_each_domain_has_its_own_number_of_clusters_whatever_the_loudness_of_a_band():
+@pytest.mark.filterwarnings("error")
+def test_each_domain_has_its_number_of_clusters_whatever_is_loud_and_no_more_than_clips_can_be_divided_into():
     embeddings = RNG.normal(size=(68, 8, 3))
     labels = classes(embeddings, 20, clusters=(7, 1))
     assert (len(set(labels[8:48])), len(set(labels[48:]))) == (7, 1)
     assert labels == classes(embeddings * np.linspace(1, 100, 8)[:, None], 20, clusters=(7, 1))
-
-
-@pytest.mark.filterwarnings("error")
-def test_copies_of_one_clip_and_clips_of_a_section_with_attributes_are_not_divided():
-    assert max(classes(np.ones((58, 3)), clusters=(4, 4))) == 3  # two speeds, two domains
+    assert max(classes(np.ones((58, 3)), clusters=(4, 4))) == 3  # two speeds, two domains of copies of one clip
     spoken = ["pump/train/section_00_source_train_normal_0999_spd_1.wav"]
     assert max(classes(RNG.normal(size=(59, 3)), attributes=spoken, clusters=(4, 4))) == 3
-
-
-# The training set
 
 
 def clips_for(noise=None, supplemental=None, generated=None, channels=(2, 2, 1), length=3_000):
@@ -98,8 +88,6 @@ def test_noise_is_what_the_far_microphone_heard_of_the_machine_or_a_recording_of
     assert {int(own.draw("fan", 2_999, RNG)[0]) for _ in range(20)} == {0, 1}
     assert own.draw("pump", 100, RNG) is None
 
-
-# Batches
 
 LENGTHS = [9_601, 9_601, 9_600, 4_000] * 4
 
@@ -140,12 +128,6 @@ def test_batches_made_ahead_are_those_made_alone(clips, first, workers):
     assert made[0] != content(make_batch(other, clips, 2 * first))
 
 
-def test_as_many_batches_are_put_together_at_once_as_there_are_workers(clips, monkeypatch):
-    together = threading.Barrier(3)  # passed by three at once, or by none
-    monkeypatch.setattr(batching, "make_batch", lambda *a: (together.wait(60), make_batch(*a))[1])
-    assert len(list(batches(spec_with(steps=6), clips, 0, workers=3))) == 6
-
-
 @pytest.mark.parametrize("channel", ["near", "far"])
 def test_longer_clips_are_cut_anywhere_and_shorter_ones_are_whole(clips, channel):
     begins, batch = set(), make_batch(spec_with(channel=channel, batch_size=64), clips, 0)
@@ -159,8 +141,8 @@ def test_longer_clips_are_cut_anywhere_and_shorter_ones_are_whole(clips, channel
 
 
 def test_noise_is_mixed_into_the_share_of_clips_that_have_some(clips):
-    plain = make_batch(spec_with(batch_size=400), clips, 0).waveforms
-    mixed = make_batch(spec_with({"noise": {"probability": 0.3, "snr_db": [0.0]}}, batch_size=400), clips, 0).waveforms
+    noise = {"noise": {"probability": 0.3, "snr_db": [0.0]}}
+    plain, mixed = (make_batch(spec_with(more, batch_size=400), clips, 0).waveforms for more in ({}, noise))
     noisy = np.array([not np.array_equal(a, b) for a, b in zip(plain, mixed, strict=True)])
     fans = np.array([int(waveform[0]) % 2 == 1 for waveform in plain])
     assert not noisy[~fans].any()
@@ -177,34 +159,23 @@ def test_generated_clips_stand_beside_the_recorded(clips):
     assert begins == {(label, first) for label in range(6) for first in (0, 1)}
 
 
-# Augmentation
+@pytest.mark.parametrize(("longest", "in_time"), [(5, True), (5, False), (40, True)])
+def test_a_mask_is_one_stretch_of_any_width_up_to_the_longest_anywhere(longest, in_time):
+    masks = {"time_mask": longest, "frequency_mask": 0} if in_time else {"frequency_mask": longest, "time_mask": 0}
+    masked = spec_augment(torch.ones(2_000, 20, 128), AugmentationSpec(**masks)) == 0
+    stretch = masked.all(dim=2 if in_time else 1)
+    assert torch.equal(masked, stretch.unsqueeze(2 if in_time else 1).expand_as(masked))
+    assert set(stretch.sum(dim=1).tolist()) == set(range(min(longest, stretch.shape[1]) + 1))
+    assert stretch.any(dim=0).all()
+    assert (stretch[:, 1:] > stretch[:, :-1]).sum(dim=1).add(stretch[:, 0]).max() == 1  # beginnings
 
 
-@given(st.integers(0, 127), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_a_mask_is_one_stretch_no_wider_than_asked(longest, in_time):
-    masks = {"time_mask": longest} if in_time else {"frequency_mask": longest}
-    masked = spec_augment(torch.ones(4, 20, 128), AugmentationSpec(**masks))
-    for clip in masked:
-        stretch = (clip == 0).all(dim=1 if in_time else 0)
-        assert int(stretch.sum()) <= min(longest, len(stretch))
-        assert (stretch.int().diff() == 1).sum() + stretch[0].int() <= 1
-        assert int((clip == 0).sum()) == int(stretch.sum()) * (128 if in_time else 20)
-
-
-def test_masks_reach_their_full_width_and_every_place():
-    masked = spec_augment(torch.ones(400, 30, 128), AugmentationSpec(time_mask=10, frequency_mask=0)) == 0
-    assert set(masked[:, :, 0].sum(dim=1).tolist()) == set(range(11))
-    assert masked[:, :, 0].any(dim=0).all()
-
-
-@given(st.floats(-10, 30))
-@settings(max_examples=20, deadline=None)
-def test_noise_is_added_at_the_ratio_asked_for(snr_db):
+def test_noise_is_added_at_the_ratio_asked_for():
     waveform, noise = np.random.default_rng(0).normal(size=(2, 4000)).astype(np.float32) * [[0.1], [3.0]]
-    added = add_noise(waveform, noise, snr_db) - waveform
-    assert 10 * np.log10(np.square(waveform).mean() / np.square(added).mean()) == pytest.approx(snr_db, abs=0.01)
-    assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
+    for snr_db in (-10.0, 0.0, 20.0):
+        added = add_noise(waveform, noise, snr_db) - waveform
+        assert 10 * np.log10(np.square(waveform).mean() / np.square(added).mean()) == pytest.approx(snr_db, abs=0.01)
+        assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
     assert np.array_equal(add_noise(waveform, 0 * noise, snr_db), waveform)
 
 
@@ -220,8 +191,7 @@ def test_a_mixture_of_features_is_that_of_the_sounds():
 def test_shares_are_uniform_and_partners_others():
     torch.manual_seed(0)
     partner, share = mixing(1000, MixupSpec(probability=0.3))
-    assert sorted(partner.tolist()) == list(range(1000))
-    assert (partner == torch.arange(1000)).sum() < 10
+    assert sorted(partner.tolist()) == list(range(1000)) != partner.tolist()
     mixed = share[share < 1]
     assert len(mixed) / 1000 == pytest.approx(0.3, abs=0.05)
     assert torch.quantile(mixed, torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
