@@ -1,60 +1,60 @@
 """Score tables of a real MLflow store, to which a ledger was sent without training."""
 
+import csv
 import json
 
 import pytest
+from mlflow import MlflowClient
 
-from orchestrator.ledger.folders import BRANCHES, Record, write_record
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.tracker import open_tracker
-from scoring.table import write_table
-from tests.commands import checksums, tutti_here
+from tests.commands import tutti_here
 from tests.fusion.pools import make_pool
+from tests.orchestrator.ledgers import empty_store, finished_branch
 
 EXPERIMENT = "out on data"
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    """Adds a branch with a score table to a run folder and sends it to the store there."""
-    out = tmp_path / "run"
-    out.mkdir()
+def ledger(tmp_path, shared):
+    """Adds a branch with a score table to a run folder and sends it to a store; how its tables are asked for."""
+    uri = empty_store(shared, tmp_path / "mlflow.db")
+    MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(tmp_path / "artifacts"))
     tables = iter(make_pool(("fan", "pump"), 6).values())
 
-    def add(branch_id, name, system="one"):
-        folder = out / BRANCHES / branch_id
-        (folder / "tables").mkdir(parents=True)
-        write_table(next(tables), folder / "tables" / "knn-k2.5.parquet")
-        identity, files = {"role": "branch", "branch_id": branch_id}, checksums(folder)
-        record = Record(name=name, identity=identity, tags={"system": system}, files=files, tables={"knn-k2.5": "id"})
-        write_record(folder, record)
-        assert Outbox(open_tracker(None, out, EXPERIMENT), out).close("FINISHED") == 0
-        return ["fuse", "--tracking-uri", f"sqlite:///{out / 'mlflow.db'}", "--experiment", EXPERIMENT]
+    def add(name, run="run", system="one"):
+        (tmp_path / run).mkdir(exist_ok=True)
+        finished_branch(tmp_path / run, name, next(tables), "knn-k2.5", tags={"system": system})
+        assert Outbox(open_tracker(uri, tmp_path / run, EXPERIMENT), tmp_path / run).close("FINISHED") == 0
+        return ["fuse", "--out", tmp_path / "fused", "--tracking-uri", uri, "--experiment", EXPERIMENT]
 
     return add
 
 
 def test_a_stores_tables_become_a_folder_with_an_index(ledger, tmp_path):
-    out = tmp_path / "fused"
-    store = ledger("b0", "baseline/log_mel/0", system="")
-    assert "experiment 'out on data' has no finished branch" in tutti_here(*store, "--out", out).stderr
-    assert "has no experiment 'none'" in tutti_here(*store[:-1], "none", "--out", out).stderr
-    ledger("b1", "near/arcface/0")
-    ledger("b2", "far/softmax/1")
-    results = [json.loads(tutti_here(*store, "--out", out, "--json").stdout) for _ in range(2)]
+    store = ledger("baseline/log_mel/0", system="")
+    assert "experiment 'out on data' has no finished branch" in tutti_here(*store).stderr
+    assert "has no experiment 'none'" in tutti_here(*store[:-1], "none").stderr
+    ledger("near/arcface/0")
+    ledger("far/softmax/1")
+    client = MlflowClient(store[4])
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    client.create_run(experiment, tags={"role": "branch", "system": "one"}, run_name="near/half_sent/0")
+    results = [json.loads(tutti_here(*store, "--json").stdout) for _ in range(2)]
     assert results[0] == results[1]
     assert results[0]["tree"] == {
         "far": {"softmax-knn-k2.5": ["far-softmax-1/tables/knn-k2.5"]},
         "near": {"arcface-knn-k2.5": ["near-arcface-0/tables/knn-k2.5"]},
     }
-    again = json.loads(tutti_here("fuse", "--tables", out / "store_tables", "--out", out, "--json").stdout)
-    assert again == results[0]  # nothing is fused once more
-
-
-def test_two_branches_of_one_name_are_not_taken_for_one(ledger, tmp_path):
-    ledger("b1", "near/arcface/0")
-    store = ledger("b2", "near/arcface/0")
-    run = tutti_here(*store, "--out", tmp_path / "fused")
-    assert run.exit_code == 2
-    assert "has seed 0 of near/arcface-knn-k2.5 a second time" in run.stderr
-    assert len(list((tmp_path / "fused").rglob("*.parquet"))) == 2  # whose index a person can change
+    again = tutti_here("fuse", "--tables", tmp_path / "fused" / "store_tables", *store[1:3], "--json")
+    assert json.loads(again.stdout) == results[0]  # nothing is fused once more
+    other = ledger("far/softmax/1", run="another")
+    (run,) = client.search_runs([experiment], "attributes.run_name = 'another'")
+    of_one_run = json.loads(tutti_here(*other, "--run", run.info.run_id, "--json").stdout)
+    assert of_one_run["tree"] == {"far": {"softmax-knn-k2.5": ["far-softmax-1/tables/knn-k2.5"]}}
+    assert "has no finished branch under run none" in tutti_here(*other, "--run", "none").stderr
+    # Two branches of one name are not taken for one.
+    assert "has seed 1 of far/softmax-knn-k2.5 a second time" in tutti_here(*other).stderr
+    with open(tmp_path / "fused" / "store_tables" / "index.csv") as file:  # which a person can change
+        tables = [row["table"] for row in csv.DictReader(file)]
+    assert len({*tables}) == len(list((tmp_path / "fused").rglob("knn*.parquet"))) == 3
