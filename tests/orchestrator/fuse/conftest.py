@@ -22,7 +22,11 @@ class Pair:
         self.file.write_text(PAIR)
         self.dataset, self.system = Dataset.read(root / "data"), load_system(str(self.file), "tiny")
         self.plan = make_plan([self.system], self.dataset)
-        self.tables = {name: make_table(seed=i) for i, name in enumerate(tables_of(self.plan.trees["pair"]))}
+        self.names = tables_of(self.plan.trees["pair"])
+        self.tables = self.made()
+
+    def made(self, *like, **options):
+        return {name: make_table(*like, seed=i, **options) for i, name in enumerate(self.names)}
 
     def fused(self, out, tables=None, baseline=None, plan=None):
         """The result in a run's folder, with a table as the baseline or without one."""
@@ -31,15 +35,13 @@ class Pair:
             self.system, self.dataset, plan or self.plan, tables or self.tables, folder, run_here, named
         )
 
-    def write(self, paths, **known):
-        """The tables as branches leave them, at the path of each one's name."""
+    def write(self, path_of, **known):
+        """The tables as branches leave them."""
         for branch in self.plan.branches[:-1]:  # the last one is the baseline
-            for name, scoring in zip(table_names(branch), branch.scorings, strict=True):
-                specs = {"spec": branch.spec, "detector": scoring.detector}
-                metadata = {key: spec.model_dump_json() for key, spec in specs.items()}
-                table = self.tables[name].replace_schema_metadata({"config_id": branch.config_id, **metadata, **known})
-                paths(name).parent.mkdir(parents=True, exist_ok=True)
-                write_table(table, paths(name))
+            (name,), (scoring,), spec = table_names(branch), branch.scorings, branch.spec.model_dump_json()
+            known |= {"config_id": branch.config_id, "spec": spec, "detector": scoring.detector.model_dump_json()}
+            path_of(name).parent.mkdir(parents=True, exist_ok=True)
+            write_table(self.tables[name].replace_schema_metadata(known), path_of(name))
 
 
 @pytest.fixture(scope="session")
