@@ -133,7 +133,7 @@ def read_result(path: Path) -> dict[str, Any]:
         complete = result.keys() >= _FIELDS
     except FileNotFoundError:
         raise InputError(f"{path}: not there; `tutti run` and `tutti fuse` write it") from None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         complete = False
     if not complete:
         raise InputError(f"{path}: no result of a fusion, damaged or of an older tutti; run the same command again")

@@ -81,7 +81,7 @@ def apply_result(
 
     Raises InputError if the result or the tables cannot be used, or the result lies in `out`.
     """
-    if out.resolve() == path.parent.resolve():
+    if out.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise InputError(f"{out}: the weights' own fusion lies there; give another --out")
     delivered = _read_delivered(path)
     if system is None:

@@ -124,8 +124,11 @@ class Storage:
         self._put(f"{BRANCHES}/{branch_id}/{RECORD}")
 
     def _stored_record(self, branch_id: str) -> Record | None:
-        content = self.read(f"{BRANCHES}/{branch_id}/{RECORD}")
-        return None if content is None else Record.model_validate_json(content)
+        """The record of a stored branch; None if there is none or it is damaged."""
+        try:
+            return Record.model_validate_json(self.read(f"{BRANCHES}/{branch_id}/{RECORD}") or b"")
+        except ValueError:
+            return None
 
     def pull_run(self) -> None:
         """Fetch what an earlier driver has left: all but branches, and what is each node's."""

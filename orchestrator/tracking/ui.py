@@ -21,7 +21,7 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> NoReturn:
 
     say: gets the addresses
 
-    Raises InputError if `out` has no store, or the port is taken.
+    Raises InputError if `out` has no store or a damaged one, or the port is taken.
     """
     database = (out / "mlflow.db").resolve()
     if not database.exists():
@@ -32,9 +32,13 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> NoReturn:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputError(f"port {port} is taken; give another --port") from None
-    relocate(out)
+    try:
+        relocate(out)
+        experiments = _experiments(database)
+    except sqlite3.Error as error:
+        raise InputError(f"{database}: no MLflow store ({error}); remove it, and the next run makes another") from None
     server, store = f"http://127.0.0.1:{port}", sqlite_uri(database)
-    for experiment in _experiments(database):
+    for experiment in experiments:
         say(f"tree:     {link(server, experiment, TREE)}\nbranches: {link(server, experiment, BRANCHES)}")
     say(f"MLflow on {database} answers there in some seconds; Ctrl-C stops it")
     stores = ["--backend-store-uri", store, "--registry-store-uri", store]

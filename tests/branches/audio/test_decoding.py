@@ -72,6 +72,7 @@ def test_bytes_that_are_no_recording_are_named_in_one_line(content, container, k
         (encoded(np.append(SAMPLES[:, 0], np.nan), subtype="FLOAT"), "a sample is not a finite number; replace or"),
         (with_lengths(19_992, 64_000)[:20_000], "truncated: 20000 of 64044 bytes; copy it again$"),  # once mended
         (with_lengths(64_236, 64_000) + bytes(100), "truncated: 64144 of 64244 bytes"),  # in a chunk behind the sound
+        (WAV[:36] + b"note\3\0\0\0odd\0" + WAV[36:20_000], "truncated: 20012 of 64056 bytes"),  # behind an odd chunk
         (with_lengths(32_036, 32_000) + bytes(130_000), "its header gives 32044 of 194044 bytes, as after a recorder"),
     ],
 )

@@ -1,60 +1,46 @@
 """Score tables of a real MLflow store, to which a ledger was sent without training."""
 
+import csv
 import json
 
-import pytest
-
-from orchestrator.ledger.folders import BRANCHES, Record, write_record
-from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.tracker import open_tracker
-from scoring.table import write_table
-from tests.commands import checksums, tutti_here
+from tests.commands import tutti_here
 from tests.fusion.pools import make_pool
-
-EXPERIMENT = "out on data"
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    """Adds a branch with a score table to a run folder and sends it to the store there."""
-    out = tmp_path / "run"
-    out.mkdir()
-    tables = iter(make_pool(("fan", "pump"), 6).values())
-
-    def add(branch_id, name, system="one"):
-        folder = out / BRANCHES / branch_id
-        (folder / "tables").mkdir(parents=True)
-        write_table(next(tables), folder / "tables" / "knn-k2.5.parquet")
-        identity, files = {"role": "branch", "branch_id": branch_id}, checksums(folder)
-        record = Record(name=name, identity=identity, tags={"system": system}, files=files, tables={"knn-k2.5": "id"})
-        write_record(folder, record)
-        assert Outbox(open_tracker(None, out, EXPERIMENT), out).close("FINISHED") == 0
-        return ["fuse", "--tracking-uri", f"sqlite:///{out / 'mlflow.db'}", "--experiment", EXPERIMENT]
-
-    return add
+from tests.orchestrator.ledgers import EXPERIMENT, Ledger, empty_store, finished_branch
 
 
-def test_a_stores_tables_become_a_folder_with_an_index(ledger, tmp_path):
-    out = tmp_path / "fused"
-    store = ledger("b0", "baseline/log_mel/0", system="")
-    assert "experiment 'out on data' has no finished branch" in tutti_here(*store, "--out", out).stderr
-    assert "has no experiment 'none'" in tutti_here(*store[:-1], "none", "--out", out).stderr
-    ledger("b1", "near/arcface/0")
-    ledger("b2", "far/softmax/1")
-    results = [json.loads(tutti_here(*store, "--out", out, "--json").stdout) for _ in range(2)]
-    assert results[0] == results[1]
-    assert results[0]["tree"] == {
-        "far": {"softmax-knn-k2.5": ["far-softmax-1/tables/knn-k2.5"]},
-        "near": {"arcface-knn-k2.5": ["near-arcface-0/tables/knn-k2.5"]},
-    }
-    again = json.loads(tutti_here("fuse", "--tables", out / "store_tables", "--out", out, "--json").stdout)
-    assert again == results[0]  # nothing is fused once more
+def test_a_stores_tables_become_a_folder_with_an_index(tmp_path, shared):
+    uri, out, tables = (
+        empty_store(shared, tmp_path / "mlflow.db"),
+        tmp_path / "fused",
+        iter(make_pool(["fan"], 6).values()),
+    )
+    one, two = (Ledger(tmp_path / name, shared, uri) for name in ("one", "two"))
+    experiment = one.client.create_experiment(EXPERIMENT, artifact_location=str(tmp_path / "artifacts"))
 
+    def add(ledger, name, system="s1"):
+        finished_branch(ledger.out, name, next(tables), "knn-k2.5", tags={"system": system})
+        assert ledger.outbox.close("FINISHED") == 0
 
-def test_two_branches_of_one_name_are_not_taken_for_one(ledger, tmp_path):
-    ledger("b1", "near/arcface/0")
-    store = ledger("b2", "near/arcface/0")
-    run = tutti_here(*store, "--out", tmp_path / "fused")
-    assert run.exit_code == 2
-    assert "has seed 0 of near/arcface-knn-k2.5 a second time" in run.stderr
-    assert len(list((tmp_path / "fused").rglob("*.parquet"))) == 2  # whose index a person can change
+    def fuse(*options):
+        run = tutti_here("fuse", "--out", out, "--tracking-uri", uri, "--experiment", EXPERIMENT, "--json", *options)
+        return json.loads(run.stdout) if run.exit_code == 0 else run.stderr
+
+    add(one, "baseline/log_mel/0", system="")
+    assert "experiment 'out on data' has no finished branch" in fuse()
+    assert "has no experiment 'none'" in fuse("--experiment", "none")
+    add(one, "near/arcface/0")
+    add(one, "far/softmax/1")
+    one.client.create_run(experiment, tags={"role": "branch", "system": "s1"}, run_name="near/half_sent/0")
+    far, result = {"softmax-knn-k2.5": ["far-softmax-1/tables/knn-k2.5"]}, fuse()
+    assert result["tree"] == {"far": far, "near": {"arcface-knn-k2.5": ["near-arcface-0/tables/knn-k2.5"]}}
+    again = tutti_here("fuse", "--tables", out / "store_tables", "--out", out, "--json")
+    assert json.loads(again.stdout) == fuse() == result  # nothing is fused once more
+    add(two, "far/softmax/1")
+    (run,) = two.client.search_runs([experiment], "attributes.run_name = 'two'")
+    assert fuse("--run", run.info.run_id)["tree"] == {"far": far}
+    assert "has no finished branch under run none" in fuse("--run", "none")
+    # Two branches of one name are not taken for one.
+    assert "has seed 1 of far/softmax-knn-k2.5 a second time" in fuse()
+    with open(out / "store_tables" / "index.csv") as file:  # which a person can change
+        tables = {row["table"] for row in csv.DictReader(file)}
+    assert len(tables) == len(list(out.rglob("knn*.parquet"))) == 3

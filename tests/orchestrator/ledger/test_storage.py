@@ -1,170 +1,203 @@
-"""The storage between nodes that share no file system; a whole run on such nodes is in tests/cluster."""
+"""The storage between nodes that share no file system, in this process; a whole run on such nodes is in tests/cluster.
 
+<<<<<<< HEAD
+=======
+One driver at a time works on it, and the run goes from one node to the other.
+"""
+
+import json
+import os
+import resource
+>>>>>>> wt-oc
 from contextlib import suppress
 
 import pytest
 
-from orchestrator.ledger.folders import (
-    BRANCHES,
-    RECORD,
-    Record,
-    add_systems,
-    read_record,
-    write_record,
-)
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.folders import BRANCHES, RECORD, add_systems, read_record
+from orchestrator.ledger.storage import DRIVER, Storage, StorageAway, every, stored_run
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
-from tests.commands import checksums
+from tests.orchestrator.ledgers import finished_branch
+
+FOLDER = f"{BRANCHES}/a-b-0"
+TABLE = f"{FOLDER}/tables/knn.parquet"
+
+
+class Node(Storage):
+    """An output folder of its own, and the storage that all have."""
+
+    def __init__(self, out, stored):
+        out.mkdir()
+        super().__init__(stored.as_uri(), out)
+        self.out, self.stored = out, stored
+
+    def put(self, *names, text=None):
+        for name in names:
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.out / name).write_text(text or name)
+
+    def get(self, name):
+        return (self.out / name).read_text()
+
+    def drive(self, report=None):
+        """The report, after work as a driver who may write another one."""
+        with stored_run(self, self.out):
+            if report:
+                self.put("report.html", text=report)
+        return self.get("report.html")
 
 
 @pytest.fixture
 def nodes(tmp_path):
-    """Two nodes' output folders and the storage of each."""
-    uri = (tmp_path / "storage").as_uri()
-    outs = [tmp_path / name for name in ("first", "second")]
-    for out in outs:
-        out.mkdir()
-    return [(out, Storage(uri, out)) for out in outs]
+    return [Node(tmp_path / name, tmp_path / "storage") for name in ("one", "two")]
 
 
-def finish(out, branch_id, text):
-    folder = out / BRANCHES / branch_id
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
-    (folder / "tables" / "knn.parquet").write_text(text)
-    write_record(folder, Record(name="b", identity={}, files=checksums(folder)))
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_branch_goes_from_node_to_node_and_damage_is_mended(nodes):
-    (first, one), (second, two) = nodes
-    two.pull_branch("b1")
-    assert not (second / BRANCHES).exists()
-    finish(first, "b1", "scores")
-    one.push_branch("b1")
-    two.pull_branch("b1")
-    table = second / BRANCHES / "b1" / "tables" / "knn.parquet"
-    assert table.read_text() == "scores"
-    table.write_text("scorEs")
-    two.pull_branch("b1")
-    assert table.read_text() == "scores"
-    finish(first, "b1", "better scores")  # made again, with another detector
-    one.push_branch("b1")
-    two.pull_branch("b1")
-    assert read_record(second / BRANCHES / "b1") == read_record(first / BRANCHES / "b1")
+    one, two = nodes
+
+    def sent():
+        one.push_branch("a-b-0")
+        two.pull_branch("a-b-0")
+        return read_record(two.out / FOLDER)
+
+    assert (sent(), files(two.out)) == (None, [])
+    finished_branch(one.out)
+    sent()
+    add_systems(two.out, "a-b-0", ["s5"])
+    two.put(TABLE, text="scorEs")
+    assert sent().tags == {"system": "s5"}  # what is noted here stays
+    assert two.get(TABLE) == "scores"
+    finished_branch(one.out, scores=b"better scores")  # by a newer version
+    for damage in (lambda record: None, lambda record: record.unlink(), lambda record: record.write_bytes(b"\xff{")):
+        damage(one.stored / FOLDER / RECORD)
+        assert sent() == read_record(one.out / FOLDER)
+        assert two.get(TABLE) == "better scores"
+    (one.stored / FOLDER / RECORD).unlink()
+    (two.out / FOLDER / RECORD).unlink()
+    two.pull_branch("a-b-0")  # half of one is none
+    assert read_record(two.out / FOLDER) is None
 
 
-def test_half_a_branch_is_none(nodes, tmp_path):
-    (first, one), (second, two) = nodes
-    finish(first, "b1", "scores")
-    one.push_branch("b1")
-    (tmp_path / "storage" / BRANCHES / "b1" / RECORD).unlink()
-    two.pull_branch("b1")
-    assert not (second / BRANCHES).exists()
-
-
-def test_of_a_set_of_generated_clips_its_check_comes_last(nodes, monkeypatch):
-    (first, one), (second, two) = nodes
-    for name in ("check.json", "features.npy", "rows.parquet"):
-        (first / "generated" / "g1").mkdir(parents=True, exist_ok=True)
-        (first / "generated" / "g1" / name).write_text(name)
-    (first / "generated" / "g1" / ".half.7.tmp").write_text("half")
-    order = []
-    for storage in (one, two):
-        monkeypatch.setattr(storage, "_put", lambda name, put=storage._put: (order.append(name), put(name)))
-        monkeypatch.setattr(storage, "_get", lambda name, get=storage._get: (order.append(name), get(name)))
+def test_of_a_set_of_generated_clips_its_check_comes_last(nodes):
+    one, two = nodes
+    check, features, rows = names = [f"generated/g1/{name}" for name in ("check.json", "features.npy", "rows.parquet")]
+    one.put(*names, "generated/g1/.half.7.tmp")
+    for act, target in ((one.push, one.stored), (two.pull, two.out)):
+        (target / features).mkdir(parents=True)  # in the way
+        with pytest.raises(OSError, match="directory"):
+            act("generated/g1")
+        assert not (target / check).exists()
+        (target / features).rmdir()
+        act("generated/g1")
+        assert [name for name in files(target) if name.startswith("generated")] == names
+        (one.stored / "generated/g1/.half.8.tmp").touch()  # as another node writes it
+    one.put(rows, text="of another size")
     one.push("generated/g1")
     two.pull("generated/g1")
-    assert [name.rpartition("/")[2] for name in order] == 2 * ["features.npy", "rows.parquet", "check.json"]
-    assert (second / "generated" / "g1" / "features.npy").read_text() == "features.npy"
+    assert two.get(rows) == "of another size"
 
 
-def test_a_branch_that_is_here_keeps_what_is_noted_on_it(nodes):
-    (first, one), (second, two) = nodes
-    finish(first, "b1", "scores")
-    one.push_branch("b1")
-    two.pull_branch("b1")
-    add_systems(second, "b1", ["s2", "s5"])
-    two.pull_branch("b1")
-    assert read_record(second / BRANCHES / "b1").tags["system"] == "s2,s5"
+def test_what_there_is_no_room_for_is_not_stored_by_half_and_ends_no_run(nodes, caplog):
+    node, _ = nodes
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with stored_run(node, node.out):
+            node.put("report.html", text="x" * 2000)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes of a file
+            with pytest.raises(StorageAway, match=r"File too large.*; run again to go on"):
+                node.push("report.html")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "not everything could be stored" in caplog.text
+    assert "report.html" not in "".join(files(node.stored))
+    node.drive()
+    assert "report.html" in files(node.stored)
 
 
 @pytest.mark.parametrize("name", ["store", "my store", "100 %"])
-def test_a_uri_means_the_same_everywhere(tmp_path, monkeypatch, name):
+def test_a_uri_means_the_same_everywhere_and_must_be_writable(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     uri = Storage(name, tmp_path).uri
     monkeypatch.chdir("/")
     assert Storage(uri, tmp_path).uri == uri == (tmp_path / name).as_uri()
     assert [path.name for path in tmp_path.iterdir()] == [name]
+    told = {f"{uri}/.writable": "cannot be written to", "nowhere://bucket": "cannot be written to: Protocol not known"}
+    for wrong, message in {**told, "s3://someone:secret@bucket": "has a password in it"}.items():
+        with pytest.raises(InputError, match=message):
+            Storage(wrong, tmp_path)
 
 
-def test_an_interrupted_start_is_taken_up(nodes):
-    (first, one), (second, two) = nodes
-    for name in (".id", "mlflow.db", "report.html"):
-        (first / name).write_text(name)
-    one.push_run()
-    (second / "report.html").mkdir()  # stands in the way of the last but one
+def test_a_checkpoint_follows_its_branch_and_what_two_nodes_make_is_the_firsts(nodes):
+    one, two = nodes
+    name = "checkpoints/b1.pt"
+    one.put(name, text="step 1")
+    with suppress(KeyboardInterrupt), one.following(one.out / name, 0.02):
+        one.put(name, text="step 7")
+        wait_for(lambda: name in files(one.stored) and (one.stored / name).read_text() == "step 7", 5)
+        raise KeyboardInterrupt  # as if the node were lost
+    with two.following(two.out / name, 0.02):
+        assert two.get(name) == "step 7"
+    assert name not in files(one.stored)
+    for node, device in ((one, "a GPU"), (two, "a CPU"), (one, "a GPU")):
+        node.put("cache/frozen.npy", text=device)
+        node.share(node.out / "cache/frozen.npy")
+        assert node.get("cache/frozen.npy") == "a GPU"
+
+
+@pytest.mark.parametrize("signature", [None, b"", b"\xff", b"[]"])
+def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes, signature):
+    """Also after it was stopped while it fetched, and if the last driver's signature is damaged."""
+    one, two = nodes
+    moved = [".id", "data/clip.wav", "mlflow.db", "report.html", "systems/s/result.json"]
+    one.put(*moved[1:], "cache/x/samples.npy", "checkpoints/b.pt", "a.lock")
+    finished_branch(one.out)
+    one.drive("old")
+    if signature is not None:
+        (one.stored / DRIVER).write_bytes(signature)
+    two.put("mlflow.db-journal")  # of a database that is replaced
+    (two.out / "report.html").mkdir()  # in the way
     with suppress(OSError):
-        two.pull_run()
-    assert not (second / ".id").exists()
-    (second / "report.html").rmdir()
-    two.pull_run()
-    assert (second / ".id").exists()
-
-
-class NodeLost(Exception):
-    pass
-
-
-def test_a_checkpoint_follows_its_branch(nodes):
-    (first, one), (second, two) = nodes
-    name = "checkpoints/code/b1.pt"
-    (first / name).parent.mkdir(parents=True)
-    with suppress(NodeLost), one.following(first / name, 0.05):
-        (first / name).write_text("step 7")
-        wait_for(lambda: name in two._stored(name), 5)
-        raise NodeLost
-    with two.following(second / name, 0.05):
-        assert (second / name).read_text() == "step 7"
-    assert not two._stored(name)
-
-
-def test_a_run_moves_to_another_node_without_what_is_each_nodes_own(nodes):
-    (first, one), (second, two) = nodes
-    for name in (".id", ".node", "report.html", "systems/s/result.json", "cache/x/samples.npy", "a.lock"):
-        (first / name).parent.mkdir(parents=True, exist_ok=True)
-        (first / name).write_text(name)
-    one.push_run()
-    two.pull_run()
-    found = sorted(str(p.relative_to(second)) for p in second.rglob("*") if p.is_file())
-    assert found == [".id", "report.html", "systems/s/result.json"]
-
-
-def test_a_database_that_is_replaced_leaves_no_journal(nodes):
-    (first, one), (second, two) = nodes
-    (second / "mlflow.db").write_text("store")
+        two.drive()
+    (two.out / "report.html").rmdir()
+    assert two.drive() == "old"
+    assert files(two.out) == [".id", ".node", *moved[1:]]  # nothing that is each node's own
+    two.drive("new")
+    assert one.drive() == "new"
+    one.put("report.html", text="newest, of a driver that was killed before it had stored it")
+    assert one.drive().startswith("newest")
+    assert two.drive().startswith("newest")
+    (two.out / "report.html").unlink()  # of results that are others now
     two.push_run()
-    (first / "mlflow.db-journal").write_text("of a killed driver")
-    one.pull_run()
-    assert sorted(path.name for path in first.glob("mlflow*")) == ["mlflow.db"]
+    assert "report.html" not in files(two.stored)
+    one.put(".id", text="of another run")
+    with pytest.raises(InputError, match="has another run than"):
+        one.drive()
 
 
-def test_what_cannot_be_written_to_is_told(tmp_path):
-    (tmp_path / "file").write_text("")
-    for uri, told in (
-        ((tmp_path / "file").as_uri(), "cannot be written to"),
-        ("nowhere://bucket", "cannot be written to: Protocol not known"),
-        ("s3://someone:secret@bucket", "has a password in it"),
-    ):
-        with pytest.raises(InputError, match=told):
-            Storage(uri, tmp_path)
+def test_a_driver_is_refused_while_another_one_lives(nodes, monkeypatch):
+    one, two = nodes
+    monkeypatch.setattr("orchestrator.ledger.storage.BEAT_SECONDS", 0.05)
+    signature = one.stored / DRIVER
+    with stored_run(one, one.out):
+        one.put("report.html")
+        os.utime(signature, (0, 0))
+        wait_for(lambda: signature.stat().st_mtime > 0, 5)
+        with pytest.raises(InputError, match=r"another run is writing there, on .*, \d+ s ago"):
+            two.drive()
+        one.drive()  # started again here, which the folder's lock lets through
+    two.drive()
+    signature.write_text(json.dumps({**json.loads(signature.read_text()), "at_work": True}))  # and was killed
+    with pytest.raises(InputError, match="another run is writing there"):
+        one.drive()
+    os.utime(signature, (0, 0))
+    one.drive()
 
 
-def test_of_a_file_that_two_nodes_make_the_first_counts(nodes):
-    (first, one), (second, two) = nodes
-    for out, content in ((first, b"by a GPU"), (second, b"by a CPU")):
-        (out / "cache").mkdir()
-        (out / "cache" / "frozen.npy").write_bytes(content)
-    one.share(first / "cache" / "frozen.npy")
-    two.share(second / "cache" / "frozen.npy")
-    one.share(first / "cache" / "frozen.npy")
-    assert {(out / "cache" / "frozen.npy").read_bytes() for out in (first, second)} == {b"by a GPU"}
+def test_what_is_done_every_so_often_is_done_again_after_it_failed():
+    tries = []
+    with every(0.01, lambda: os.stat(f"/no/{tries.append(0)}")):
+        wait_for(lambda: len(tries) > 2, 5)

@@ -1,72 +1,75 @@
-"""Generated clips in a whole run on Ray: a set that works, one that fails, and data with nothing to generate."""
+"""Generated clips: a set is made once, by the first branch that wants it; a generator that fails ends only those."""
 
-import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from branches.data.synthetic import SyntheticSize, write_dataset
-from scoring.table import read_table
-from tests.commands import tutti
+from branches.audio.cache import open_cache
+from branches.spec import BranchSpec
+from orchestrator.plan import Branch
+from orchestrator.training.generated import generated_clips, in_order, nothing_rare, on_sets, set_folders
+from scoring.errors import InputError
+from tests.orchestrator.training.conftest import Bench
 
-SYSTEM = """
-name: generating
-branch:
-  embedding_dim: 16
-  training: {steps: 4, batch_size: 8, crop_seconds: 0.8, warmup_steps: 2}
-subsystems:
-  generated:
-    good: {branch: {augmentation: {generated: GOOD}}}
-    hopeless: {branch: {augmentation: {generated: HOPELESS}}}
-  recorded:
-    frozen: {branch: {strategy: frozen, channel: cancel, pooling: relative_deviation}, detector: band_knn}
-    pseudo: {branch: {strategy: lora, classes: {pseudo_labels: {source: 2, target: 2}}, pooling: mean}}
-"""
-GOOD = (
-    "{width: 16, depth: 1, steps: 5, batch_size: 4, crop_seconds: 1, sampling_steps: 2, far_above: 100, copy_below: 0}"
-)
-HOPELESS = GOOD.replace("far_above: 100", "far_above: 1.0e-9")
+GENERATOR = {"width": 16, "depth": 1, "steps": 3, "batch_size": 4, "crop_seconds": 0.8, "sampling_steps": 2}
+GOOD = {"generated": {**GENERATOR, "fill": 1, "far_above": 100, "copy_below": 0}}
+HOPELESS = {"generated": {**GENERATOR, "far_above": 1e-9}}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("generation")
-    write_dataset(root / "data", SyntheticSize(24, 4, 2, 1.0), machines=["rotor", "slider"])
-    return root
+@pytest.fixture
+def bench(dataset, tmp_path):
+    bench = Bench(dataset, tmp_path / "out")
+    bench.branch["augmentation"] = GOOD
+    return bench
 
 
-def write_system(place, *configurations):
-    lines = SYSTEM.replace("GOOD", GOOD).replace("HOPELESS", HOPELESS).splitlines()
-    left_out = [f"    {name}:" for name in ("good", "hopeless", "frozen", "pseudo") if name not in configurations]
-    kept = [line for line in lines if not line.startswith(tuple(left_out))]
-    (place / "system.yaml").write_text("\n".join(kept))
-
-
-def run(place, *options):
-    return tutti("run", place / "system.yaml", "--data", place / "data", "--out", place / "out", *options)
+def branch(name="", **settings):
+    return Branch(name, "", name, ("s",), BranchSpec(**settings), ())
 
 
 @pytest.mark.slow
-def test_a_generator_that_fails_takes_only_its_branches_with_it(place):
-    write_system(place, "good", "hopeless", "frozen", "pseudo")
-    failed = run(place)
-    assert failed.returncode == 1, failed.stderr
-    assert "1 branch failed, the others are kept" in failed.stderr
-    assert "generated/hopeless/0 (system generating): " in failed.stderr
-    assert "samples passed the check" in failed.stderr
-    sets = list((place / "out" / "generated").glob("*/check.json"))
-    assert len(sets) == 2
+def test_the_first_branch_that_wants_a_set_makes_it(bench, tmp_path):
+    bench.storage = (tmp_path / "storage").as_uri()
+    assert bench.bring() == {"generator", "branch"}
+    (folder,) = set_folders(bench.plan.branches, bench.job())
+    written = (folder / "check.json").stat().st_mtime_ns
+    bench.branch["embedding_dim"] = 4
+    assert bench.bring() == {"branch"}
+    assert (folder / "check.json").stat().st_mtime_ns == written
+    (told,) = on_sets(bench.plan.branches, bench.job())
+    assert re.match(r"generated clips: (\d+) of \1 samples passed the check \[.*check.json\]$", told)
+    bench.branch["augmentation"] = HOPELESS
+    with pytest.raises(InputError, match=r"of \d+ generated samples 0 passed the check"):
+        bench.bring()
+    assert on_sets(bench.plan.branches, bench.job())[0].startswith("generated clips: 0 of")
+    bench.branch |= {"augmentation": GOOD, "embedding_dim": 2}
+    bench.out = tmp_path / "another node's"
+    assert bench.bring() == {"branch"}
 
-    write_system(place, "good", "frozen", "pseudo")
-    before = [path.stat().st_mtime_ns for path in sets]
-    finished = run(place, "--json")
-    assert finished.returncode == 0, finished.stderr
-    assert "4 of 4 branches finished" in finished.stderr
-    assert [path.stat().st_mtime_ns for path in sets] == before
-    result = json.loads(finished.stdout)["systems"]["generating"]
-    tables = {branch["branch"]: branch["detector"] for branch in result["branches"]}
-    assert tables == {
-        "generated/good/0": "mahalanobis",
-        "recorded/frozen/0": "patches-poolingrelative_deviation.band_knn",
-        "recorded/pseudo/0": "mahalanobis",
-    }
-    assert read_table(place / "out" / "systems" / "generating" / "fused.parquet").num_rows == 2 * (28 + 8)
+
+@pytest.mark.slow
+def test_of_branches_that_want_a_set_at_once_one_makes_it(bench):
+    job, spec, index, steps = bench.job(), bench.plan.branches[0].spec, bench.dataset.index, []
+    audio = open_cache(job.data, index, job.decoded)
+    with ThreadPoolExecutor() as branches:
+        tries = [branches.submit(generated_clips, spec, job, index, audio, lambda *r: steps.append(r)) for _ in "ab"]
+    assert [step for _, step, _, _ in steps] == [1, 2, 3]
+    assert tries[0].result()[0] == tries[1].result()[0]
+
+
+def test_branches_that_share_a_set_start_when_it_may_be_there(bench):
+    wanted = {"first": GOOD, "second": GOOD, "plain": {}, "third": GOOD, "other": HOPELESS}
+    branches, job = [branch(name, augmentation=augmentation) for name, augmentation in wanted.items()], bench.job()
+    assert [b.name for b in in_order(branches, job)] == ["first", "other", "plain", "second", "third"]
+    others = [branch(augmentation=GOOD, channel="far"), *branches]
+    assert [len(set_folders(some, job)) for some in (branches, others, branches[2:3])] == [2, 3, 0]
+    assert set_folders(branches, bench.job(training="of others"))[0] not in set_folders(branches, job)
+
+
+def test_where_no_state_is_rare_nothing_is_generated(bench):
+    never, rare = (branch(augmentation={"generated": {**GENERATOR, "fill": fill}}) for fill in (0.1, 0.5))
+    assert nothing_rare([never, rare], bench.dataset.index)
+    assert not nothing_rare([rare, branch()], bench.dataset.index)
+    for spec in (never.spec, BranchSpec()):
+        assert generated_clips(spec, bench.job(), bench.dataset.index, None, print) is None

@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from orchestrator.ledger.storage import StorageAway
-from orchestrator.training.process import (
-    KILLED,
-    ProcessDied,
-    WorkFailed,
-    in_own_process,
-    may_pass,
-    packed,
-)
+from orchestrator.training.process import KILLED, ProcessDied, WorkFailed, in_own_process, may_pass, packed
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
+
+INPUT_ERROR = InputError("it is wrong; mend it")
+
+
+def done(work, subject, report=print):
+    return in_own_process(packed(subject), packed((work,)), report)
 
 
 def counting(numbers, report):
@@ -30,91 +29,85 @@ def counting(numbers, report):
     return sum(numbers)
 
 
-def failing(text, report):
-    raise InputError(f"{text}; mend it")
-
-
-def odd(text, report):
-    error = ValueError(text)
-    error.held = lambda: None  # cannot be pickled
-    raise error
-
-
-def dying(how, report):
+def ending(how, report):
+    if isinstance(how, Exception):
+        how.held = lambda: None  # so that it cannot be pickled
+        raise how
+    if how < 0:
+        os._exit(-how)
     os.kill(os.getpid(), how)
-
-
-def test_each_call_has_a_process_and_its_reports_come_in_order():
-    heard = []
-    result = in_own_process(packed([1, 2, 3]), packed((counting,)), lambda *values: heard.append(values))
-    assert result == 6
-    assert [number for number, _ in heard] == [1, 2, 3]
-    other = []
-    in_own_process(packed([1]), packed((counting,)), lambda *values: other.append(values))
-    assert len({heard[0][1], other[0][1], os.getpid()}) == 3
-
-
-@pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (ImportError("libtorchaudio.so: undefined symbol"), False),
-        (IndexError("list index out of range"), False),
-        (InputError("it is wrong; mend it"), False),
-        (PermissionError(errno.EACCES, "Permission denied"), False),
-        (OSError(errno.ENOSPC, "No space left on device"), False),
-        (OSError(errno.EIO, "Input/output error"), True),
-        (OSError(errno.ESTALE, "Stale file handle"), True),
-        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), True),
-        (TimeoutError(), True),
-        (StorageAway("it does not answer"), True),
-        (MemoryError(), True),
-        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), True),
-    ],
-)
-def test_only_bad_luck_is_tried_again(error, passes):
-    assert may_pass(error) is passes
-
-
-def test_errors_come_back_as_text_and_what_is_no_input_error_with_its_traceback():
-    with pytest.raises(WorkFailed, match=r"^the thing is wrong; mend it$") as wrong:
-        in_own_process(packed("the thing is wrong"), packed((failing,)), print)
-    with pytest.raises(WorkFailed, match=r"in odd\n(.|\n)*\nValueError: it is odd$") as failed:
-        in_own_process(packed("it is odd"), packed((odd,)), print)
-    assert not wrong.value.may_pass
-    assert not failed.value.may_pass
-
-
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [(signal.SIGKILL, "killed, most likely for lack of memory"), (signal.SIGSEGV, "died of SIGSEGV")],
-)
-def test_a_death_is_told(how, told):
-    with pytest.raises(ProcessDied, match=told) as died:
-        in_own_process(packed(how), packed((dying,)), print)
-    assert (KILLED in str(died.value)) == (how == signal.SIGKILL)
 
 
 def waiting(place, report):
     (place / "pid").write_text(str(os.getpid()))
+    report("waits")
     time.sleep(100)
+
+
+@pytest.mark.slow
+def test_each_call_has_a_process_and_its_reports_come_in_order():
+    heard = []
+    assert done(counting, [1, 2, 3], lambda *values: heard.append(values)) == 6
+    assert done(counting, [4], lambda *values: heard.append(values)) == 4
+    assert [number for number, _ in heard] == [1, 2, 3, 4]
+    assert len({heard[0][1], heard[3][1], os.getpid()}) == 3
+
+
+def test_only_bad_luck_is_tried_again():
+    bad_luck = [OSError(errno.EIO, "Input/output error"), ConnectionResetError(errno.ECONNRESET, "reset by peer")]
+    bad_luck += [TimeoutError(), StorageAway(), MemoryError(), torch.AcceleratorError("CUDA error: ECC error")]
+    faults = [ImportError("libtorchaudio.so: undefined symbol"), IndexError("out of range"), INPUT_ERROR]
+    faults += [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left on device")]
+    assert [may_pass(error) for error in (*bad_luck, *faults)] == [True] * 6 + [False] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (INPUT_ERROR, r"^it is wrong; mend it$"),
+        (ValueError("it is odd"), r"in ending\n(.|\n)*\nValueError: it is odd$"),
+        (TimeoutError("it was slow"), r"in ending\n(.|\n)*\nTimeoutError: it was slow$"),
+        (signal.SIGKILL, KILLED),
+        (signal.SIGSEGV, r"died of SIGSEGV$"),
+        (-3, r"ended with exit code 3$"),
+    ],
+)
+def test_an_end_is_told(how, told):
+    """An error that is no `InputError` with its traceback."""
+    with pytest.raises(WorkFailed if isinstance(how, Exception) else ProcessDied, match=told) as died:
+        done(ending, how)
+    assert (KILLED in str(died.value)) == (how == signal.SIGKILL)
+    assert getattr(died.value, "may_pass", False) == isinstance(how, TimeoutError)
 
 
 PARENT = """
 import sys
 from pathlib import Path
-from orchestrator.training.process import in_own_process, packed
-from tests.orchestrator.training.test_process import waiting
+from tests.orchestrator.training.test_process import done, waiting
 if __name__ == "__main__":
-    in_own_process(packed(Path(sys.argv[1])), packed((waiting,)), print)
+    done(waiting, Path(sys.argv[1]))
 """
 
 
-def test_it_ends_with_its_parent(tmp_path):
+@pytest.mark.slow
+def test_it_ends_with_its_parent_and_when_that_stops_listening(tmp_path):
+    """Also where the temporary folder's name is too long for a socket in it."""
+
+    def stop(word):
+        raise KeyboardInterrupt
+
+    pid, long = tmp_path / "pid", tmp_path / ("long" * 20)
+    with pytest.raises(KeyboardInterrupt):
+        done(waiting, tmp_path, stop)
+    assert not Path("/proc", pid.read_text()).exists()
+    pid.unlink()
+    long.mkdir()
     (tmp_path / "parent.py").write_text(PARENT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "TMPDIR": str(long)}
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
-    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    child = Path("/proc") / (tmp_path / "pid").read_text()
+    wait_for(lambda: pid.exists() and pid.read_text())
+    child = Path("/proc", pid.read_text())
     assert child.exists()
     parent.kill()
     parent.wait()

@@ -5,232 +5,176 @@ import shutil
 import numpy as np
 import pytest
 
-from branches.data.dataset import Dataset
-from branches.data.synthetic import SyntheticSize, write_dataset
+from branches.spec import BranchSpec
 from orchestrator import plan as planning
-from orchestrator.ledger.folders import BRANCHES, RECORD, is_finished, read_record
-from orchestrator.plan import make_plan, versions
-from orchestrator.system import SystemSpec
+from orchestrator.ledger.folders import RECORD
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan import Branch, versions
 from orchestrator.training import worker
-from orchestrator.training.job import Job
-from orchestrator.training.worker import train_and_score
 from scoring.errors import InputError
-from scoring.table import read_table
+from scoring.metrics import official_metrics
+from scoring.table import metadata_of
+from tests.orchestrator.training.conftest import Bench
+from tests.tables import make_table
+
+pytestmark = pytest.mark.slow
+KNN = {"detector": "knn"}
+BANDS = {"embedding": {"pooling": {"name": "relative_deviation", "gamma": 4}}, "detector": "band_knn"}
+BANDS_FILE = "embeddings.patches-poolingrelative_deviation-pooling_gamma4.0.npy"
 
 
-class Bench:
-    """A data set, and one branch that is brought to its tables in this process."""
-
-    def __init__(self, folder):
-        self.data, self.out = folder / "data", folder / "out"
-        write_dataset(self.data, SyntheticSize(4, 2, 2, 1.0), machines=["rotor", "pump"])
-        training = {"steps": 2, "crop_seconds": 0.5}
-        self.branch = {"embedding_dim": 8, "strategy": "head", "pooling": "mean", "training": training}
-        self.detector = "mahalanobis"
-        self.embeddings = [{}]
-
-    def bring(self):
-        """Make the tables; whether that took a training."""
-        configurations = {
-            f"b{i}": {"branch": self.branch, "detector": self.detector, **embedding}
-            for i, embedding in enumerate(self.embeddings)
-        }
-        system = SystemSpec.model_validate({"name": "s", "subsystems": {"a": configurations}})
-        dataset = Dataset.read(self.data)
-        branch, _ = make_plan([system], dataset).branches  # and the baseline
-        assert not is_finished(self.out, branch.branch_id, branch.tables)
-        job = Job(
-            data=self.data,
-            out=self.out,
-            fingerprint=dataset.fingerprint,
-            training=dataset.training_fingerprint(),
-            noise=dataset.noise,
-            gpus_per_branch=0.0,
-            versions=versions(),
-            frozen=tuple(branch.spec.frozen_inputs(branch.embeddings)),
-        )
-        losses = []
-        train_and_score(branch, job, dataset.index, lambda *report: losses.append(report))
-        assert is_finished(self.out, branch.branch_id, branch.tables)
-        return bool(losses)
-
-    @property
-    def folder(self):
-        (folder,) = (self.out / BRANCHES).iterdir()
-        return folder
-
-    def table(self, detector="mahalanobis"):
-        return read_table(self.folder / "tables" / f"{detector}.parquet")
+def assert_as_made_anew(bench):
+    """Embeddings, tables and metrics are those of a folder in which nothing was before."""
+    anew = Bench(bench.data, bench.out.with_name("anew"))
+    anew.branch, anew.configurations = bench.branch, bench.configurations
+    anew.bring()
+    for name, table in anew.tables.items():
+        found, scores = bench.tables[name], ["score", "calibrated"]
+        assert (found.drop_columns(scores), metadata_of(found)) == (table.drop_columns(scores), metadata_of(table))
+        assert found["score"].to_numpy() == pytest.approx(table["score"].to_numpy(), rel=1e-3, abs=1e-4)
+        metrics = ({k: v for k, v in b.record.metrics.items() if k.startswith(f"{name}.")} for b in (bench, anew))
+        assert next(metrics) == pytest.approx(next(metrics))
+    for path in anew.folder.glob("*.npy"):
+        assert np.load(bench.folder / path.name) == pytest.approx(np.load(path), rel=1e-3, abs=1e-5)
+    assert bench.omega == bench.record.metrics[f"{bench.plan.branches[0].scorings[0].name}.omega"]
 
 
-@pytest.fixture
-def bench(tmp_path):
-    made = Bench(tmp_path)
-    assert made.bring()
-    return made
+def clips(bench, split="test"):
+    return sorted((bench.data / "pump" / split).iterdir())
 
 
-def test_another_detector_trains_and_embeds_nothing(bench):
-    before = (bench.folder / "embeddings.npy").read_bytes()
-    first = bench.table()
-    bench.detector = "knn"
-    assert not bench.bring()
-    assert (bench.folder / "embeddings.npy").read_bytes() == before
-    assert bench.table().equals(first)
-    assert read_record(bench.folder).tables.keys() == {"mahalanobis", "knn"}
+def score_also(bench, *configurations):
+    bench.configurations = [{}, *configurations]
+
+
+def add_a_test_clip(bench):
+    shutil.copy(clips(bench)[0], clips(bench)[0].with_name("section_00_0000.wav"))
+
+
+def relabel_a_clip(bench):
+    normal = next(path for path in clips(bench) if "normal" in path.name)
+    normal.rename(normal.with_name(normal.name.replace("normal_0000", "anomaly_0099")))
+
+
+def lose(bench, *files):
+    score_also(bench, KNN)  # since the table is whole, and nothing else would be missing
+    for file in files:
+        (bench.folder / file).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "trains"),
+    [
+        (lambda bench: score_also(bench, KNN), False),
+        (lambda bench: score_also(bench, BANDS, {**BANDS, **KNN}), False),
+        (add_a_test_clip, False),
+        (relabel_a_clip, False),
+        (lambda bench: clips(bench)[0].unlink(), False),
+        (lambda bench: clips(bench, "train")[0].unlink(), True),
+        (lambda bench: lose(bench, "embeddings.npy"), False),
+        (lambda bench: lose(bench, "embeddings.npy", "branch.pt"), True),
+    ],
+)
+def test_only_what_changes_the_weights_trains(bench, change, trains):
+    before = bench.record
+    if not trains:  # of a worker that was lost when it had trained
+        (bench.out / "checkpoints" / f"{bench.folder.name}.pt").touch()
+    change(bench)
+    assert bench.bring() == ({"branch"} if trains else set())
+    if not trains:
+        assert (bench.record.curve, bench.record.metrics["seconds"]) == (before.curve, before.metrics["seconds"])
+    assert_as_made_anew(bench)
 
 
 @pytest.mark.parametrize("version", ["SCORING_VERSION", "EMBEDDING_VERSION"])
 def test_a_raised_version_of_what_comes_after_it_trains_nothing(bench, version, monkeypatch):
-    before = read_record(bench.folder)
+    before, written = bench.record, (bench.folder / "embeddings.npy").stat().st_mtime_ns
     monkeypatch.setattr(planning, version, getattr(planning, version) + 1)
-    assert not bench.bring()
-    after = read_record(bench.folder)
-    assert after.tables != before.tables
-    assert (after.embeddings != before.embeddings) == (version == "EMBEDDING_VERSION")
-    assert after.curve == before.curve
-    assert after.metrics["seconds"] == before.metrics["seconds"]  # of the training
-
-
-def test_test_clips_that_come_later_train_nothing(bench):
-    before = bench.table()
-    (clip, *_) = sorted((bench.data / "pump" / "test").iterdir())
-    shutil.copyfile(clip, clip.with_name("section_00_0000.wav"))
-    assert not bench.bring()
-    after = bench.table()
-    assert after.num_rows == before.num_rows + 1
-    scores = dict(zip(after["clip"].to_pylist(), after["score"].to_pylist(), strict=True))
-    assert scores["section_00_0000.wav"] == pytest.approx(scores[clip.name], rel=1e-4)
-
-
-def test_a_clip_that_is_relabelled_trains_nothing(bench):
-    (clip, *_) = sorted((bench.data / "pump" / "test").glob("*normal*"))
-    clip.rename(clip.with_name(clip.name.replace("normal", "anomaly").replace("_0000", "_0099")))
-    assert not bench.bring()
-
-
-def test_clips_that_are_gone_leave_the_embeddings_too(bench):
-    before = bench.table()
-    next((bench.data / "pump" / "test").iterdir()).unlink()
-    assert not bench.bring()
-    assert bench.table().num_rows == before.num_rows - 1
-    assert len(np.load(bench.folder / "embeddings.npy")) == before.num_rows - 1
-
-
-def test_another_training_clip_trains_another_branch(bench):
-    next((bench.data / "pump" / "train").iterdir()).unlink()
-    assert bench.bring()
-    assert len(list((bench.out / BRANCHES).iterdir())) == 2
-
-
-def test_embeddings_that_are_lost_are_made_again_with_the_weights(bench):
-    before = np.load(bench.folder / "embeddings.npy")
-    (bench.folder / "embeddings.npy").write_bytes(b"")
-    bench.detector = "knn"
-    assert not bench.bring()
-    assert np.load(bench.folder / "embeddings.npy") == pytest.approx(before, rel=1e-5, abs=1e-6)
-
-
-BANDS = {"embedding": {"pooling": {"name": "relative_deviation", "gamma": 4}}, "detector": "band_knn"}
-BANDS_NAME = "patches-poolingrelative_deviation-pooling_gamma4.0"
-
-
-def test_another_embedding_trains_nothing(bench):
-    first, record = bench.table(), read_record(bench.folder)
-    bench.embeddings = [{}, BANDS, {**BANDS, "detector": "knn"}]
-    assert not bench.bring()
-    assert {path.name for path in bench.folder.glob("*.npy")} == {
-        "embeddings.npy",
-        f"embeddings.{BANDS_NAME}.npy",
-    }
-    assert bench.table().equals(first)
-    after = read_record(bench.folder)
-    assert after.tables.keys() == {"mahalanobis", f"{BANDS_NAME}.band_knn", f"{BANDS_NAME}.knn"}
-    assert after.tables["mahalanobis"] == record.tables["mahalanobis"]
-    assert np.load(bench.folder / f"embeddings.{BANDS_NAME}.npy").shape == (bench.table().num_rows, 8, 64)
+    with pytest.raises(InputError, match="this node has another version of tutti than the driver"):
+        bench.bring(versions=[*versions()[:-1], -1])
+    assert bench.bring() == set()
+    assert bench.record.tables != before.tables
+    embedded = (bench.folder / "embeddings.npy").stat().st_mtime_ns > written
+    assert embedded == (bench.record.embeddings != before.embeddings) == (version == "EMBEDDING_VERSION")
 
 
 @pytest.mark.parametrize("strategy", ["frozen", "head"])
-def test_clips_that_come_and_go_leave_no_embedding_of_others(tmp_path, strategy):
-    bench = Bench(tmp_path)
+def test_clips_that_come_and_go_leave_nothing_of_others(bench, strategy):
     bench.branch["strategy"] = strategy
-    bench.embeddings = [{}, BANDS]
+    score_also(bench, BANDS)
     bench.bring()
-    files = sorted((bench.data / "pump" / "test").iterdir())
-    shutil.copyfile(files[0], files[0].with_name("section_00_0000.wav"))
-    bench.bring()
-    files[0].unlink()
-    assert not bench.bring()
-    loaded = [np.load(path) for path in bench.folder.glob("embeddings*.npy") if path.parent == bench.folder]
-    assert {len(embeddings) for embeddings in loaded} == {bench.table(f"{BANDS_NAME}.band_knn").num_rows}
+    add_a_test_clip(bench)
+    for configurations in ([{}], [{}, BANDS]):  # one embedding is not asked for meanwhile
+        bench.configurations = configurations
+        bench.bring()
+    clips(bench)[0].unlink()
+    assert bench.bring() == set()
+    if strategy == "frozen":
+        shutil.rmtree(bench.data / "rotor")
+        bench.bring()
+    assert_as_made_anew(bench)
 
 
-def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(tmp_path):
-    bench = Bench(tmp_path)
-    pooled = {"banks": "pooled"}
-    bench.embeddings = [
-        {"detector": {"name": "knn", **pooled}},
-        {},
-        {**BANDS, "detector": {"name": "band_knn", **pooled}},
-    ]
-    first, second, *others = (bench.data / "pump" / "train").iterdir()
+def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(bench, tmp_path):
+    knn, bands = ({"name": name, "banks": "pooled"} for name in ("knn", "band_knn"))
+    bench.configurations = [{"detector": knn}, {}, {**BANDS, "detector": bands}]
+    bench.storage = (tmp_path / "storage").as_uri()
+    first, second, *others = clips(bench, "train")
     for i, other in enumerate(others):  # each has a copy, so that neighbours cannot tell them apart
         shutil.copyfile([first, second][i % 2], other)
-    with pytest.raises(InputError, match="pump"):
-        bench.bring()
-    weights = (bench.folder / "branch.pt").read_bytes()
-    record = read_record(bench.folder)
-    assert len(record.curve) == 2
-    assert record.tables.keys() == {"mahalanobis"}
-    assert {"embeddings.npy", f"embeddings.{BANDS_NAME}.npy", "tables/mahalanobis.parquet"} < record.files.keys()
-    with pytest.raises(InputError, match="pump"):
-        bench.bring()
-    assert (bench.folder / "branch.pt").read_bytes() == weights
-    assert read_record(bench.folder).curve == record.curve
+    records = []
+    for _ in range(2):
+        with pytest.raises(InputError, match="pump"):
+            bench.bring()
+        records.append(bench.record)
+    assert records[0] == records[1]  # nothing is trained again
+    assert (len(records[0].curve), records[0].tables.keys()) == (2, {"mahalanobis"})
+    assert records[0].files.keys() == {"branch.pt", "embeddings.npy", BANDS_FILE, "tables/mahalanobis.parquet"}
+    assert {path.name for path in (tmp_path / "storage").rglob("*")} >= {"branch.pt", RECORD}
 
 
-def test_a_machine_that_is_gone_is_gone_from_a_frozen_branch(tmp_path):
-    bench = Bench(tmp_path)
-    bench.branch["strategy"] = "frozen"
-    bench.bring()
-    shutil.rmtree(bench.data / "rotor")  # the last one by name
-    bench.bring()
-    assert set(bench.table("patches-poolingmean.mahalanobis")["machine"].to_pylist()) == {"pump"}
+@pytest.mark.parametrize("strategy", ["head", "frozen"])
+def test_what_one_node_has_stored_another_does_not_make(trained, tmp_path, strategy):
+    stored, trains = tmp_path / "storage", strategy == "head"
+    one, two = nodes = [Bench(trained.data, tmp_path / name, stored.as_uri()) for name in ("one", "two")]
+    for node in nodes:
+        node.branch["strategy"] = strategy
+    assert one.bring() == ({"branch"} if trains else set())
+    assert bool([*stored.rglob("derived*")]) != trains  # what a frozen backbone gives is computed once
+    assert two.bring() == set()
+    assert (two.record, two.tables) == (one.record, one.tables)
+    Storage(stored.as_uri(), one.out).push("cache")  # as the driver does
+    shutil.rmtree(two.out)
+    two.branch["channel"] = "far"
+    assert two.bring(data=tmp_path / "nowhere") == ({"branch"} if trains else set())
 
 
-def test_an_embedding_of_other_clips_is_not_taken_for_one_of_these(bench):
-    """Of two embeddings one is not asked for while a clip is added; it is then made again."""
-    bench.embeddings = [{}, BANDS]
-    bench.bring()
-    clip, *_ = sorted((bench.data / "pump" / "test").iterdir())
-    shutil.copyfile(clip, clip.with_name("section_00_0000.wav"))
-    bench.embeddings = [{}]
-    bench.bring()
-    bench.embeddings = [{}, BANDS]
-    bench.bring()
-    assert len(np.load(bench.folder / f"embeddings.{BANDS_NAME}.npy")) == bench.table().num_rows
-
-
-@pytest.mark.parametrize("write", ["write_table", "np.save", "write_record"])
-def test_a_process_that_ends_anywhere_leaves_no_half_branch(tmp_path, monkeypatch, write):
+@pytest.mark.parametrize("write", ["write_table", "write_record", "embed"])
+def test_a_process_that_ends_anywhere_leaves_no_half_branch(bench, monkeypatch, write):
     """Nothing counts that no record has committed; weights that one has are kept."""
-    bench = Bench(tmp_path)
-    bench.embeddings = [{}, {"detector": "knn"}]
+    shutil.rmtree(bench.out)
+    score_also(bench, KNN)
+    calls, real = [], getattr(worker, write, None)  # at the second table, and the record after the weights'
 
     def end(*arguments):
-        raise KeyboardInterrupt
+        calls.append(arguments)
+        if len(calls) == 2 or real is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
 
-    calls = []
-    real = {"write_table": worker.write_table, "write_record": worker.write_record}.get(write)
-    if write == "np.save":
-        monkeypatch.setattr("branches.model.embed", end)
-    else:  # the second table, and the record after the weights'
-        monkeypatch.setattr(worker, write, lambda *a: calls.append(a) or (end() if len(calls) == 2 else real(*a)))
+    monkeypatch.setattr("branches.model.embed" if write == "embed" else f"{worker.__name__}.{write}", end)
     with pytest.raises(KeyboardInterrupt):
         bench.bring()
     monkeypatch.undo()
-    record = read_record(bench.folder)
-    assert set(record.files) == {"branch.pt"}
-    assert not record.tables
-    assert not bench.bring()
-    assert {path.name for path in bench.folder.glob("*")} == {*("branch.pt", "embeddings.npy", "tables", RECORD)}
+    assert ({*bench.record.files}, bench.record.tables) == ({"branch.pt"}, {})
+    assert bench.bring() == set()
+    assert {path.name for path in bench.folder.glob("*")} == {"branch.pt", "embeddings.npy", "tables", RECORD}
+
+
+def test_a_record_names_a_file_by_its_digest_and_has_all_figures():
+    spec = BranchSpec(backbone={"path": "/here/beats.pt", "sha256": "0" * 64})
+    params = worker.branch_record(Branch("id", "config", "a/b/0", ("s",), spec, ()), "data").params
+    assert (params["backbone.sha256"], params.get("backbone.path")) == ("0" * 64, None)
+    assert (params["objective.name"], params["seed"], params["masked_prediction"]) == ("arcface", "0", "null")
+    figures = worker.flat_metrics(official_metrics(make_table(["fan"], separation=-30.0)), "knn.")
+    assert figures["knn.fan.auc_source"] == figures["knn.omega"] == 0.0

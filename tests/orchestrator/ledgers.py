@@ -1,0 +1,75 @@
+"""Finished work in a run's folder, made without training, and the MLflow store that it is sent to."""
+
+import shutil
+
+from mlflow import MlflowClient
+
+from fusion.tasks import run_here
+from orchestrator.fuse.result import fuse_into
+from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, Record, write_record
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.store import sqlite_uri
+from orchestrator.tracking.tracker import open_tracker
+from scoring.table import file_sha256, write_table
+from tests.fusion.pools import make_pool
+
+EXPERIMENT = "out on data"
+
+
+def finished_branch(out, name="a/b/0", scores=b"scores", table="knn", **known):
+    """A branch in the ledger, with one table of these bytes or scores: its record."""
+    folder = out / BRANCHES / name.replace("/", "-")
+    path = folder / TABLES / f"{table}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.write_bytes if isinstance(scores, bytes) else lambda scores: write_table(scores, path))(scores)
+    files, tables = {f"{TABLES}/{path.name}": file_sha256(path)}, {table: "its identity"}
+    identity = {"role": "branch", "branch_id": folder.name}
+    record = Record(name=name, identity=identity, tables=tables, files=files, **known)
+    write_record(folder, record)
+    return record
+
+
+def empty_store(shared, database):
+    """The URI of a new store, a copy of one that is made once: that takes MLflow seconds."""
+    once = shared("mlflow", lambda folder: MlflowClient(sqlite_uri(folder / "mlflow.db")).search_experiments())
+    database.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(once / "mlflow.db", database)
+    return sqlite_uri(database)
+
+
+class Ledger:
+    """A run's folder, and the store that it is sent to: its own, or at a URI that others have, too."""
+
+    def __init__(self, out, shared, uri=None):
+        self.out, self.uri, self.store = out, uri, uri or empty_store(shared, out / "mlflow.db")
+        out.mkdir(parents=True, exist_ok=True)
+
+    def fused(self, system, names, fusion_id="any", **about):
+        """The result of a system that fuses made tables."""
+        tables = {name: table for name, table in make_pool(("fan", "pump"), 6).items() if name in names}
+        about = {"system": system, "description": f"Of {len(names)} | with a bar.", "branches": [], **about}
+        tree = {"sub": {name: [name] for name in tables}}
+        return fuse_into(self.out / SYSTEMS / system, fusion_id, tables, tree, {}, about, run_here)
+
+    @property
+    def outbox(self):
+        """A new one, as each run has."""
+        return Outbox(open_tracker(self.uri, self.out, EXPERIMENT), self.out)
+
+    @property
+    def client(self):
+        return MlflowClient(self.store)
+
+    @property
+    def experiment(self):
+        return self.client.get_experiment_by_name(EXPERIMENT)
+
+    @property
+    def runs(self):
+        """All runs by name."""
+        found = self.client.search_runs([self.experiment.experiment_id])
+        assert len({run.info.run_name for run in found}) == len(found)
+        return {run.info.run_name: run for run in found}
+
+    def artifacts(self, name):
+        return {file.path for file in self.client.list_artifacts(self.runs[name].info.run_id)}
