@@ -1,14 +1,11 @@
 """The storage between nodes that share no file system, in this process; a whole run on such nodes is in tests/cluster.
 
-<<<<<<< HEAD
-=======
 One driver at a time works on it, and the run goes from one node to the other.
 """
 
 import json
 import os
 import resource
->>>>>>> wt-oc
 from contextlib import suppress
 
 import pytest
