@@ -24,7 +24,7 @@ def tiny_systems(draw):
     machines = ["fan", "pump", "saw"][: draw(st.integers(1, 3))]
     few, train = draw(st.integers(1, 3)), draw(st.integers(3, 5))
     labelled, rng = draw(st.booleans()), np.random.default_rng(draw(st.integers(0, 10_000)))
-    separations = st.fixed_dictionaries({machine: st.sampled_from([-30.0, 0.0, 1.0, 30.0]) for machine in machines})
+    separations = st.sampled_from([-30.0, 0.0, 1.0, 30.0])
     tests = make_table(machines, few, train)["split"].to_numpy() == "test"
     present, tables = ~tests | (rng.random(len(tests)) < 0.7), {}
     for seed, name in enumerate("abcd"[: draw(st.integers(1, 4))]):
