@@ -1,6 +1,7 @@
 import gzip
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,7 @@ def test_what_makes_no_data_set_is_named(root):
         with pytest.raises(InputError, match=message):
             read_index(root)
         path.unlink()
+    shutil.rmtree(root / os.fsdecode(b"l\xfcfter"))  # what is logged of it no report of a test can hold
     clip.unlink()
     clip.symlink_to("nowhere.wav")
     with pytest.raises(InputError, match=rf"^{clip}: cannot be read \(No such file or directory\); replace or remove"):
