@@ -70,7 +70,7 @@ def test_training_step_against_eager_attention(monkeypatch):
     print(f"\ntraining step {ours_s:.2f} s against {eager_s:.2f} s eager: {eager_s / ours_s:.2f}×")
     print(f"peak memory {ours_gib:.2f} GiB against {eager_gib:.2f} GiB eager: {eager_gib / ours_gib:.2f}×")
     assert ours_s < eager_s
-    assert ours_gib < 0.7 * eager_gib
+    assert ours_gib < 0.8 * eager_gib
 
 
 def test_share_of_a_training_step_that_is_not_the_encoder():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS
 from scoring.table import read_table
@@ -128,6 +131,22 @@ def branches_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             found += [process] if process.parent() in servers else []
     return found
+
+
+# For tests with a cluster of several nodes.
+SOCKETS_STAY_OPEN = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@contextmanager
+def ray_cluster(**head: object) -> Iterator[Cluster]:
+    """Ray's own cluster of nodes that are processes here, so far one; it forgets sockets, which no later test finds."""
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -2,27 +2,21 @@
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from cluster.capacity import GIB, gpus_of_a_branch, largest_memory, memory_share, require, slots
 from scoring.errors import InputError
-from tests.cluster.conftest import wait_for
+from tests.cluster.conftest import SOCKETS_STAY_OPEN, ray_cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, SOCKETS_STAY_OPEN]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small():
-    """The small one, with two GPUs, of two nodes; the large one has none."""
-    head = {"num_cpus": 8, "memory": 64 * GIB, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        node = cluster.add_node(num_cpus=4, num_gpus=2, memory=8 * GIB)
+def nodes():
+    """A large node without GPUs, and a small one with two."""
+    with ray_cluster(num_cpus=8, memory=64 * GIB) as cluster:
+        cluster.add_node(num_cpus=4, num_gpus=2, memory=8 * GIB)
         ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster, node
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+        yield
 
 
 @pytest.mark.parametrize(
@@ -51,6 +45,7 @@ def test_memory_is_shared_by_what_fits_on_a_node():
     assert memory_share({"CPU": 1.0}) == 2 * GIB
     assert memory_share({"CPU": 4.0}) == 8 * GIB
     assert memory_share({"CPU": 1.0, "GPU": 1.0}) == 4 * GIB  # the node without GPUs has no say
+    assert memory_share({"GPU": 3.0}) == largest_memory({"GPU": 3.0}) == 0
 
 
 def test_what_no_node_can_give_is_refused():
@@ -59,11 +54,3 @@ def test_what_no_node_can_give_is_refused():
         require({"CPU": 9})
     with pytest.raises(InputError, match="1 GPU, 16 GiB memory on one node, the largest node has 2 GPU, 64 GiB memory"):
         require({"GPU": 1, "memory": 16 * GIB})
-
-
-def test_a_node_that_is_lost_counts_no_more(small):
-    cluster, node = small
-    cluster.remove_node(node)
-    wait_for(lambda: slots({"CPU": 1}) == 8)
-    assert gpus_of_a_branch(None) == 0
-    assert memory_share({"GPU": 1.0}) == largest_memory({"GPU": 1.0}) == 0

@@ -10,14 +10,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from orchestrator.ledger.folders import BRANCHES, RECORD
 from orchestrator.ledger.storage import DRIVER
-from tests.cluster.conftest import Trial, background, below, branches_of, finish, step_of, wait_for
+from tests.cluster.conftest import (
+    SOCKETS_STAY_OPEN,
+    Trial,
+    background,
+    below,
+    branches_of,
+    finish,
+    ray_cluster,
+    step_of,
+    wait_for,
+)
 from tests.commands import answers, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, SOCKETS_STAY_OPEN]
 FINISHED = [*[("branch", "FINISHED")] * 3, ("fusion", "FINISHED"), ("run", "FINISHED")]  # one is the baseline's
 
 
@@ -72,8 +81,7 @@ def test_ctrl_c_then_sigterm_then_damaged_checkpoints_then_a_damaged_ledger(undi
 
 
 def test_a_node_is_lost(undisturbed, trial):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
+    with ray_cluster(num_cpus=1) as cluster:
         node = cluster.add_node(num_cpus=1)
         run = trial.start("--address", cluster.address)
         try:
@@ -81,8 +89,6 @@ def test_a_node_is_lost(undisturbed, trial):
             cluster.remove_node(node, allow_graceful=False)
         finally:
             code, errors = finish(run)
-    finally:
-        cluster.shutdown()
     assert code == 0, errors
     assert errors.count(": started") >= 3
     assert trial.tables() == undisturbed.tables()
