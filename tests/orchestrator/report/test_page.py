@@ -18,7 +18,7 @@ from orchestrator.report.page import write_report
 from scoring.bootstrap import bootstrap_intervals
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
-from scoring.table import conform, read_table, write_table
+from scoring.table import read_table, write_table
 from tests.orchestrator.package_case import write_truth
 from tests.tables import make_table
 
@@ -82,7 +82,8 @@ def number(text):
 
 
 def test_everything_is_there_in_one_file(run):
-    _, results, text = run
+    out, results, text = run
+    assert write_report(out).read_text() == text
     assert text.count("<svg") == text.count("<figcaption") == FIGURES
     assert all(link.startswith(("#", "data:")) for link in loaded(text))
     assert "<script" not in text
@@ -98,10 +99,6 @@ def test_everything_is_there_in_one_file(run):
     )
     assert float(row[1]) == pytest.approx(mean, abs=0.006)
     assert number(row[2]) == pytest.approx(mean - 61, abs=0.006)
-
-
-def test_the_same_results_give_the_same_page(run):
-    assert write_report(run[0]).read_text() == run[2]
 
 
 def test_the_best_of_a_row_is_bold_with_its_interval(run):
@@ -191,20 +188,17 @@ def test_without_labels_sentences_stand_for_figures_until_ground_truth_comes(tmp
     assert write_report(tmp_path).read_text() == blind
 
 
-def test_a_machine_without_target_clips_and_one_with_sections(tmp_path):
+def test_what_the_data_do_not_give_is_a_dash_or_a_sentence(tmp_path):
+    """A machine without target clips, one with sections; and labels of normal clips alone."""
     source = make_table(("fan",), per_cell=8)
     source = source.filter(pc.equal(source["domain"], "source"))
-    table = conform(pa.concat_tables([source, make_table(("pump",), section=1)]))
-    add_system(tmp_path, "odd", {"a0/m": table}, SMALL)
-    text = write_report(tmp_path).read_text()
+    add_system(tmp_path / "odd", "odd", {"a0/m": pa.concat_tables([source, make_table(("pump",), section=1)])}, SMALL)
+    text = write_report(tmp_path / "odd").read_text()
     assert ">pump 01</text>" in text
     assert "<td>–" in text
-
-
-def test_labels_of_normal_clips_alone_measure_nothing(tmp_path):
-    made = {name: t.filter(pc.not_equal(t["condition"], "anomaly")) for name, t in tables(["a0/m"]).items()}
-    add_system(tmp_path, "one", made, SMALL, made["a0/m"])
-    text = write_report(tmp_path).read_text()
+    normal = {name: t.filter(pc.not_equal(t["condition"], "anomaly")) for name, t in tables(["a0/m"]).items()}
+    add_system(tmp_path / "one", "one", normal, SMALL, normal["a0/m"])
+    text = write_report(tmp_path / "one").read_text()
     assert "Nothing could be measured" in text
     assert "Difference in Omega" not in text
 
@@ -235,20 +229,19 @@ def test_what_is_damaged_is_named_with_the_remedy(run, tmp_path, name):
 
 MEASURE = """<script>
 addEventListener("load", () => {
-  const drawn = [...document.querySelectorAll("svg")].map(svg => {
-    const box = svg.getBoundingClientRect(), content = svg.getBBox();
-    const texts = [...svg.querySelectorAll("text")].map(text => text.getBoundingClientRect());
-    const outside = texts.filter(t => t.left < box.left - 2 || t.right > box.right + 2).length;
-    const shapes = svg.querySelectorAll("path, use, image, text").length;
-    return [svg.getAttribute("aria-label"), box.width, content.width, shapes, outside];
+  const shown = [...document.querySelectorAll("svg")].map(svg => {
+    const box = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll("text")];
+    const places = texts.map(text => text.getBoundingClientRect());
+    const inside = places.every(place => place.left > box.left - 2 && place.right < box.right + 2);
+    return inside && Math.min(box.width, svg.getBBox().width) > 100;
   });
-  document.body.textContent = JSON.stringify(drawn);
+  document.body.textContent = JSON.stringify(shown);
 });
 </script>"""
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
-def test_a_browser_shows_every_figure(run, tmp_path):
+def test_a_browser_shows_every_figure_with_its_texts(run, tmp_path):
     page = tmp_path / "measured.html"
     page.write_text(run[2] + MEASURE)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -256,12 +249,4 @@ def test_a_browser_shows_every_figure(run, tmp_path):
     command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "CONSOLE" not in shown.stderr
-    drawn = re.search(r"<body>(.*)</body>", shown.stdout, re.DOTALL)[1]
-    drawn = json.loads(drawn.replace("&lt;", "<").replace("&gt;", ">"))
-    assert len(drawn) == FIGURES
-    for label, width, content, shapes, outside in drawn:
-        assert label
-        assert np.isfinite([width, content]).all()
-        assert min(width, content) > 100, label
-        assert shapes > 10, label
-        assert outside == 0, label
+    assert f"<body>{json.dumps([True] * FIGURES, separators=(',', ':'))}</body>" in shown.stdout
