@@ -72,7 +72,10 @@ def test_every_point_is_on_the_simplex_and_comes_back(point):
     weights = to_weights(np.array(point))
     assert weights.min() >= 0
     assert np.isclose(weights.sum(), 1)
-    np.testing.assert_allclose(to_weights(to_point(weights)), weights, atol=1e-9)
+    again = to_point(weights)
+    assert again.min() >= 0
+    assert again.max() <= 1
+    np.testing.assert_allclose(to_weights(again), weights, atol=1e-9)
 
 
 def test_open_members_are_uniform_on_their_simplex():

@@ -79,7 +79,7 @@ def test_a_machines_labels_have_no_say_in_its_expected_figure(tables, fused):
 
 
 @given(system=tiny_systems())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_fusion_of_tiny_tables_never_warns_and_its_figures_are_strict_json(system):
     """Warnings are errors in tests."""
     fusion = fuse(*system)

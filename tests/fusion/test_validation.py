@@ -91,3 +91,4 @@ def test_one_machine_tests_nothing():
     assert found.strength("greedy") == ("greedy", "strong")
     of_two = estimates(machines=MACHINES[:2], uniform=(50, 50), single=(70, 70))
     assert (of_two.choose(), of_two.choose(frozenset(["fan"]))) == (SINGLE, UNIFORM)
+    assert of_two.gain(UNIFORM) == (pytest.approx(-20), pytest.approx(0, abs=1e-9))
