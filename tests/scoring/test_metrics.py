@@ -82,7 +82,7 @@ def test_official_metrics_follow_the_task_description(table):
         assert [values.auc_source, values.auc_target, values.pauc, values.hmean] == pytest.approx(expected)
     assert found.omega == pytest.approx(harmonic(np.ravel([*cells.values()])))
     telling = {machine for (machine, _), values in cells.items() if not np.isnan(values[2])}
-    assert set(bootstrap.LabelledCells.from_table(table).measurable().machines) == telling
+    assert set(LabelledCells.from_table(table).measurable().machines) == telling
 
 
 def test_published_values_of_tables_made_elsewhere():
@@ -134,7 +134,7 @@ def test_absent_values_have_no_interval_perfect_ones_no_width_and_the_seed_decid
     assert found.omega[0] < measured["omega"] < found.omega[1]
     assert found == bootstrap_intervals(table, 100) != bootstrap_intervals(table, 100, seed=1)
     monkeypatch.setattr(bootstrap, "BLOCK", 25 * 3 * 48)
-    cells, rng = bootstrap.LabelledCells.from_table(table), np.random.default_rng(0)
+    cells, rng = LabelledCells.from_table(table), np.random.default_rng(0)
     assert bootstrap.replicated_cells(cells, table["score"].to_numpy()[None], 60, rng).shape == (1, 60, 3, 2)
 
 
