@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("scoring", "fusion", "branches", "cluster", "orchestrator")
 LINES = 400
+SLOW = ("ray", "mlflow", "sklearn", "scipy.stats", "hyperopt")
 FORBIDDEN = {
     "scoring": {"torch", "ray", "mlflow", "fusion", "branches", "cluster", "orchestrator"},
     "fusion": {"torch", "mlflow", "branches", "cluster", "orchestrator"},
@@ -51,10 +52,7 @@ def statements(tree):
 def test_no_import_runs_backwards(package):
     for path in (ROOT / package).rglob("*.py"):
         assert not packages(path) & FORBIDDEN[package], path
-
-
-def test_one_file_of_fusion_knows_ray():
-    assert [p.name for p in (ROOT / "fusion").glob("*.py") if "ray" in packages(p)] == ["on_ray.py"]
+    assert [path.name for path in (ROOT / "fusion").glob("*.py") if "ray" in packages(path)] == ["on_ray.py"]
 
 
 def test_there_is_no_circle_between_files():
@@ -68,12 +66,9 @@ def test_there_is_no_circle_between_files():
         pytest.fail(" → ".join(error.args[1]))
 
 
-def test_a_file_is_read_in_one_sitting():
-    assert not {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > LINES}
-
-
-def test_a_files_name_says_which_it_is():
+def test_a_file_is_read_in_one_sitting_and_its_name_says_which_it_is():
     """Packages may be called alike, and commands after what they are for."""
+    assert not {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > LINES}
     names = [path.name for name, path in modules().items() if not name.startswith("orchestrator.commands.")]
     assert not {name for name in names if names.count(name) > 1} - {"__init__.py"}
 
@@ -92,10 +87,7 @@ def test_a_wheel_holds_every_file():
     ("module", "absent"),
     [
         ("orchestrator.cli, orchestrator.doctor", ["torch", "ray", "mlflow", "numpy"]),
-        (
-            "scoring.banks, fusion.search, orchestrator.overview, orchestrator.submission.check",
-            ["torch", "ray", "mlflow", "sklearn", "scipy.stats", "hyperopt"],
-        ),
+        ("scoring.banks, fusion.search, orchestrator.overview, orchestrator.submission.check", ["torch", *SLOW]),
         ("orchestrator.model.recordings", ["torch._dynamo", "scipy.signal", "mlflow", "ray"]),
         ("orchestrator.run, orchestrator.preflight", ["torch", "ray", "matplotlib", "scipy.stats", "hyperopt"]),
         ("branches.audio, branches.data.importing", ["torch", "scipy.stats"]),

@@ -32,21 +32,15 @@ def test_links_lead_somewhere_and_files_that_are_named_exist(page):
 def test_every_system_file_shown_can_be_loaded(tmp_path):
     shown = [block for page in PAGES for block in blocks(page, "yaml") if "subsystems:" in block]
     assert len(shown) >= 3
-    for i, text in enumerate(shown):
-        path = tmp_path / f"{i}.yaml"
-        path.write_text(text)
-        (system,) = load_systems([str(path)], backbone=None)
-        assert system.subsystems
+    for text in shown:
+        (tmp_path / "system.yaml").write_text(text)
+        assert load_systems([str(tmp_path / "system.yaml")], backbone=None)[0].subsystems
 
 
-def test_the_examples_of_extending_run():
-    before = dict(METHODS)
+def test_the_examples_of_extending_run(monkeypatch):
+    monkeypatch.setitem(METHODS, "better_half", None)  # an example's, which goes again
     names: dict[str, object] = {"__name__": "extending"}
-    try:
-        for block in blocks(ROOT / "docs" / "extending.md", "python"):
-            exec(compile(block, "docs/extending.md", "exec"), names)
-        found = METHODS["better_half"].search(configurations_of(labelled(make_pool()), TREE), parts_of(TREE), rng())
-        assert found[""].sum() == pytest.approx(1)
-    finally:
-        METHODS.clear()
-        METHODS.update(before)
+    for block in blocks(ROOT / "docs" / "extending.md", "python"):
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    found = METHODS["better_half"].search(configurations_of(labelled(make_pool()), TREE), parts_of(TREE), rng())
+    assert found[""].sum() == pytest.approx(1)

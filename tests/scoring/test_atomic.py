@@ -2,13 +2,12 @@
 
 import os
 import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from scoring.atomic import atomic, atomic_folder
+from scoring.errors import PLACE_ERRNOS, place_error
 
 
 def write_file(path, text, then=lambda: None):
@@ -40,67 +39,68 @@ def test_the_old_one_stays_until_the_block_ends_without_an_error(tmp_path, write
         write(path, "half", then=(tmp_path / "absent").read_text)
     assert texts(tmp_path) == {"old"}
     write(path, "new", then=lambda: seen.append(texts(path)))
-    assert seen == [{"old"}]
-    assert texts(path) == {"new"}
-    assert list(tmp_path.iterdir()) == [path]
+    assert (seen, texts(path), list(tmp_path.iterdir())) == ([{"old"}], {"new"}, [path])
 
 
 @both
 def test_writers_at_once_leave_the_whole_of_one_of_them(tmp_path, write):
     with ThreadPoolExecutor(8) as writers:
         list(writers.map(lambda number: write(tmp_path / "result", str(number)), range(100)))
-    assert len(texts(tmp_path)) == 1
-    assert list(tmp_path.iterdir()) == [tmp_path / "result"]
+    assert (len(texts(tmp_path)), list(tmp_path.iterdir())) == (1, [tmp_path / "result"])
 
 
-def test_a_folder_that_another_writer_has_put_there_meanwhile_is_replaced_as_well(tmp_path, monkeypatch):
-    path, rename = tmp_path / "model", os.replace
+def before_each_rename(act, monkeypatch):
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (act(*paths), rename(*paths)))
+
+
+def test_a_folder_that_another_writer_has_meanwhile_put_there_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "model"
     write_folder(path, "old")
 
-    def rename_and_disturb(source, target):
-        rename(source, target)
-        if source == path:
+    def disturb(source, target):
+        if target == path:
             monkeypatch.undo()
             write_folder(path, "other")
 
-    monkeypatch.setattr(os, "replace", rename_and_disturb)
+    before_each_rename(disturb, monkeypatch)
     write_folder(path, "new")
     assert texts(tmp_path) == {"new"}
 
 
-def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    path, rename = tmp_path / "model", os.replace
+def test_the_old_folder_is_whole_at_every_rename_and_comes_back_if_the_new_one_is_refused(tmp_path, monkeypatch):
+    """So a kill at any of them loses nothing."""
+    path, whole = tmp_path / "model", []
     write_folder(path, "old")
 
-    def refused(source, target):
+    def refuse(source, target):
+        whole.append({"old"} in [texts(folder) for folder in tmp_path.iterdir()])
         if "new" in texts(source):
             raise PermissionError(target)
-        rename(source, target)
 
-    monkeypatch.setattr(os, "replace", refused)
+    before_each_rename(refuse, monkeypatch)
     with pytest.raises(PermissionError):
         write_folder(path, "new")
+    assert whole == [True, True, True]
     assert texts(tmp_path) == texts(path) == {"old"}
 
 
 @both
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch, write):
-    calls = []  # with inodes, which do not change with the name
+    """By inodes, which do not change with the name."""
+    path, calls = tmp_path / "result", []
+    for call in (os.fsync, os.replace):
 
-    def note(name, call):
-        def noted(what, *more):
-            calls.append((name, os.stat(what).st_ino))
+        def noted(what, *more, call=call):
+            calls.append((call, os.stat(what).st_ino))
             call(what, *more)
 
-        monkeypatch.setattr(os, name, noted)
-
-    note("fsync", os.fsync)
-    note("replace", os.replace)
-    write(tmp_path / "result", "new")
-    parts = {path.stat().st_ino for path in [tmp_path / "result", *(tmp_path / "result").rglob("*")]}
-    at = calls.index(("replace", (tmp_path / "result").stat().st_ino))
-    assert set(calls[:at]) == {("fsync", inode) for inode in parts}
-    assert calls[at + 1 :] == [("fsync", tmp_path.stat().st_ino)]
+        monkeypatch.setattr(os, call.__name__, noted)
+    write(path, "new")
+    monkeypatch.undo()
+    at = calls.index((os.replace, path.stat().st_ino))
+    assert set(calls[:at]) == {(os.fsync, part.stat().st_ino) for part in [path, *path.rglob("*")]}
+    assert calls[at + 1 :] == [(os.fsync, tmp_path.stat().st_ino)]
 
 
 def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
@@ -113,30 +113,9 @@ def test_a_file_system_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
     assert texts(tmp_path) == {"new"}
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from scoring.atomic import atomic_folder
-
-rename, left = os.replace, int(sys.argv[2])
-
-def killed(*paths):
-    global left
-    left -= 1
-    rename(*paths) if left >= 0 else os.kill(os.getpid(), signal.SIGKILL)
-
-os.replace = killed
-with atomic_folder(Path(sys.argv[1])) as new:
-    (new / "a").write_text("new")
-"""
-
-
-@pytest.mark.parametrize("renames", [0, 1])
-def test_a_kill_at_any_rename_loses_no_folder(tmp_path, renames):
-    path = tmp_path / "model"
-    write_folder(path, "old")
-    assert subprocess.run([sys.executable, "-c", KILLED, path, str(renames)], check=False).returncode == -9
-    assert {"old"} in [texts(folder) for folder in tmp_path.iterdir()]
-    assert path.exists() == (renames == 0)
-    write_folder(path, "again")
-    assert texts(path) == {"again"}
+def test_a_place_that_refuses_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(OSError, match="directory") as raised:
+        tmp_path.write_text("")
+    assert raised.value.errno in PLACE_ERRNOS
+    assert place_error(raised.value) == f"{tmp_path}: Is a directory; make room, or give another path"
+    assert place_error(OSError("2 of 5 written")) == "2 of 5 written; make room, or give another path"

@@ -1,7 +1,6 @@
-"""Score tables of other tools and teams."""
+"""Score tables of other tools and teams; labels that come later: shown, and kept from every file and search."""
 
-import io
-
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from scoring.elsewhere import read_scores, table_path, table_sha256, tables_in
 from scoring.errors import InputError
 from scoring.ground_truth import read_ground_truth
-from scoring.table import SCHEMA
+from scoring.table import SCHEMA, conform, is_report_only, metadata_of, write_table
 from tests.tables import make_table
 
 ROWS = {
@@ -28,29 +27,30 @@ def submitted(folder, name=CHALLENGE, prefix=""):
     return folder / name
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix"),
-    [
-        (CHALLENGE, ""),
-        ("anomaly_score_DCASE2023T2ToyCar_section_01_test_seed13711_id_Eval.csv", "./dev/ToyCar/test/"),
-        ("anomaly_score_ToyCar_id_01.csv", "dev\\ToyCar\\test\\"),
-    ],
-)
+@pytest.mark.parametrize("name", [CHALLENGE, "anomaly_score_DCASE2023T2ToyCar_section_01_test_seed1_id_Eval.csv"])
+@pytest.mark.parametrize("prefix", ["", "./dev/ToyCar/test/", "dev\\ToyCar\\test\\"])
 def test_the_challenges_files_and_the_baselines(tmp_path, name, prefix):
-    table = read_scores(submitted(tmp_path, name, prefix))
-    assert dict(zip(table["clip"].to_pylist(), table["score"].to_pylist(), strict=True)) == ROWS
-    assert {(row["machine"], row["section"], row["split"]) for row in table.to_pylist()} == {("ToyCar", 1, "test")}
-    labels = [(row["domain"], row["condition"]) for row in table.to_pylist()]
+    rows = read_scores(submitted(tmp_path, name, prefix)).to_pylist()
+    assert {row["clip"]: row["score"] for row in rows} == ROWS
+    assert {(row["machine"], row["section"], row["split"]) for row in rows} == {("ToyCar", 1, "test")}
+    labels = [(row["domain"], row["condition"]) for row in rows]
     assert labels == [(None, None), ("source", "normal"), ("target", "anomaly")]
-    assert read_scores(tmp_path).equals(table)
+    assert read_scores(tmp_path).to_pylist() == rows
 
 
-def test_a_folder_is_one_table_of_many_files_and_has_one_checksum(tmp_path):
+def test_tables_are_found_by_name_and_a_folder_of_many_files_is_one_with_one_checksum(tmp_path):
     team = tmp_path / "team"
     submitted(team)
-    fan = submitted(team, "anomaly_score_fan_section_00_test.csv")
+    fan = submitted(team, "anomaly_score_fan_id_00.csv")
     (team / "decision_result_fan_section_00_test.csv").write_text("x,1\n")
     assert set(read_scores(team)["machine"].to_pylist()) == {"ToyCar", "fan"}
+    for name in ("ours.parquet", "mine.CSV", "ours.csv", "notes.txt", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(tables_in(tmp_path)) == ["mine", "ours", "team"]
+    assert tables_in(team) == {"team": team}
+    for name, file in (("ours", "ours.parquet"), ("team", "team"), ("lost", "lost.parquet")):
+        assert table_path(tmp_path, name) == tmp_path / file
     checksums = [table_sha256(team)]
     fan.rename(team / "anomaly_score_pump_section_00_test.csv")
     checksums.append(table_sha256(team))
@@ -58,96 +58,154 @@ def test_a_folder_is_one_table_of_many_files_and_has_one_checksum(tmp_path):
     assert len({*checksums, table_sha256(team)}) == 3
 
 
-def test_tables_are_found_by_name(tmp_path):
-    submitted(tmp_path / "team")
-    for name in ("ours.parquet", "mine.CSV", "ours.csv", "notes.txt", "empty/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list(tables_in(tmp_path)) == ["mine", "ours", "team"]
-    assert tables_in(tmp_path / "team") == {"team": tmp_path / "team"}
-    for name, file in (("ours", "ours.parquet"), ("team", "team"), ("lost", "lost.parquet")):
-        assert table_path(tmp_path, name) == tmp_path / file
-
-
-def test_plain_csv_has_what_the_table_has(tmp_path):
-    table = make_table(labelled=False)
-    for absent in ("", "None", "null", "nan", "NaN"):
-        pyarrow.csv.write_csv(table, tmp_path / "t.csv")
-        text = (tmp_path / "t.csv").read_text().replace(",,,", f",{absent},{absent},")
-        (tmp_path / "t.csv").write_text(text)
-        assert read_scores(tmp_path / "t.csv").equals(table)
-
-
-def test_a_table_of_pandas_is_read(tmp_path):
+def test_csv_and_what_pandas_writes_have_what_the_table_has(tmp_path):
     """With pandas' index, 32-bit scores and categories."""
-    pd = pytest.importorskip("pandas")
+    table, path, pd = make_table(labelled=False), tmp_path / "t.csv", pytest.importorskip("pandas")
+    for absent in ("", "None", "null", "nan", "NaN"):
+        pyarrow.csv.write_csv(table, path)
+        path.write_text(path.read_text().replace(",,,", f",{absent},{absent},"))
+        assert read_scores(path).equals(table)
     frame = pd.DataFrame({"machine": "fan", "file": "x", "clip": list(ROWS), "score": list(ROWS.values())})
     frame = frame.astype({"machine": "category", "score": "float32"})
     frame.to_parquet(tmp_path / "t.parquet")
-    frame.to_csv(tmp_path / "t.csv")
-    for name in ("t.parquet", "t.csv"):
-        table = read_scores(tmp_path / name)
+    frame.to_csv(path)
+    for table in (read_scores(tmp_path / "t.parquet"), read_scores(path)):
         assert table.schema.equals(SCHEMA)
         assert sorted(table["score"].to_pylist()) == pytest.approx(sorted(ROWS.values()))
+
+
+CELLS = [(condition, domain) for domain in ("source", "target") for condition in ("normal", "anomaly")]
+FULL = [f"section_00_{domain}_test_{condition}_{i:04d}_spd_1.wav" for i, (condition, domain) in enumerate(CELLS)]
+HIDDEN = [f"section_00_{i:04d}.wav" for i in range(4)]
+TRUTH, LIST = "ground_truth_fan_section_00_test.csv", "eval_data_list.csv"
+
+
+def scored(names, machine="fan", split="test"):
+    columns = {"machine": [machine] * len(names), "clip": names, "split": [split] * len(names)}
+    return conform(pa.table({**columns, "score": [0.0] * len(names)}))
+
+
+def write(root, kind, values):
+    path = root / "evaluator" / kind / TRUTH
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(HIDDEN, values, strict=True)
+    path.write_text("".join(f"{clip},{value}\n" for clip, value in rows), encoding="utf-8-sig")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The evaluator's folders, a level below the one that is given."""
+    write(tmp_path, "ground_truth_data", [0, 1, 0, 1])
+    write(tmp_path, "ground_truth_domain", ["0.0", "0.0", "1.0", "1.0"])
+    write(tmp_path, "ground_truth_attributes", [name.removesuffix(".wav") for name in FULL])
+    return tmp_path
+
+
+def labels(folder, *tables):
+    """Condition and domain of each split's clips by the ground truth in a folder."""
+    rows = read_ground_truth(folder).revealed(conform(pa.concat_tables(tables))).to_pylist()
+    return {(row["split"], row["clip"]): (row["condition"], row["domain"]) for row in rows}
+
+
+def test_test_clips_get_their_labels_by_both_names_and_their_domains_by_the_full_ones_or_not_at_all(folder):
+    train = scored(HIDDEN[-2:], split="train")
+    for names in (HIDDEN, FULL):
+        expected = {("test", clip): cell for clip, cell in zip(names, CELLS, strict=True)}
+        expected |= {("train", clip): (None, None) for clip in HIDDEN[-2:]}
+        assert labels(folder, scored(names), scored(names, "pump"), train) == expected
+    (folder / "evaluator" / "ground_truth_domain" / TRUTH).unlink()
+    assert [*labels(folder, scored(HIDDEN)).values()] == CELLS
+    (folder / "evaluator" / "ground_truth_attributes" / TRUTH).unlink()
+    assert [*labels(folder, scored(HIDDEN)).values()] == [(condition, None) for condition, _ in CELLS]
+
+
+def test_the_list_of_2020_is_read(tmp_path):
+    names = ["id_01_00000000.wav", "id_01_00000001.wav"]
+    (tmp_path / LIST).write_text(f"fan\n{names[0]},normal_{names[0]},0\n{names[1]},anomaly_{names[1]},1\n")
+    assert [*labels(tmp_path, scored(names)).values()] == [("normal", "source"), ("anomaly", "source")]
+
+
+def test_no_file_takes_these_labels_and_those_that_changed_are_told(folder, tmp_path, caplog):
+    write(folder, "ground_truth_data", [0, 0, 0, 0])
+    revealed = read_ground_truth(folder).revealed(scored(FULL).replace_schema_metadata({"branch_id": "abc"}))
+    assert set(revealed["condition"].to_pylist()) == {"normal"}
+    assert "labels of 2 clips differ from the table's" in caplog.text
+    assert (is_report_only(revealed), metadata_of(revealed)["branch_id"]) == (True, "abc")
+    with pytest.raises(ValueError, match="not written"):
+        write_table(revealed, tmp_path / "x.parquet")
+
+
+def test_missing_clips_and_two_years_at_once_are_errors(folder):
+    with pytest.raises(InputError, match=r"section 0: 1 clips of the ground truth have no score, section_00_0003.wav"):
+        labels(folder, scored(HIDDEN[:-1]))
+    with pytest.raises(InputError, match=r"no ground truth for fan/section_00_9999.wav"):
+        labels(folder, scored([*HIDDEN, "section_00_9999.wav"]))
+    with pytest.raises(InputError, match="ground truth of fan section 00; the table has none"):
+        labels(folder, scored(HIDDEN, "pump"))
+    submitted(folder / "z_of_another_year", TRUTH)
+    with pytest.raises(InputError, match=f"year/{TRUTH}: the same machine and section as .*evaluator"):
+        read_ground_truth(folder)
+
+
+def read(path):
+    """The rows of a score table or the labels of a ground truth, whichever the name says."""
+    if path.name.startswith(("ground_truth", "eval")):
+        return read_ground_truth(path.parent).labels
+    return read_scores(path).to_pylist()
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (CHALLENGE, "filename,score\nx.wav,1\n", "without a header"),
-        (CHALLENGE, "x.wav,1,2\n", "rows must be `clip,score`"),
-        ("t.csv", "clip,score\nx.wav,1\n", "no column machine"),
-        ("t.csv", "machine,clip,score\nfan,x.wav,high\n", "a header must name the columns"),
-        ("t.csv", "", "a header must name the columns"),
-        ("t.parquet", "PAR1 and nothing more", "not a readable Parquet file"),
+        (CHALLENGE, b"filename,score\nx.wav,1\n", "without a header"),
+        (CHALLENGE, b"x.wav,1,2\n", "rows must be `clip,score`"),
+        ("t.csv", b"clip,score\nx.wav,1\n", "no column machine"),
+        ("t.csv", b"machine,clip,score\nfan,x.wav,\n", "score has 1 missing values"),
+        ("t.csv", b"machine,clip,score\nfan,x.wav,high\n", "a header must name the columns"),
+        ("t.csv", b"", "a header must name the columns"),
+        ("t.parquet", b"PAR1 and nothing more", "not a readable Parquet file"),
         ("none.csv", None, "no such score table"),
         ("none.parquet", None, "no such score table"),
         (".", None, "no anomaly_score_"),
+        (TRUTH, b"a.wav,yes", "a.wav is 'yes'; 0 means normal, 1 means anomaly"),
+        (TRUTH, b"a.wav,1\nb.wav", "line 2 has 1 columns; it must be `clip,value`"),
+        (TRUTH, b"\xff", "cannot be read as CSV"),
+        (LIST, b"id_01_00000000.wav,normal_id_01_00000000.wav,0", "line 1 is neither a machine nor"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path, name, text, message):
+    with pytest.raises(InputError, match=f"{tmp_path}: no ground_truth_<machine>"):
+        read_ground_truth(tmp_path)
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text)
     with pytest.raises(InputError, match=f"{tmp_path / name}: .*{message}"):
-        read_scores(tmp_path / name)
+        read(tmp_path / name)
 
 
-def content(write):
-    buffer = io.BytesIO()
-    write(make_table(["fan"], 1, 2), buffer)
-    return buffer.getvalue()
+PARQUET = pa.BufferOutputStream()
+pq.write_table(make_table(["fan"], 1, 2), PARQUET)
+FILES = {
+    "t.parquet": PARQUET.getvalue().to_pybytes(),
+    "t.csv": b"machine,clip,split,score\nfan,a.wav,test,1\nfan,b.wav,train,2\n",
+    CHALLENGE: b"a.wav,1\nb.wav,2\n",
+    TRUTH: b"a.wav,0\nb.wav,1\n",
+    LIST: b"fan\nid_01_00000000.wav,normal_id_01_00000000.wav,0\n",
+}
 
 
-PARQUET, CSV = ("t.parquet", content(pq.write_table)), ("t.csv", content(pyarrow.csv.write_csv))
-FILES = [
-    PARQUET,
-    CSV,
-    (CHALLENGE, b"a.wav,1\nb.wav,2\n"),
-    ("ground_truth_fan_section_00_test.csv", b"a.wav,0\nb.wav,1\n"),
-    ("eval_data_list.csv", b"fan\nid_01_00000000.wav,normal_id_01_00000000.wav,0\n"),
-]
-
-
-def refusal(path):
-    """What is said of a file, or None if it has been read."""
-    try:
-        if path.name.startswith(("ground_truth", "eval")):
-            assert read_ground_truth(path.parent).labels
-        else:
-            assert read_scores(path).to_pylist()
-    except InputError as error:
-        return str(error)
-
-
-@given(st.sampled_from(FILES), st.integers(0, 9999), st.binary(max_size=9), st.booleans())
-@example(CSV, 0, "machine".encode("utf-16"), False)
-@example(PARQUET, PARQUET[1].index(b"normal"), b"\xff", False)
+@given(st.sampled_from([*FILES]), st.integers(0, 9999), st.binary(max_size=9), st.booleans())
+@example("t.csv", 1, b"\xff", False)  # in a column's name
+@example("t.parquet", FILES["t.parquet"].index(b"machine"), b"\xff", False)
+@example("t.parquet", FILES["t.parquet"].index(b"normal"), b"\xff", False)
 @settings(max_examples=120, deadline=None)
-def test_of_whatever_bytes_there_is_a_table_or_one_line_that_names_the_file(tmp_path_factory, file, at, put, cut):
-    """Of tables and of ground truth."""
-    path, whole = tmp_path_factory.mktemp("bytes") / file[0], file[1]
+def test_of_whatever_bytes_there_is_a_table_or_one_line_that_names_the_file(tmp_path_factory, name, at, put, cut):
+    path, whole = tmp_path_factory.mktemp("bytes") / name, FILES[name]
     at %= len(whole) + 1
     path.write_bytes(whole[:at] + put + (b"" if cut else whole[at + len(put) :]))
-    message = refusal(path) or str(path)
+    message = str(path)
+    try:
+        assert read(path)
+    except InputError as error:
+        message = str(error)
     assert str(path.parent) in message
     assert "\n" not in message

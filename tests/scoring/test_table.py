@@ -1,10 +1,15 @@
+"""The score table: its columns and what clips' names tell of them, its file, its calibration, and several joined."""
+
 import hashlib
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from scoring.calibration import transductive_normalisation
+from scoring.calibration import calibrate, recalibrate, transductive_normalisation
+from scoring.clip_names import ClipName, is_of_2020, parse_clip_name
 from scoring.errors import InputError
 from scoring.table import SCHEMA, conform, is_transductive, join, metadata_of, read_table, with_scores, write_table
 from tests.tables import make_table
@@ -14,37 +19,34 @@ def replaced(table, column, values):
     return table.set_column(table.schema.get_field_index(column), column, pa.array(values))
 
 
-def test_a_table_survives_the_file_whatever_the_order_of_its_rows(tmp_path):
-    table = make_table().replace_schema_metadata({"branch_id": "abc"})
-    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
-    checksums = [write_table(t, tmp_path / name) for t, name in ((table, "a"), (shuffled, "b"))]
-    assert set(checksums) == {hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()}
-    assert read_table(tmp_path / "b").equals(table)
-    assert metadata_of(read_table(tmp_path / "b")) == {"branch_id": "abc"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+WORDS = st.text("aZ09-", min_size=1)
+ATTRIBUTES = st.lists(st.tuples(WORDS, WORDS), max_size=3).map(tuple)
+SAID = [st.sampled_from([None, *words]) for words in (("source", "target"), ("train", "test"), ("normal", "anomaly"))]
 
 
-def test_a_file_is_replaced_as_a_whole_by_a_good_table_alone(tmp_path):
-    path = tmp_path / "t.parquet"
-    write_table(make_table(), path)
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="not a finite number"):
-        write_table(replaced(make_table(), "score", [np.nan] * make_table().num_rows), path)
-    with open(path, "rb") as reader:  # while a table is written in its place
-        write_table(make_table(seed=1), path)
-        assert reader.read() == before
-    assert path.read_bytes() != before
+@given(st.builds(ClipName, st.integers(0, 120), *SAID, ATTRIBUTES), st.integers(0, 99_999))
+def test_a_name_that_was_put_together_is_read(parts, number):
+    name = parts.file_name(number)
+    assert name.startswith(f"section_{parts.section:02d}_")
+    assert (parse_clip_name(name), is_of_2020(name)) == (parts, False)
+
+
+def test_what_the_years_wrote_otherwise_is_read_and_names_of_others_are_not():
+    odd = parse_clip_name("section_01_0003_spd_1_ambient.wav")
+    assert odd == (1, None, None, None, (("spd", "1"), ("", "ambient")))
+    for name, condition in (("normal_id_06_00000933.wav", "normal"), ("id_06_00000001.wav", None)):
+        assert (parse_clip_name(name), is_of_2020(name)) == ((6, "source", None, condition, ()), True)
+    for name in ("a.wav", "section_0_1.wav", "section_00_0001.flac", "id_01_0001.wav"):
+        assert (parse_clip_name(name), is_of_2020(name)) == (None, False)
 
 
 def test_columns_that_a_table_made_elsewhere_lacks_are_told_by_its_clips_names():
     names = ["section_01_source_test_normal_0000_spd_1.wav", "section_02_target_train_normal_0001.wav", "x.wav"]
-    own = pa.table(
-        {"clip": pa.array(names, pa.large_string()), "machine": ["fan"] * 3, "score": [1, 2, 3], "more": names}
-    )
+    clips = pa.array(names, pa.large_string())
+    own = pa.table({"clip": clips, "machine": ["fan"] * 3, "score": [1, 2, 3], "more": names})
     table = conform(own)
     assert table.schema.equals(SCHEMA)
-    rows = [tuple(row.values())[1:6] for row in table.to_pylist()]
-    assert sorted(rows) == [
+    assert [tuple(row.values())[1:6] for row in table.to_pylist()] == [
         (0, "x.wav", "test", None, None),
         (1, names[0], "test", "source", "normal"),
         (2, names[1], "train", "target", "normal"),
@@ -54,60 +56,101 @@ def test_columns_that_a_table_made_elsewhere_lacks_are_told_by_its_clips_names()
     assert (set(said["section"].to_pylist()), set(said["domain"].to_pylist())) == ({7}, {"target"})
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.drop_columns("score"), "no column score"),
-        (lambda t: replaced(t, "score", ["high"] * t.num_rows), "wrong type"),
-        (lambda t: replaced(t, "split", ["dev"] * t.num_rows), "split is 'dev'"),
-        (lambda t: replaced(t, "domain", ["here"] * t.num_rows), "domain is 'here'"),
-        (lambda t: replaced(t, "condition", ["bad"] * t.num_rows), "condition is 'bad'"),
-        (lambda t: replaced(t, "machine", [None] * t.num_rows), "machine has .* missing"),
-        (lambda t: replaced(t, "calibrated", [np.inf] * t.num_rows), "calibrated of .* not a finite"),
-        (lambda t: t.slice(0, 0), "no rows"),
-        (lambda t: pa.concat_tables([t, t.slice(3, 1)]), "more than once"),
-        (lambda t: t.append_column("score", t["calibrated"]), "column score appears twice"),
-    ],
-)
-def test_what_is_wrong_is_named(change, message):
-    with pytest.raises(InputError, match=f"^mine.parquet: .*{message}"):
-        conform(change(make_table()), "mine.parquet")
+def test_a_table_survives_the_file_whatever_the_order_of_its_rows(tmp_path):
+    table = make_table().replace_schema_metadata({"branch_id": "abc"})
+    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    checksums = [write_table(t, tmp_path / name) for t, name in ((table, "a"), (shuffled, "b"))]
+    assert set(checksums) == {hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()}
+    assert read_table(tmp_path / "b").equals(table)
+    assert metadata_of(read_table(tmp_path / "b")) == {"branch_id": "abc"}
+    with open(tmp_path / "b", "rb") as reader:  # while a table is written in its place
+        before = (tmp_path / "a").read_bytes()
+        with pytest.raises(InputError, match="not a finite number"):
+            write_table(replaced(table, "score", [np.nan] * table.num_rows), tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == before
+        write_table(make_table(seed=1), tmp_path / "b")
+        assert reader.read() == before != (tmp_path / "b").read_bytes()
 
 
-def test_join_is_by_key_and_hides_labels():
-    a, b = make_table(seed=1), make_table(seed=2)
-    shuffled = b.take(np.random.default_rng(0).permutation(b.num_rows))
+CLIPS = conform(pa.concat_tables([make_table(), make_table(["fan"], section=1, seed=1)]))
+SCORE, MACHINE, SECTION, SPLIT = (CLIPS[name].to_numpy() for name in ("score", "machine", "section", "split"))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_calibration_is_in_standard_deviations_of_the_training_clips_or_transductively_of_the_test_clips(split):
+    """Each machine and section by itself; what is known of a table stays with it."""
+    score, expected = SCORE * np.where(MACHINE == "fan", 1, 50) + 7, np.empty(len(SCORE))
+    for machine, section in (("fan", 0), ("fan", 1), ("pump", 0)):
+        group = (machine == MACHINE) & (section == SECTION)
+        reference = score[group & (split == SPLIT)]
+        expected[group] = (score[group] - np.mean(reference)) / np.std(reference, ddof=1)
+    table = transductive_normalisation(with_scores(CLIPS, score, None, {"branch_id": "abc"}))
+    assert table.schema.metadata == {b"branch_id": b"abc", b"transductive": b"true"}
+    found = calibrate(CLIPS, score) if split == "train" else table["calibrated"].to_numpy()
+    np.testing.assert_allclose(found, expected)
+
+
+def test_a_stored_calibration_that_does_not_follow_from_the_scores_is_named():
+    fresh = calibrate(CLIPS, SCORE)
+    nearly, edited = fresh + 1e-9, fresh + 1e-3 * (MACHINE == "pump")
+    for stored, stale in ((nearly, []), (edited, ["pump"]), (np.where(MACHINE == "pump", np.nan, 7), [])):
+        calibrated, named = recalibrate(with_scores(CLIPS, SCORE, stored, {}))
+        assert named == stale
+        np.testing.assert_array_equal(calibrated, fresh)
+
+
+def test_join_is_by_key_and_hides_labels_and_the_transductive_mark_stays_with_all_that_is_made(tmp_path):
+    clean, b = make_table(train=0, seed=1), make_table(train=0, seed=2)
+    a = clean.set_column(7, "calibrated", clean["score"])
+    marked = transductive_normalisation(b)
+    shuffled = marked.take(np.random.default_rng(0).permutation(b.num_rows))
     keys, values = join({"a": a, "b": shuffled}, "ab")
     assert keys.column_names == ["machine", "section", "split", "clip", "domain"]
-    np.testing.assert_array_equal(values, [a["calibrated"], b["calibrated"]])
+    np.testing.assert_array_equal(values, [a["calibrated"], marked["calibrated"]])
     np.testing.assert_array_equal(join({"a": a, "b": b}, "ba", "score")[1], [b["score"], a["score"]])
+    write_table(marked, tmp_path / "t.parquet")
+    other = with_scores(marked, b["score"].to_numpy(), None, {"more": "x"})
+    made = [b, marked, read_table(tmp_path / "t.parquet"), conform(marked), keys, other]
+    assert [is_transductive(table) for table in made] == [False] + [True] * 5
+    assert metadata_of(other) == {"more": "x", "transductive": "true"}
+
+
+TABLE, FIVE = make_table(), make_table(["fan"], train=5)
+FEW = FIVE["score"].to_numpy()
+
+
+def joined(b, names="ab"):
+    return join({"a": TABLE, "b": b}, names, agreeing=["domain"])
 
 
 @pytest.mark.parametrize(
-    ("b", "message"),
+    ("call", "message"),
     [
-        (make_table(["fan"]), "b has no machine pump, which a has"),
-        (make_table(["fan", "pump", "valve"]), "a has no machine valve, which b has"),
-        (make_table().slice(2), r"b lacks fan/test/.* and 1 more that a has"),
-        (conform(pa.concat_tables([make_table(), make_table(["fan"], section=1)])), "a lacks fan/.* and 35 more"),
-        (replaced(make_table(), "calibrated", pa.nulls(72, pa.float64())), "b: 72 rows have no calibrated score"),
-        (replaced(make_table(), "domain", ["source"] * 72), "domain of target_.* is target in a and source in b"),
+        (lambda: conform(TABLE.drop_columns("score"), "mine"), "^mine: no column score"),
+        (lambda: conform(replaced(TABLE, "score", ["high"] * 72), "mine"), "^mine: .*wrong type"),
+        (lambda: conform(replaced(TABLE, "split", ["dev"] * 72), "mine"), "^mine: split is 'dev'"),
+        (lambda: conform(replaced(TABLE, "domain", ["here"] * 72), "mine"), "^mine: domain is 'here'"),
+        (lambda: conform(replaced(TABLE, "condition", ["bad"] * 72), "mine"), "^mine: condition is 'bad'"),
+        (lambda: conform(replaced(TABLE, "machine", [None] * 72), "mine"), "^mine: .*machine has 72 missing"),
+        (lambda: conform(replaced(TABLE, "calibrated", [np.inf] * 72), "mine"), "^mine: calibrated of .* not a fin"),
+        (lambda: conform(TABLE.slice(0, 0), "mine"), "^mine: .*no rows"),
+        (lambda: conform(pa.concat_tables([TABLE, TABLE.slice(3, 1)]), "mine"), "^mine: .*more than once"),
+        (lambda: conform(TABLE.append_column("score", TABLE["score"]), "mine"), "^mine: column score appears twice"),
+        (lambda: calibrate(make_table(["fan"], train=0), np.zeros(24)), "machine fan section 0 has 0 training clips"),
+        (lambda: calibrate(make_table(["fan"], train=1), np.zeros(25)), "machine fan section 0 has 1 training clips"),
+        (lambda: calibrate(FIVE, FEW * 0 + 0.1), "all 5 training scores are equal"),
+        (lambda: calibrate(FIVE, FEW * 1e-200), r"vary by only .*; subtract an offset or multiply them"),
+        (lambda: calibrate(FIVE, FEW * 1e-3 + 1e12), r"vary by only .*; subtract an offset or multiply them"),
+        (lambda: transductive_normalisation(make_table(["fan"], per_cell=0)), "fan section 0 has 0 test clips"),
+        (lambda: joined(make_table(["fan"])), "b has no machine pump, which a has"),
+        (lambda: joined(make_table(["fan", "pump", "valve"])), "a has no machine valve, which b has"),
+        (lambda: joined(TABLE.slice(2)), r"b lacks fan/test/.* and 1 more that a has"),
+        (lambda: joined(pa.concat_tables([TABLE, make_table(["fan"], section=1)])), "a lacks fan/.* and 35 more"),
+        (lambda: joined(replaced(TABLE, "calibrated", pa.nulls(72, pa.float64()))), "b: 72 rows have no calibrated"),
+        (lambda: joined(replaced(TABLE, "domain", ["source"] * 72)), "of target_.* is target in a and source in b"),
+        (lambda: joined(TABLE, "abc"), "no score table for c"),
     ],
 )
-def test_tables_that_do_not_fit_are_named(b, message):
+def test_what_is_wrong_is_named(call, message):
     with pytest.raises(InputError, match=message):
-        join({"a": make_table(), "b": b}, "ab", agreeing=["domain"])
-    with pytest.raises(InputError, match="no score table for c"):
-        join({"a": make_table(), "b": b}, "abc")
-
-
-def test_the_transductive_mark_stays_with_all_that_is_made_from_a_table(tmp_path):
-    clean = make_table(train=0)
-    marked = transductive_normalisation(clean)
-    write_table(marked, tmp_path / "t.parquet")
-    keys, _ = join({"a": clean.set_column(7, "calibrated", clean["score"]), "b": marked}, "ab")
-    other = with_scores(marked, clean["score"].to_numpy(), None, {"more": "x"})
-    assert not is_transductive(clean)
-    for table in (marked, read_table(tmp_path / "t.parquet"), conform(marked), keys, other):
-        assert is_transductive(table)
-    assert metadata_of(other) == {"more": "x", "transductive": "true"}
+        call()
