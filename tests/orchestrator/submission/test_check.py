@@ -46,10 +46,10 @@ def put(*keys, to):
         content = inner = yaml.safe_load(text)
         for key in keys[:-1]:
             inner = inner[key]
-        inner[keys[-1]] = to(inner[keys[-1]]) if callable(to) else to
-        if to is None:
-            del inner[keys[-1]]
-        return yaml.safe_dump(content, allow_unicode=True)
+        value = inner.pop(keys[-1], None)
+        if to is not None:
+            inner[keys[-1]] = to(value) if callable(to) else to
+        return yaml.safe_dump(content)
 
     return edit(META, mutate)
 
@@ -73,8 +73,7 @@ def moved(*paths):
 # name → how to break it, the file that must be named, the cause that must be told
 BROKEN = {
     "a machine without tables": (
-        lambda t: [(t / ONE / name).unlink() for name in (SCORES, DECISIONS)],
-        DECISIONS, "missing; there are clips for it in .*data",
+        moved(f"{ONE}/{SCORES}", "1.pdf", f"{ONE}/{DECISIONS}", "2.pdf"), DECISIONS, "missing; there are clips .*data",
     ),
     "a machine's name misspelt": (
         moved(f"{ONE}/{SCORES}", f"{ONE}/{SCORES.replace('fan', 'Fan')}"),
@@ -92,7 +91,6 @@ BROKEN = {
         SCORES, r"row 1, 2, 3 and 17 more: must begin with a clip's bare name",
     ),
     "a header": (edit(SCORES, lambda s: "file,score\n" + s), SCORES, "row 1: must begin with .*no header"),
-    "three columns": (edit(SCORES, lambda s: s.replace("\n", ",1\n")), SCORES, "row 1, .*: must be `clip,value`"),
     "too large for a float": (edit(SCORES, lambda s: s.replace("\n", "e999\n")), SCORES, "row .*: must .* a finite"),
     "an empty table": (edit(SCORES, lambda s: ""), SCORES, "no usable rows"),
     "a probability as decision": (edit(DECISIONS, lambda s: s.replace(",1", ",.7")), DECISIONS, "row .*: the decision"),
@@ -109,10 +107,8 @@ BROKEN = {
     "no institute": (put("submission", "authors", 0, "affiliation", to=None), META, "affiliation: Field required"),
     "a placeholder": (put("submission", "authors", 0, "lastname", to="todo"), META, "authors.0.lastname: still to"),
     "a long abbreviation": (put("submission", "abbreviation", to="a" * 11), META, "abbreviation: .*at most 10"),
-    "results of no machine": (put(*DEV, to={}), META, "development_dataset: .*at least 1"),
     "a result too high": (put(*DEV, "pump", "auc_source", to=lambda v: v + 0.2), META, "auc_source: not .* instead of"),
     "a result too low": (put(*DEV, "pump", "pauc", to=lambda v: v - 0.2), META, "pump.pauc: not .* instead of"),
-    "a result beyond all floats": (put(*DEV, "fan", "pauc", to=10**400), META, "fan.pauc: not what the scores give"),
     "a result in words": (put(*DEV, "fan", "pauc", to="61 %"), META, "fan.pauc: not what the scores give: 61 % inst"),
     "a folder that is no label": (moved(TWO, f"{LABEL}_5"), f"{LABEL}_5", "is no label such as .* numbered 1 to 4"),
     "two teams": (copied("Li_SJTU_task2_3"), "Li_SJTU_task2_3", f"another team's label than {ONE}"),
@@ -132,20 +128,14 @@ def test_a_broken_package_is_told_with_file_and_cause(case, package, name):
     assert not any("\n" in error for error in errors)
 
 
-def test_a_valid_package_passes_as_folder_zip_and_single_system(case, package):
-    for path, data in ((case.folder, case.data), (case.folder, None), (zipped(package), case.data)):
-        assert check_package(path, data) == Findings(), path
-    alone = check_package(case.folder / "task2" / ONE, case.data)
-    assert alone == Findings(warnings=[f"{ONE}: no technical report (PDF) in it"])
-
-
 LEGAL = {
+    "what tutti makes": lambda t: None,
     "Windows line ends and empty lines at the end": edit(SCORES, lambda s: s.replace("\n", "\r\n") + "\n\n"),
     "quoted names in another order": edit(
-        SCORES, lambda s: "".join(f'"{row}'.replace(",", '", ') for row in s.splitlines(True)[::-1])
+        SCORES, lambda s: re.sub("(?m)^(.*),", r'"\1", ', "\n".join(s.split()[::-1]))
     ),
     "scores on another scale": edit(
-        SCORES, lambda s: re.sub(r",(.*)", lambda m: f",{1e6 * float(m[1]) - 5e5:+.17E}", s)
+        SCORES, lambda s: re.sub(",(.*)", lambda m: f",{1e6 * float(m[1]) - 5e5:+.17E}", s)
     ),
     "decisions as floats": edit(DECISIONS, lambda s: s.replace("\n", ".0\n")),
     "one system": lambda t: shutil.rmtree(t / TWO),
@@ -160,9 +150,10 @@ LEGAL = {
 
 
 @pytest.mark.parametrize("name", LEGAL)
-def test_what_other_teams_may_do_passes(case, package, name):
+def test_what_teams_may_do_passes_as_folder_and_zip(case, package, name):
     LEGAL[name](package / "task2")
-    assert check_package(package, case.data) == Findings()
+    for path, data in ((package, case.data), (package, None), (zipped(package), case.data)):
+        assert check_package(path, data) == Findings()
 
 
 def test_warnings_for_what_is_odd(case, package):
@@ -185,12 +176,10 @@ def test_warnings_for_what_is_odd(case, package):
 
 
 def test_the_command_prints_every_finding_and_exits_with_2(case, package):
-    names = ["too large for a float", "a probability as decision", "a result too high", "a placeholder"]
-    for name in names:
+    for name in ("too large for a float", "a probability as decision", "a result too high", "a placeholder"):
         BROKEN[name][0](package / "task2")
     found = check_package(package, case.data)
-    for name in names:
-        assert any(re.search(BROKEN[name][2], error) for error in found.errors), name
+    assert len(found.errors) >= 4
     check = ["submission", "check", package, "--data", case.data]
     printed, as_json = tutti_here(*check), tutti_here(*check, "--json")
     assert printed.exit_code == as_json.exit_code == 2
@@ -198,7 +187,7 @@ def test_the_command_prints_every_finding_and_exits_with_2(case, package):
     assert printed.stdout.splitlines() == lines
     assert f"Error: {package}: {len(found.errors)} errors, {len(found.warnings)} warnings" in printed.stderr
     assert json.loads(as_json.stdout) == asdict(found)
-    good = tutti_here("submission", "check", case.folder / "task2" / ONE)
+    good = tutti_here("submission", "check", case.folder / "task2" / ONE, "--data", case.data)  # a single system
     assert (good.exit_code, good.stdout) == (0, f"warning: {ONE}: no technical report (PDF) in it\n")
 
 
@@ -228,24 +217,23 @@ def test_without_a_data_set_tables_are_held_against_each_other(package):
     ]
 
 
-def test_damaged_zip_files(package, tmp_path):
+def test_damaged_zip_files_and_what_is_no_package_or_data_set(package, tmp_path):
     path = zipped(package)
     content = path.read_bytes()
     for spoilt in (content.replace(b".wav,", b".wow,", 1), content[: len(content) // 2]):
         path.write_bytes(spoilt)
         with pytest.raises(InputError, match=re.escape(f"{path}: cannot be read as a folder or zip file (")):
             check_package(path)
-    with pytest.raises(InputError, match="no such package"):
-        check_package(tmp_path / "nothing.zip")
-    with pytest.raises(InputError, match="not a data set"):
-        check_package(package, tmp_path)
+    for place, data, message in (
+        (tmp_path / "nothing.zip", None, "no such package"),
+        (package, tmp_path, "not a data set"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_package(place, data)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)),
-    st.sampled_from([SCORES, DECISIONS, META]),
-)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from([SCORES, DECISIONS, META]))
 def test_whatever_stands_in_a_file_is_a_finding_and_no_crash(case, package, content, name):
     system = package / "task2" / ONE
     whole = (case.folder / "task2" / ONE / name).read_bytes()

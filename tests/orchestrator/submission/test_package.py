@@ -1,6 +1,5 @@
 """From a run to the challenge's files and the package for it."""
 
-import csv
 import json
 import shutil
 import zipfile
@@ -21,10 +20,7 @@ from tests.commands import tutti_here
 from tests.orchestrator.package_case import AUTHORS, LABEL, clip_paths, fused_table, write_result
 from tests.tables import make_table
 
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.reader(file))
+FILES = [f"{kind}_{m}_section_00_test.csv" for kind in ("anomaly_score", "decision_result") for m in ("fan", "pump")]
 
 
 def test_scores_and_decisions_of_every_test_clip(tmp_path):
@@ -35,38 +31,34 @@ def test_scores_and_decisions_of_every_test_clip(tmp_path):
     score = [limits["fan", 0] if i == first else value for i, value in enumerate(table["score"].to_pylist())]
     table = table.set_column(table.schema.get_field_index("score"), "score", pa.array(score))
     write_submission(table, tmp_path)
-    kinds = ("anomaly_score", "decision_result")
-    names = sorted(f"{kind}_{machine}_section_00_test.csv" for kind in kinds for machine in ("fan", "pump"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     for machine in ("fan", "pump"):
         wanted = [r for r in table.to_pylist() if r["machine"] == machine and r["split"] == "test"]
-        scores = rows(tmp_path / f"anomaly_score_{machine}_section_00_test.csv")
+        scores, decisions = (
+            [line.split(",") for line in (tmp_path / name).read_text().splitlines()]
+            for name in FILES
+            if machine in name
+        )
         assert [(name, float(value)) for name, value in scores] == [(r["clip"], r["score"]) for r in wanted]
-        decisions = rows(tmp_path / f"decision_result_{machine}_section_00_test.csv")
         assert decisions == [[r["clip"], str(int(r["score"] > limits[machine, 0]))] for r in wanted]
         assert {decision for _, decision in decisions} == {"0", "1"}
 
 
-def test_the_folder_holds_the_machines_of_the_table(tmp_path):
-    """An earlier submission goes when the new one is there, not before; other files stay."""
+def test_an_earlier_submission_goes_when_the_new_one_is_there_and_not_before(tmp_path):
     table = make_table()
     write_submission(table, tmp_path)
     (tmp_path / "notes.csv").touch()
-    before = {path.name for path in tmp_path.iterdir()}
     fan = table.filter(pc.equal(table["machine"], "fan"))
     others = fan.set_column(0, "machine", [["gearbox"] * fan.num_rows])
     blocked = tmp_path / "decision_result_gearbox_section_00_test.csv"
     blocked.mkdir()
     with pytest.raises(IsADirectoryError):
         write_submission(others, tmp_path)
-    assert before < {path.name for path in tmp_path.iterdir()}
+    assert {*FILES, "notes.csv"} < {path.name for path in tmp_path.iterdir()}
     blocked.rmdir()
     write_submission(others, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"anomaly_score_gearbox_section_00_test.csv", blocked.name, "notes.csv"}
-
-
-FILES = [f"{kind}_{m}_section_00_test.csv" for kind in ("anomaly_score", "decision_result") for m in ("fan", "pump")]
 
 
 @pytest.fixture
@@ -81,14 +73,8 @@ def changed(run, system, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def form(run, text):
-    """The authors' file beside the package."""
-    (run / "package").mkdir(exist_ok=True)
-    (run / "package" / "authors.yaml").write_text(text)
-
-
-def meta_text(case, number):
-    return (case.folder / "task2" / f"{LABEL}_{number}" / f"{LABEL}_{number}.meta.yaml").read_text()
+def copied_system(run, name):
+    shutil.copytree(run / "systems" / "s1", run / "systems" / name)
 
 
 def test_the_zip_file_holds_what_is_in_the_folder_in_the_order_of_the_systems(case, tmp_path):
@@ -98,15 +84,15 @@ def test_the_zip_file_holds_what_is_in_the_folder_in_the_order_of_the_systems(ca
         content = {name: archive.read(name) for name in archive.namelist()}
     expected = [f"task2/{LABEL}_{n}/{name}" for n in (1, 2) for name in (f"{LABEL}_{n}.meta.yaml", *FILES)]
     assert sorted(content) == sorted(expected)
-    for name, text in content.items():
-        assert text == (made.with_suffix("") / name).read_bytes()
+    assert {name: (made.with_suffix("") / name).read_bytes() for name in content} == content
     for one, two in ((1, 2), (2, 1)):
         of_case = case.folder / "task2" / f"{LABEL}_{two}" / FILES[0]
         assert content[f"task2/{LABEL}_{one}/{FILES[0]}"] == of_case.read_bytes()
 
 
 def test_the_meta_file_says_what_the_run_says(case):
-    one, two = (yaml.safe_load(meta_text(case, number)) for number in (1, 2))
+    texts = [path.read_text() for path in sorted(case.folder.rglob("*.meta.yaml"))]
+    one, two = map(yaml.safe_load, texts)
     assert one["submission"].items() >= {"label": f"{LABEL}_1", "authors": AUTHORS["authors"]}.items()
     assert one["system"]["complexity"] == {"total_parameters": 90_000_000, "MACS": "45 G"}
     assert two["system"]["complexity"] == {"total_parameters": 900_000_000, "MACS": "450 G"}
@@ -120,14 +106,14 @@ def test_the_meta_file_says_what_the_run_says(case):
     assert two["system"]["description"].items() >= {**ensemble, "ensemble_method_subsystem_count": 10}.items()
     assert "arcface, lora fine-tuning" in two["system"]["description"]["machine_learning_method"]
     assert [d["name"] for d in one["system"]["external_datasets"]] == ["AudioSet"]
-    (resource,) = one["system"]["external_resources"]
-    assert (resource["file"], resource["sha256"]) == ("BEATs_iter3.pt", "8d1b2340")
+    resources = [(resource["file"], resource["sha256"]) for resource in one["system"]["external_resources"]]
+    assert resources == [("BEATs_iter3.pt", "8d1b2340")]
     metrics = official_metrics(read_table(case.run / "systems" / "s1" / "fused.parquet"))
     for machine, cells in one["results"]["development_dataset"].items():
-        for cell in ("auc_source", "auc_target", "pauc"):
-            assert cells[cell] == pytest.approx(getattr(metrics.machines[machine], cell), abs=0.005)
+        expected = {cell: getattr(metrics.machines[machine], cell) for cell in ("auc_source", "auc_target", "pauc")}
+        assert cells.items() >= {cell: round(value, 2) for cell, value in expected.items()}.items()
     omega = f"{round(metrics.omega, 2)}; on machines without a say in the weights unknown."
-    assert f"# Omega of the results below {omega}\n" in meta_text(case, 1)
+    assert f"# Omega of the results below {omega}\n" in texts[0]
 
 
 def test_configurations_without_weight_and_shared_networks_do_not_count(run):
@@ -153,19 +139,19 @@ def test_configurations_without_weight_and_shared_networks_do_not_count(run):
     assert "/home" not in text
 
 
-def test_from_the_form_to_a_package_that_passes(run):
+def test_from_the_form_to_a_package_that_passes(run, tmp_path):
     """As on the evening before the deadline: make, fill in, put the report there, make again, check."""
     made = tutti_here("submission", "make", run)
     assert made.exit_code == 0, made.stderr
-    assert "authors.0.lastname: still to be filled in" in made.stderr
-    assert "submission.label: still to be filled in" in made.stderr
+    for key in ("authors.0.lastname", "submission.label"):
+        assert f"{key}: still to be filled in" in made.stderr
     form = run / "package" / "authors.yaml"
     assert made.stderr.endswith(f"next: fill in {form} and run this again\n")
     assert tutti_here("submission", "check", made.stdout.strip()).exit_code == 2
     filled = {**AUTHORS, "label": LABEL, "systems": {"s1": {"name": "One", "abbreviation": "1"}}}
     form.write_text(yaml.safe_dump(filled))
     for name in "xy":
-        shutil.copytree(run / "systems" / "s2", run / "systems" / name)
+        copied_system(run, name)
     again = tutti_here("submission", "make", run, "s1", "s2", "x", "y")
     assert f"to do: {LABEL}.zip: no technical report (PDF) in it\n" in again.stderr
     assert "next: fill in" not in again.stderr
@@ -179,7 +165,10 @@ def test_from_the_form_to_a_package_that_passes(run):
     assert systems == {f"{LABEL}_1", f"{LABEL}.technical_report.pdf"}  # nothing is left of the others
     assert meta["submission"]["name"] == "One"
     assert tutti_here("submission", "check", package).exit_code == 0
-    assert make_package(run, ["s1"], label="Li_SJTU_task2").name == "Li_SJTU_task2.zip"
+    mine = form.rename(tmp_path / "mine.yaml")
+    form.write_text("authors: [")
+    elsewhere = tutti_here("submission", "make", run, "--label", "Li_SJTU_task2", "--meta", mine)
+    assert elsewhere.stdout == f"{run / 'package' / 'Li_SJTU_task2.zip'}\n", elsewhere.stderr
 
 
 def test_without_known_labels_results_are_still_to_be_filled_in(run):
@@ -190,44 +179,39 @@ def test_without_known_labels_results_are_still_to_be_filled_in(run):
     assert any("results.development_dataset: Dictionary should have at least 1" in error for error in errors)
 
 
-def changing(system, **values):
-    return lambda run: changed(run, system, **values)
-
-
 def of_training_alone(run):
     write_result(run, "demo", fused_table(clip_paths("fan", True)[:12], 0), metrics=False)
 
 
+def s1(**values):
+    return lambda run: changed(run, "s1", **values)
+
+
+def form(text):
+    return lambda run: (run / "package" / "authors.yaml").write_text(text)
+
+
 @pytest.mark.parametrize(
-    ("spoil", "systems", "label", "message"),
+    ("spoil", "options", "message"),
     [
-        (lambda run: shutil.rmtree(run / "systems"), (), LABEL, "no results in it"),
-        (lambda run: None, ("s3",), LABEL, "no result of system 's3'; there are s1, s2"),
-        (lambda run: (run / "systems/s1/fused.parquet").write_bytes(b"x"), (), LABEL, "s1/fused.parquet: damaged"),
-        (lambda run: (run / "systems/s1/result.json").write_text("{"), (), LABEL, "result.json: no result of a fusion"),
-        (changing("s1", spec={"name": "s1"}), (), LABEL, "result of s1: made by another version of tutti"),
-        (changing("s1", transductive=True), (), LABEL, "statistics of test clips, which the challenge forbids"),
-        (changing("s1", dataset="e" * 64), (), LABEL, r"different data sets: s1 \(eeeeeeee\), s2 \(dddddddd\)"),
-        (lambda run: None, (), "Jiang THU", "'Jiang THU' is no label such as Jiang_THU_task2"),
-        (lambda run: None, (), "../x_y_task2", "is no label"),
-        (lambda run: form(run, "authors: ["), (), LABEL, "authors.yaml: not YAML"),
-        (lambda run: form(run, "{abstract: x, authors: [{}], colour: red}"), (), LABEL, "yaml: colour: unknown key"),
-        (
-            lambda run: [shutil.copytree(run / "systems/s1", run / f"systems/x{i}") for i in range(3)],
-            (), LABEL, "5 systems, the challenge takes 4",
-        ),
-        (of_training_alone, ("demo",), LABEL, "systems/demo: the data have no test clips, so there is nothing to"),
+        (lambda run: shutil.rmtree(run / "systems"), {}, "no results in it"),
+        (lambda run: None, {"systems": ["s3"]}, "no result of system 's3'; there are s1, s2"),
+        (lambda run: (run / "systems/s1/fused.parquet").write_bytes(b"x"), {}, "s1/fused.parquet: damaged"),
+        (lambda run: (run / "systems/s1/result.json").write_text("{"), {}, "result.json: no result of a fusion"),
+        (s1(spec={"name": "s1"}), {}, "result of s1: made by another version of tutti"),
+        (s1(transductive=True), {}, "statistics of test clips, which the challenge forbids"),
+        (s1(dataset="e" * 64), {}, r"different data sets: s1 \(eeeeeeee\), s2 \(dddddddd\)"),
+        (lambda run: None, {"label": "Jiang THU"}, "'Jiang THU' is no label such as Jiang_THU_task2"),
+        (lambda run: None, {"label": "../x_y_task2"}, "is no label"),
+        (form("authors: ["), {}, "authors.yaml: not YAML"),
+        (form("{abstract: x, authors: [{}], colour: red}"), {}, "yaml: colour: unknown key"),
+        (lambda run: [copied_system(run, name) for name in "xyz"], {}, "5 systems, the challenge takes 4"),
+        (of_training_alone, {"systems": ["demo"]}, "systems/demo: the data have no test clips, so there is nothing to"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_packed(run, spoil, systems, label, message):
-    form(run, yaml.safe_dump(AUTHORS))
+)
+def test_what_cannot_be_packed(run, spoil, options, message):
+    (run / "package").mkdir()
+    form(yaml.safe_dump(AUTHORS))(run)
     spoil(run)
     with pytest.raises(InputError, match=message):
-        make_package(run, systems, label=label)
-
-
-def test_an_authors_file_from_elsewhere_is_taken_in_place_of_the_one_beside_the_package(run, tmp_path):
-    form(run, "authors: [")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(AUTHORS))
-    made = tutti_here("submission", "make", run, "--label", LABEL, "--meta", tmp_path / "mine.yaml")
-    assert made.exit_code == 0, made.stderr
+        make_package(run, **{"label": LABEL, **options})
