@@ -5,11 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from branches.data.dataset import Dataset
-from branches.spec import PROJECTION, BackboneSpec, BranchSpec
+from branches.spec import BackboneSpec, BranchSpec
 from orchestrator import plan as planning
-from orchestrator.plan import Scoring, identity, make_plan, table_names, versions, without
+from orchestrator.plan import identity, make_plan, table_names, versions, without
 from orchestrator.system import SystemSpec, load_system
-from scoring.detectors import KnnSpec, MahalanobisSpec
 
 FROZEN = {"strategy": "frozen", "pooling": "mean"}
 VERSIONS = ("TRAINING_VERSION", "EMBEDDING_VERSION", "SCORING_VERSION")
@@ -90,19 +89,18 @@ def test_ids_are_the_same_with_every_release_of_the_same_versions_and_count_what
     assert identity(BackboneSpec(path="a.pt", sha256="0" * 64)) == {"sha256": "0" * 64}
 
 
-def test_detectors_and_embeddings_share_a_branch_and_have_tables_of_their_own():
+def test_detectors_and_embeddings_share_a_branch_and_have_tables_named_by_what_is_not_the_default():
     bands = {"embedding": {"pooling": "band_mean"}, "detector": "band_knn"}
     sharp = {"embedding": {"layers": [-1, 3], "pooling": {"name": "relative_deviation", "gamma": 4}}}
-    plan = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset())
+    plan = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": {"name": "knn", "k": 4}})], dataset())
     several, _ = plan.branches
     name = "patches-layers-1_3-poolingrelative_deviation-pooling_gamma4.0"
-    assert list(several.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn"]
+    assert list(several.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn-k4"]
     trees = {key: [f"{several.branch_id}/{table}"] for key, table in zip("xyzw", several.tables, strict=True)}
     assert plan.trees == {"mine": {"one": trees}}
-    assert len(set(several.tables.values())) == 4
-    assert len(several.embeddings) == 3
+    assert (len(set(several.tables.values())), len(several.embeddings)) == (4, 3)
     assert several.branch_id == branch().branch_id
-    assert several.tables["mahalanobis"] == branch().tables["mahalanobis"]
+    assert several.tables.items() > branch().tables.items()
 
 
 def test_a_frozen_backbone_is_one_branch_however_many_embeddings_are_taken():
@@ -111,15 +109,3 @@ def test_a_frozen_backbone_is_one_branch_however_many_embeddings_are_taken():
     (branch,) = make_plan([system(x={"branch": FROZEN, "embedding": sharp}, y={"branch": layered})], None).branches
     assert branch.spec.backbone.layers == (-1,)
     assert [embedding.layers for embedding in branch.embeddings] == [(-1,), (1, 2)]
-
-
-def test_names_of_tables_say_what_is_not_the_default():
-    detectors = {
-        "mahalanobis": MahalanobisSpec(),
-        "knn": KnnSpec(),
-        "knn-k4": KnnSpec(k=4),
-        "knn-bankspooled-densitydifference-density_weightfitted": KnnSpec(
-            banks="pooled", density={"name": "difference", "weight": "fitted"}
-        ),
-    }
-    assert [Scoring(PROJECTION, detector).name for detector in detectors.values()] == list(detectors)

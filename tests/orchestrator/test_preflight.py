@@ -44,19 +44,16 @@ def test_a_checkpoint_counts_by_its_content_and_may_be_given_by_its_uri(checkpoi
     moved = checkpoint.rename(tmp_path / "100 % mine.pt")
     second = with_resolved_files(load_system("s1", backbone=str(moved)))
     assert first != second
-    assert (
-        len({branch.branch_id for branch in make_plan([first], None).branches + make_plan([second], None).branches})
-        == 1
-    )
+    ids = {make_plan([system], None).branches[0].branch_id for system in (first, second)}
+    assert len(ids) == 1
     assert with_resolved_files(load_system("s1", backbone=moved.as_uri())) == second
 
 
 def test_a_plan_fetches_no_checkpoint_and_knows_one_by_its_whole_digest(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTTI_CACHE", str(tmp_path / "cache"))
     fsspec.filesystem("memory").pipe("/small.pt", SMALL.read_bytes())
-    told, short, unknown = (
-        BackboneSpec(path="memory://small.pt", sha256=d) for d in (SMALL_SHA256, SMALL_SHA256[:8], None)
-    )
+    digests = (SMALL_SHA256, SMALL_SHA256[:8], None)
+    told, short, unknown = (BackboneSpec(path="memory://small.pt", sha256=digest) for digest in digests)
     assert resolve_file(told, fetch=False) == told
     for spec in (short, unknown):
         with pytest.raises(InputError, match=r"memory://small.pt is not in the cache"):
@@ -66,10 +63,10 @@ def test_a_plan_fetches_no_checkpoint_and_knows_one_by_its_whole_digest(tmp_path
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named(checkpoint, tmp_path):
-    with pytest.raises(InputError, match=r"none.pt: no such file.*--backbone FILE"):
-        resolve_file(BackboneSpec(path=str(tmp_path / "none.pt")))
-    with pytest.raises(InputError, match="has sha256"):
-        resolve_file(BackboneSpec(path=str(checkpoint), sha256="0" * 8))
+    missing = tmp_path / "none.pt", None, "none.pt: no such file.*--backbone FILE"
+    for path, sha256, message in (missing, (checkpoint, "0" * 8, "has sha256")):
+        with pytest.raises(InputError, match=message):
+            resolve_file(BackboneSpec(path=str(path), sha256=sha256))
 
 
 def test_what_is_not_there_for_a_branch_is_told_before_the_training(dataset, tmp_path):

@@ -12,7 +12,7 @@ from branches.audio.cache import open_cache
 from branches.audio.channels import with_cancellation
 from branches.data.dataset import read_index
 from branches.frozen import frozen_embeddings
-from branches.spec import PROJECTION, AugmentationSpec, BranchSpec
+from branches.spec import PROJECTION, BranchSpec
 from branches.training.finetuning import train
 from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
@@ -282,18 +282,13 @@ def test_every_kind_of_branch_can_be_trained(dataset, tmp_path):
     """One of each objective, strategy and channel, with and without dual tokenizer."""
     index = read_index(dataset)
     audio = with_cancellation(open_cache(dataset, index, tmp_path / "cache"), tmp_path / "cache")
-    kinds = {
-        (s.objective.name, s.strategy.name, s.channel, s.masked_prediction is None): branch
-        for branch in branches(*built_in_systems())
-        for s in [branch.spec]
-    }
-    for branch in kinds.values():
-        inputs = branch.spec.frozen_inputs(branch.embeddings)
+    short = ["training.steps=1", "training.batch_size=4", "training.crop_seconds=0.5", "augmentation.generated=null"]
+    systems = load_systems(built_in_systems(), "tiny", [f"branch.{override}" for override in short])
+    found = [(b.spec, b.embeddings) for b in make_plan(systems, None).branches]
+    kinds = {(s.objective.name, s.strategy.name, s.channel, s.masked_prediction is None): (s, e) for s, e in found}
+    for spec, embeddings in kinds.values():
+        inputs = spec.frozen_inputs(embeddings)
         frozen = frozen_embeddings(inputs[0], inputs, audio, tmp_path, "cpu") if inputs else None
         assert frozen is None or len(frozen) == index.num_rows
-        if not branch.spec.is_frozen:
-            training = {"steps": 1, "batch_size": 4, "crop_seconds": 0.5}
-            augmentation = AugmentationSpec.model_validate({**branch.spec.augmentation.model_dump(), "generated": None})
-            update = {"training": branch.spec.training.model_copy(update=training), "augmentation": augmentation}
-            short = branch.spec.model_copy(update=update)
-            train(short, training_clips(audio, index, short, frozen))
+        if not spec.is_frozen:
+            train(spec, training_clips(audio, index, spec, frozen))

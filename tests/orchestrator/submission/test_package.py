@@ -63,8 +63,8 @@ def test_an_earlier_submission_goes_when_the_new_one_is_there_and_not_before(tmp
     assert {*FILES, "notes.csv"} < {path.name for path in tmp_path.iterdir()}
     blocked.rmdir()
     write_submission(others, tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"anomaly_score_gearbox_section_00_test.csv", blocked.name, "notes.csv"}
+    left = ["anomaly_score_gearbox_section_00_test.csv", blocked.name, "notes.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 @pytest.fixture
@@ -224,7 +224,8 @@ def test_what_cannot_be_packed(run, spoil, options, message):
 
 
 ONE, TWO = f"{LABEL}_1", f"{LABEL}_2"
-SCORES, _, DECISIONS, _ = FILES
+SCORES, _, DECISIONS, DECISIONS_OF_PUMP = FILES
+MISSPELT, UNTESTED = SCORES.replace("fan", "Fan"), SCORES.replace("_test", "")
 META = f"{ONE}.meta.yaml"
 DEV = ("results", "development_dataset")
 CLIP = "section_00_source_test_anomaly_0000_noAttribute.wav"
@@ -237,12 +238,7 @@ def package(case, tmp_path):
 
 def edit(name, change, system=ONE):
     """Change a file's text."""
-
-    def mutate(task):
-        path = task / system / name
-        path.write_text(change(path.read_text()))
-
-    return mutate
+    return lambda task: (task / system / name).write_text(change((task / system / name).read_text()))
 
 
 def put(*keys, to):
@@ -282,26 +278,21 @@ BROKEN = {
         moved(f"{ONE}/{SCORES}", "1.pdf", f"{ONE}/{DECISIONS}", "2.pdf"), DECISIONS, "missing; there are clips .*data",
     ),
     "a machine's name misspelt": (
-        moved(f"{ONE}/{SCORES}", f"{ONE}/{SCORES.replace('fan', 'Fan')}"),
-        SCORES.replace("fan", "Fan"), "no such machine and section in .*; it has fan section 00, pump section 00",
+        moved(f"{ONE}/{SCORES}", f"{ONE}/{MISSPELT}"), MISSPELT, "no such machine.*; it has fan section 00, pump sec",
     ),
     "a table's name without test": (
-        moved(f"{ONE}/{SCORES}", f"{ONE}/{SCORES.replace('_test', '')}"),
-        SCORES.replace("_test", ""), "not a table's name; must be anomaly_score_<machine>",
+        moved(f"{ONE}/{SCORES}", f"{ONE}/{UNTESTED}"), UNTESTED, "not a table's name; must be anomaly_score_<machine>",
     ),
     "a row is missing": (edit(SCORES, lambda s: s.partition("\n")[2]), SCORES, f"no usable row for {CLIP} of .*data"),
     "a clip of another set": (edit(SCORES, lambda s: s + "section_00_0007.wav,1\n"), SCORES, "no such test clip"),
     "a clip twice": (edit(SCORES, lambda s: s + s.splitlines()[2]), SCORES, "row 21: the clip stands in an earlier"),
-    "clips with folders": (
-        edit(SCORES, lambda s: s.replace("section", "fan/test/section")),
-        SCORES, r"row 1, 2, 3 and 17 more: must begin with a clip's bare name",
-    ),
+    "clips with folders": (edit(SCORES, lambda s: s.replace("sec", "a/sec")), SCORES, "row 1, 2, 3 and 17 more: must"),
     "a header": (edit(SCORES, lambda s: "file,score\n" + s), SCORES, "row 1: must begin with .*no header"),
     "too large for a float": (edit(SCORES, lambda s: s.replace("\n", "e999\n")), SCORES, "row .*: must .* a finite"),
     "an empty table": (edit(SCORES, lambda s: ""), SCORES, "no usable rows"),
     "a probability as decision": (edit(DECISIONS, lambda s: s.replace(",1", ",.7")), DECISIONS, "row .*: the decision"),
     "decisions of another machine": (
-        lambda t: shutil.copy(t / ONE / DECISIONS.replace("fan", "pump"), t / ONE / DECISIONS),
+        lambda t: shutil.copy(t / ONE / DECISIONS_OF_PUMP, t / ONE / DECISIONS),
         DECISIONS, "no threshold on the scores gives these decisions: section_00.* is 0 with score .*, section",
     ),
     "no meta file": (lambda t: (t / ONE / META).unlink(), META, "missing; each system has a meta file"),
