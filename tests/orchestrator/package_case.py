@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,13 @@ AUTHOR = {"firstname": "Zoë", "lastname": "Müller", "email": "zoe@example.org"
 AUTHORS = {"abstract": "Scores of several branches are added.", "source_code": None, "authors": [AUTHOR]}
 
 
-def clip_paths(machine: str, labelled: bool, per_cell: int = 5) -> list[str]:
+def clip_paths(machine: str, labelled: bool) -> list[str]:
     """Paths of a machine's clips, named as the challenge does."""
     train = [f"train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(12)]
+    test = [f"test/section_00_{i:04d}.wav" for i in range(20)]
     if labelled:
-        test = [
-            f"test/section_00_{domain}_test_{condition}_{i:04d}_noAttribute.wav"
-            for domain in ("source", "target")
-            for condition in ("normal", "anomaly")
-            for i in range(per_cell)
-        ]
-    else:
-        test = [f"test/section_00_{i:04d}.wav" for i in range(4 * per_cell)]
+        cells = product(("source", "target"), ("normal", "anomaly"), range(5))
+        test = [f"test/section_00_{domain}_test_{state}_{i:04d}_noAttribute.wav" for domain, state, i in cells]
     return [f"{machine}/{path}" for path in [*train, *test]]
 
 

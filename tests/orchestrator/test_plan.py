@@ -5,11 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from branches.data.dataset import Dataset
-from branches.spec import PROJECTION, BackboneSpec, BranchSpec
+from branches.spec import BackboneSpec, BranchSpec
 from orchestrator import plan as planning
-from orchestrator.plan import Scoring, identity, make_plan, table_names, versions, without
+from orchestrator.plan import identity, make_plan, table_names, versions, without
 from orchestrator.system import SystemSpec, load_system
-from scoring.detectors import KnnSpec, MahalanobisSpec
 
 FROZEN = {"strategy": "frozen", "pooling": "mean"}
 VERSIONS = ("TRAINING_VERSION", "EMBEDDING_VERSION", "SCORING_VERSION")
@@ -19,11 +18,11 @@ def system(name="mine", **configurations):
     return SystemSpec.model_validate({"name": name, "subsystems": {"one": configurations}})
 
 
-def dataset(*, train=("t0", "t1"), test=("e0",), machine="fan", more=()):
+def dataset(train=("t0", "t1"), test=("e0",), more=()):
     """A data set of clips of these digests, and maybe of other machines."""
-    rows = [("train", machine, digest) for digest in train] + [("test", machine, digest) for digest in test] + [*more]
-    columns = dict(zip(("split", "machine", "digest"), zip(*rows, strict=True), strict=True))
-    return Dataset(Path(), pa.table({k: list(v) for k, v in columns.items()}), pa.table({"digest": ["n0"]}))
+    rows = [("train", "fan", digest) for digest in train] + [("test", "fan", digest) for digest in test] + [*more]
+    clips = pa.Table.from_pylist([dict(zip(("split", "machine", "digest"), row, strict=True)) for row in rows])
+    return Dataset(Path(), clips, pa.table({"digest": ["n0"]}))
 
 
 def branch(data=None, **configuration):
@@ -40,20 +39,16 @@ def raised(monkeypatch, value):
             yield value()
 
 
-def test_a_branch_of_two_systems_is_planned_once():
+def test_a_branch_of_two_systems_is_planned_once_and_on_a_data_set_the_baseline_too():
     both = make_plan([system("a", x={"seeds": [0, 1]}), system("b", y={"seeds": [1, 2]})], None)
-    assert [branch.systems for branch in both.branches] == [("a",), ("a", "b"), ("b",)]
-    assert [branch.name for branch in both.branches] == ["one/x/0", "one/x/1", "one/y/2"]
-    assert [branch.spec.seed for branch in both.branches] == [0, 1, 2]
+    assert [(branch.name, branch.systems, branch.spec.seed) for branch in both.branches] == [
+        *(("one/x/0", ("a",), 0), ("one/x/1", ("a", "b"), 1), ("one/y/2", ("b",), 2))
+    ]
     assert len({branch.config_id for branch in both.branches}) == 1
     assert both.trees["a"]["one"]["x"][1] == both.trees["b"]["one"]["y"][0]
-
-
-def test_a_plan_on_a_data_set_has_the_baseline():
-    of_system, baseline = make_plan([system(x={})], dataset()).branches
-    assert (of_system.systems, baseline.systems) == (("mine",), ())
+    assert [branch.systems for branch in make_plan([system(x={})], dataset()).branches] == [("mine",), ()]
     plan = make_plan([load_system("solo")], dataset())
-    assert plan.baseline in plan.trees["solo"]["statistics"]["log_mel"]  # the same branch, planned once
+    assert plan.baseline in plan.trees["solo"]["statistics"]["log_mel"]
     assert len(plan.branches) == 2
     left = without(plan, {plan.baseline})
     assert (left.baseline, list(left.trees["solo"])) == ("", ["frozen"])
@@ -85,47 +80,32 @@ def test_embeddings_and_tables_are_known_by_what_determines_them(monkeypatch):
     assert versions() not in list(raised(monkeypatch, versions))  # so that nodes with another one are told
 
 
-def test_ids_are_the_same_with_every_python_and_every_release_of_the_same_versions():
-    lora = {"objective": "softmax", "strategy": {"name": "lora", "rank": 8}}
-    assert [branch().branch_id, branch(branch=lora).branch_id] == ["2f767e85bd6ed34f", "93b72b055695814d"]
-
-
-def test_an_identity_has_what_is_not_the_default_and_the_name_of_each_choice():
+def test_ids_are_the_same_with_every_release_of_the_same_versions_and_count_what_is_not_the_default():
     lora = {"objective": {"name": "softmax"}, "strategy": {"name": "lora", "rank": 8}}
+    assert [branch().branch_id, branch(branch=lora).branch_id] == ["2f767e85bd6ed34f", "93b72b055695814d"]
     assert identity(BranchSpec()) == {}
     assert identity(BranchSpec.model_validate(lora)) == lora
     assert identity(BranchSpec(augmentation={"mixup": {}})) == {"augmentation": {"mixup": {}}}
     assert identity(BackboneSpec(path="a.pt", sha256="0" * 64)) == {"sha256": "0" * 64}
 
 
-def test_detectors_and_embeddings_share_a_branch_and_have_tables_of_their_own():
+def test_detectors_and_embeddings_share_a_branch_and_have_tables_named_by_what_is_not_the_default():
     bands = {"embedding": {"pooling": "band_mean"}, "detector": "band_knn"}
     sharp = {"embedding": {"layers": [-1, 3], "pooling": {"name": "relative_deviation", "gamma": 4}}}
-    plan = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": "knn"})], dataset())
+    plan = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": {"name": "knn", "k": 4}})], dataset())
     several, _ = plan.branches
     name = "patches-layers-1_3-poolingrelative_deviation-pooling_gamma4.0"
-    assert list(several.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn"]
+    assert list(several.tables) == ["mahalanobis", "patches.band_knn", f"{name}.mahalanobis", f"{name}.knn-k4"]
     trees = {key: [f"{several.branch_id}/{table}"] for key, table in zip("xyzw", several.tables, strict=True)}
     assert plan.trees == {"mine": {"one": trees}}
-    assert len(set(several.tables.values())) == 4
-    assert len(several.embeddings) == 3
+    assert (len(set(several.tables.values())), len(several.embeddings)) == (4, 3)
     assert several.branch_id == branch().branch_id
-    assert several.tables["mahalanobis"] == branch().tables["mahalanobis"]
+    assert several.tables.items() > branch().tables.items()
 
 
 def test_a_frozen_backbone_is_one_branch_however_many_embeddings_are_taken():
     layered = {"strategy": "frozen", "pooling": "band_mean", "backbone": {"layers": [1, 2]}}
     sharp = {"pooling": {"name": "relative_deviation"}}
-    plan = make_plan([system(x={"branch": FROZEN, "embedding": sharp}, y={"branch": layered})], None)
-    (branch,) = plan.branches
+    (branch,) = make_plan([system(x={"branch": FROZEN, "embedding": sharp}, y={"branch": layered})], None).branches
     assert branch.spec.backbone.layers == (-1,)
     assert [embedding.layers for embedding in branch.embeddings] == [(-1,), (1, 2)]
-
-
-def test_names_of_tables_say_what_is_not_the_default():
-    fitted = KnnSpec(banks="pooled", density={"name": "difference", "weight": "fitted"})
-    detectors = [MahalanobisSpec(), KnnSpec(), KnnSpec(k=4), KnnSpec(density="difference"), fitted]
-    assert [Scoring(PROJECTION, detector).name for detector in detectors] == [
-        *("mahalanobis", "knn", "knn-k4", "knn-densitydifference"),
-        "knn-bankspooled-densitydifference-density_weightfitted",
-    ]
