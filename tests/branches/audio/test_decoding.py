@@ -26,7 +26,7 @@ RECORDINGS = {kind: encoded(SAMPLES, kind) for kind in ("WAV", "WAVEX", "FLAC", 
 RECORDINGS["RIFX"] = encoded(SAMPLES, endian="BIG")
 LOSSY = {"MP3": encoded(SAMPLES, "MP3", "MPEG_LAYER_III"), "OGG": encoded(SAMPLES, "OGG", "VORBIS")}
 RECORDINGS |= LOSSY
-WAV = RECORDINGS["WAV"]
+WAV, FLAC = RECORDINGS["WAV"], RECORDINGS["FLAC"]
 RATES = st.integers(4_000, 384_000) | st.sampled_from([8_000, 22_050, 44_100, 48_000, 96_000])
 
 
@@ -70,6 +70,7 @@ def test_bytes_that_are_no_recording_are_named_in_one_line(content, container, k
         (encoded(SAMPLES[:0]), "the recording is empty; replace or remove it$"),
         (encoded(SAMPLES[: MIN_SAMPLES - 1]), r"0.175 s is shorter than one patch \(0.175 s\); remove it$"),
         (encoded(np.append(SAMPLES[:, 0], np.nan), subtype="FLOAT"), "a sample is not a finite number; replace or"),
+        (FLAC[:21] + b"\xff" * 5 + FLAC[26:], "truncated"),  # half a terabyte, by its header
         (with_lengths(19_992, 64_000)[:20_000], "truncated: 20000 of 64044 bytes; copy it again$"),  # once mended
         (with_lengths(64_236, 64_000) + bytes(100), "truncated: 64144 of 64244 bytes"),  # in a chunk behind the sound
         (WAV[:36] + b"note\3\0\0\0odd\0" + WAV[36:20_000], "truncated: 20012 of 64056 bytes"),  # behind an odd chunk
@@ -135,6 +136,11 @@ def test_any_rate_gives_the_stated_length_and_keeps_a_constant_of_each_channel(r
     if frames > 0.05 * rate:
         quarter = len(resampled) // 4
         assert np.abs(resampled[quarter:-quarter] / constants - 1).max() < 0.08
+
+
+def test_a_recording_does_not_begin_with_a_step():
+    constant = at_16_khz(np.full((20_000, 1), 0.25, np.float32), 48_000, "clip")
+    np.testing.assert_allclose(constant, 0.25, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [1, 3_999, 384_001, 10**9])

@@ -45,6 +45,14 @@ def test_released_numbers(model):
     torch.testing.assert_close(x, cases[f"{model}/w2s_masked"], **precision)
 
 
+@torch.no_grad()
+def test_the_authors_rule_groups_samples_and_then_frames():
+    lengths = torch.tensor([0, 331, 332, 333, 3_320, 7_967, 8_000])
+    _, mask = load_beats("tiny")(noise(7, 8_000), lengths)
+    frames = (torch.arange(48 * 166) >= lengths[:, None]).view(7, 48, 166).all(-1)  # 32 samples are left over
+    assert torch.equal(mask, frames.view(7, 24, 2).all(-1))
+
+
 @pytest.mark.parametrize("model", MODELS)
 @torch.no_grad()
 def test_a_clip_is_the_same_alone_and_in_a_batch(model):

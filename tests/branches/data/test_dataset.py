@@ -42,6 +42,7 @@ def test_names_of_all_years_are_read_and_others_named():
         ("fan/test/section_02_source_test_anomaly_0012_m-n_W.wav", "2 test source anomaly m-n=W"),
         ("fan/source_test/section_01_source_test_normal_0003_1_W_ambient.wav", "1 test source normal 1=W =ambient"),
         ("fan/target_test/section_03_0003.wav", "3 test target None"),
+        ("fan/target_test/section_03_source_test_normal_0003.wav", "3 test source normal"),
         ("slider/test/section_05_test_0199.wav", "5 test None None"),
         ("pump/train/normal_id_06_00000933.wav", "6 train source normal"),
         ("pump/test/anomaly_id_00_00000001.wav", "0 test source anomaly"),

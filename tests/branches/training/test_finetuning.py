@@ -53,6 +53,8 @@ def undisturbed(clips):
 @pytest.mark.slow
 def test_training_learns_the_classes_and_the_seed_alone_says_how(clips, undisturbed):
     assert trained(SPEC, clips, workers=3) == undisturbed
+    first, last = undisturbed[1][0][1], undisturbed[1][-1][1]
+    assert [first, last] == pytest.approx([11.5523, 4.2149], rel=1e-3)  # of this TRAINING_VERSION
     assert trained(spec_with(seed=1), clips)[0] != undisturbed[0]
     losses = [loss for _, loss in trained(spec_with({"steps": 50}), clips)[1]]
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
@@ -72,7 +74,9 @@ def test_a_resumed_training_ends_bit_for_bit_the_same(clips, tmp_path):
         train(spec, clips, checkpoint, lambda *_: next(four), checkpoint_seconds=0)
     saved = torch.load(checkpoint, weights_only=True)
     assert (saved["step"], saved["signature"]) == (4, clips.signature)
-    assert trained(spec, clips, checkpoint=checkpoint) == trained(spec, clips)
+    weights, curve = trained(spec, clips)
+    assert trained(spec, clips, checkpoint=checkpoint) == (weights, curve)
+    assert [curve[0][1], curve[-1][1]] == pytest.approx([5.0890, 4.8824], rel=1e-3)
 
 
 @pytest.mark.parametrize(
