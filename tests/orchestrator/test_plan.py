@@ -11,7 +11,6 @@ from orchestrator.plan import identity, make_plan, table_names, versions, withou
 from orchestrator.system import SystemSpec, load_system
 
 FROZEN = {"strategy": "frozen", "pooling": "mean"}
-VERSIONS = ("TRAINING_VERSION", "EMBEDDING_VERSION", "SCORING_VERSION")
 
 
 def system(name="mine", **configurations):
@@ -33,7 +32,7 @@ def branch(data=None, **configuration):
 
 def raised(monkeypatch, value):
     """What a value is with one version after another one higher than it is."""
-    for name in VERSIONS:
+    for name in ("TRAINING_VERSION", "EMBEDDING_VERSION", "SCORING_VERSION"):
         with monkeypatch.context() as patch:
             patch.setattr(planning, name, getattr(planning, name) + 1)
             yield value()

@@ -136,8 +136,7 @@ def test_metrics_of_a_table_without_training_rows(tmp_path):
 def test_metrics_are_of_the_machines_with_ground_truth(teams, tmp_path):
     (_, two), fused = teams
     write_truth(tmp_path, "fan", [row for row in read_table(fused).to_pylist() if row["machine"] == "fan"])
-    tables = (fused, fused), (two, fused.parents[1] / "s2" / "fused.parquet")
-    for given, same in tables:
+    for given, same in ((fused, fused), (two, fused.parents[1] / "s2" / "fused.parquet")):
         found = measured(given, "--ground-truth", tmp_path)
         assert found["machines"] == {"fan": official_metrics(read_table(same)).as_dict()["machines"]["fan"]}
         assert (given == two) == (found["decisions"] == {})
