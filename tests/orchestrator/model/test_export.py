@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 
+from orchestrator.ledger.folders import read_record, write_record
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import REQUIRED, export_system
 from orchestrator.model.manifest import CLIPS, MANIFEST, package_of, read_manifest
 from scoring.errors import InputError
+from scoring.table import metadata_of, read_table, write_table
 from tests.commands import tutti_here
 from tests.finished import BACKBONE, NAME, manifest_of
 
@@ -162,7 +164,7 @@ def test_what_has_no_weight_is_left_out(moved, tmp_path):
     assert lora[0].partition("/")[0] not in json.dumps(small)
 
 
-def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, moved, model, tmp_path):
+def test_what_cannot_be_exported_is_named_and_leaves_nothing(moved, model, tmp_path):
     def refusal(*arguments):
         refused = tutti_here("export", *arguments)
         assert refused.exit_code == 2
@@ -180,10 +182,16 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(run, moved, model, 
     assert f"{weights}: lost or damaged; `tutti run` makes it again" in refusal(moved, NAME, *out)
     shutil.rmtree(weights.parent)
     assert f"{weights.parent / 'record.json'}: lost or damaged" in refusal(moved, *out)
-    elsewhere = run.backbone.rename(run.folder / "elsewhere.pt")
-    try:
-        gone = f"a branch's backbone must lie where the run had it: {run.backbone}: no such file"
-        assert gone in refusal(run.out, *out)
-    finally:
-        elsewhere.rename(run.backbone)
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_a_backbone_that_is_gone_is_named(run, moved, tmp_path):
+    for path in moved.glob("branches/*/tables/*.parquet"):
+        table, record = read_table(path), read_record(path.parents[1])
+        gone = {k: v.replace(str(run.backbone), "/nowhere/b.pt") for k, v in metadata_of(table).items()}
+        files = {f"tables/{path.name}": write_table(table.replace_schema_metadata(gone), path)}
+        write_record(path.parents[1], record.model_copy(update={"files": {**record.files, **files}}))
+    refused = tutti_here("export", moved, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "a branch's backbone must lie where the run had it: /nowhere/b.pt: no such file" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
