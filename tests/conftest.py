@@ -7,7 +7,6 @@ from filelock import FileLock
 
 from branches.data.synthetic import SyntheticSize, write_dataset
 from cluster.session import prepare_environment
-from tests.finished import FinishedRun, finish_run
 
 prepare_environment("local")  # before any test imports ray
 
@@ -57,6 +56,8 @@ def dataset(shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(shared, dataset) -> FinishedRun:
+def run(shared, dataset):
     """The finished run of the golden system and its exported model; not to be changed."""
+    from tests.finished import FinishedRun, finish_run  # which load torch and MLflow
+
     return FinishedRun(shared("run", lambda folder: finish_run(folder, dataset)))

@@ -18,6 +18,9 @@ from tests.finished import NAME
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+pytestmark = pytest.mark.slow
+
+
 def execute(code: str, folder: Path) -> None:
     """Code in a Python of its own: MLflow puts a model's code in the place of tutti's."""
     script = folder / "script.py"
@@ -27,7 +30,6 @@ def execute(code: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 def test_the_page(run, tmp_path):
     write_dataset(tmp_path / "data", SyntheticSize(8, 3, 3, 1.0), machines=["rotor", "pump"])
     fused = tmp_path / "runs" / "first" / "systems" / "s2" / "fused.parquet"

@@ -83,6 +83,7 @@ def test_a_wheel_holds_every_file():
         assert not {path for path in files if path.suffix != ".py"} - data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

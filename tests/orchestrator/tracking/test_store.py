@@ -5,6 +5,8 @@ from orchestrator.tracking.store import database_of, refuse_password, sqlite_uri
 from scoring.errors import InputError
 from tests.orchestrator.ledgers import empty_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["run?1", "run%201", "a b#c&d=e", "Läufe's+100%"])
 def test_a_store_lies_where_its_folder_is_whatever_its_name(tmp_path, shared, name):

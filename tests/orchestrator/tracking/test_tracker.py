@@ -14,6 +14,8 @@ from orchestrator.tracking.tracker import experiment_name, find_tracker, open_tr
 from scoring.errors import InputError
 from tests.orchestrator.ledgers import EXPERIMENT, Ledger, finished_branch
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {"objective.name": "arcface", "channel": "near", "augmentation.noise": "null", "path": "p" * 6001}
 DOCS = Path(__file__).parents[3] / "docs" / "mlflow.md"
 
