@@ -47,6 +47,12 @@ def test_cached_clips_are_the_files_to_the_last_bit(dataset, index, audio):
         np.testing.assert_allclose(audio.waveform(i, "mean"), samples.mean(axis=1), atol=1e-7)
 
 
+def test_full_scale_is_full_scale(root):
+    loud = np.linspace(-32_768, 32_767, 4_000).astype(np.int16)[:, None]
+    write(root, 0, loud, subtype="PCM_16")
+    np.testing.assert_array_equal(cache_of(root, 1).samples, loud[:, 0])
+
+
 def test_lengths_channels_formats_and_rates_may_differ(root, caplog):
     write(root, 0, np.sin(2 * np.pi * 440 * np.arange(32_000) / 32_000), rate=32_000, subtype="PCM_16")
     write(root, 1, noise(5_000), subtype="PCM_16")
