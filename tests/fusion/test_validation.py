@@ -56,7 +56,7 @@ def test_what_beats_the_simple_methods_beyond_noise_is_delivered(uniform, search
 
 
 def test_of_those_that_are_worth_it_the_best_is_delivered_with_its_gain():
-    found = estimates(weak=(62, 62, 62), strong=(64, 62, 63), lucky=(90, 60, 60))
+    found = estimates(weak=(62, 62, 62), strong=(64, 62, 63), lucky=(90, 60, 60), late=(61, 61, 61))
     assert found.strength("greedy") == ("greedy", "lucky")
     assert found.choose() == ("greedy", "strong")
     gain, error = found.gain(("greedy", "strong"))
