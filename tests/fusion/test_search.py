@@ -67,6 +67,7 @@ def test_a_machines_labels_have_no_say_in_its_expected_figure(fused):
     assert held_out[1] < 50 < held_out[0]
 
 
+@pytest.mark.slow
 @given(system=tiny_systems())
 @settings(max_examples=8, deadline=None)
 def test_a_fusion_of_tiny_tables_never_warns_and_its_figures_are_strict_json(system):

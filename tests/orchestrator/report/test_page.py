@@ -22,6 +22,7 @@ from scoring.table import read_table, write_table
 from tests.orchestrator.package_case import write_truth
 from tests.tables import make_table
 
+pytestmark = pytest.mark.slow
 MACHINES = ("fan", "pump", "valve")
 NAMES = {"a0": "attentive/arcface/0", "a1": "attentive/arcface/1", "b0": "bands/softmax/0", "c0": "bands/<lora>/0"}
 TREE = {"attentive": {"arcface": ["a0/m", "a1/m"]}, "bands": {"softmax": ["b0/m"], "<lora>": ["c0/m"]}}
