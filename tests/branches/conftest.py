@@ -21,14 +21,20 @@ def audio(dataset, index):
 
 @pytest.fixture(scope="session")
 def clips():
-    """Noise on two channels, of three lengths."""
     rng = np.random.default_rng(0)
     return in_memory([rng.normal(0, 0.05, (n, 2)).astype(np.float32) for n in (16_000, 9_000, 16_000, 12_345)])
 
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How many clips went through a network at once, each time."""
     passes, encode = [], BEATs.encode
     monkeypatch.setattr(BEATs, "encode", lambda self, *a: passes.append(len(a[0])) or encode(self, *a))
     return passes
+
+
+@pytest.fixture
+def tf32_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")

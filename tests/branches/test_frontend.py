@@ -11,10 +11,7 @@ from scoring.errors import InputError
 
 def by_kaldi(waveforms):
     """One clip at a time, in float64: in float32 quiet bins of loud clips are off by up to 4e-4."""
-    clips = [
-        kaldi.fbank(w[None] * 2**15, num_mel_bins=128, sample_frequency=16000, frame_length=25, frame_shift=10)
-        for w in waveforms.double()
-    ]
+    clips = [kaldi.fbank(w[None] * 2**15, num_mel_bins=128, sample_frequency=16000) for w in waveforms.double()]
     return ((torch.stack(clips) - 15.41663) / (2 * 6.55582)).float()
 
 
@@ -33,19 +30,11 @@ def test_equals_kaldi(n_samples, level, offset, seed):
     torch.testing.assert_close(fbank(waveforms), by_kaldi(waveforms), atol=1e-5 if offset else 1e-4, rtol=0)
 
 
-def test_full_precision_under_autocast_and_coarse_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            features = fbank(noise(4000))
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def test_full_precision_under_autocast_and_coarse_products_and_gradients_after_inference_mode(tf32_elsewhere):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = fbank(noise(4000))
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
     torch.testing.assert_close(features, by_kaldi(noise(4000)), atol=1e-4, rtol=0)
-
-
-def test_gradients_reach_the_waveform_after_inference_mode():
     with torch.inference_mode():
         fbank(noise(4000))
     waveforms = noise(4000).requires_grad_()
@@ -53,7 +42,11 @@ def test_gradients_reach_the_waveform_after_inference_mode():
     assert waveforms.grad.abs().sum(1).gt(0).all()
 
 
-def test_wrong_input_is_named():
+def test_frames_are_counted_and_wrong_input_is_named():
+    assert [n_frames(n) for n in (0, 399, 400, 559, 560, MIN_SAMPLES)] == [0, 0, 1, 1, 2, 16]
+    valid = [400, 559, 560, 2000]
+    padding = frame_padding(torch.tensor(valid), n_frames(2000))
+    assert padding.tolist() == [[i >= n_frames(n) for i in range(11)] for n in valid]
     for waveforms, message in (
         (torch.zeros(800), r"must be a \(batch, samples\) float tensor, not \(800,\) torch.float32"),
         (torch.zeros(1, 800, dtype=torch.int16), r"not \(1, 800\) torch.int16"),
@@ -61,10 +54,3 @@ def test_wrong_input_is_named():
     ):
         with pytest.raises(InputError, match=message):
             fbank(waveforms)
-
-
-def test_frame_counts():
-    assert [n_frames(n) for n in (0, 399, 400, 559, 560, MIN_SAMPLES)] == [0, 0, 1, 1, 2, 16]
-    valid = [400, 559, 560, 2000]
-    padding = frame_padding(torch.tensor(valid), n_frames(2000))
-    assert padding.tolist() == [[i >= n_frames(n) for i in range(11)] for n in valid]

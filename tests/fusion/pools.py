@@ -29,9 +29,9 @@ def labelled(tables):
 def turned(tables, machine):
     """The same scores, with the labels of one machine turned round."""
     other, rows = {"normal": "anomaly", "anomaly": "normal"}, next(iter(tables.values())).to_pylist()
-    turns = [row["machine"] == machine and row["split"] == "test" for row in rows]
-    labels = pa.array([other[r["condition"]] if turn else r["condition"] for r, turn in zip(rows, turns, strict=True)])
-    return {name: table.set_column(5, "condition", labels) for name, table in tables.items()}
+    kept = [(row["machine"], row["split"]) != (machine, "test") for row in rows]
+    labels = [r["condition"] if same else other[r["condition"]] for r, same in zip(rows, kept, strict=True)]
+    return {name: table.set_column(5, "condition", pa.array(labels)) for name, table in tables.items()}
 
 
 def rng(seed=0):

@@ -22,9 +22,8 @@ def finished_branch(out, name="a/b/0", scores=b"scores", table="knn", **known):
     path = folder / TABLES / f"{table}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.write_bytes if isinstance(scores, bytes) else lambda scores: write_table(scores, path))(scores)
-    files, tables = {f"{TABLES}/{path.name}": file_sha256(path)}, {table: "its identity"}
-    identity = {"role": "branch", "branch_id": folder.name}
-    record = Record(name=name, identity=identity, tables=tables, files=files, **known)
+    known |= {"tables": {table: "its identity"}, "files": {f"{TABLES}/{path.name}": file_sha256(path)}}
+    record = Record(name=name, identity={"role": "branch", "branch_id": folder.name}, **known)
     write_record(folder, record)
     return record
 
@@ -42,23 +41,18 @@ class Ledger:
 
     def __init__(self, out, shared, uri=None):
         self.out, self.uri, self.store = out, uri, uri or empty_store(shared, out / "mlflow.db")
+        self.client = MlflowClient(self.store)
         out.mkdir(parents=True, exist_ok=True)
 
     def fused(self, system, names, fusion_id="any", **about):
         """The result of a system that fuses made tables."""
-        tables = {name: table for name, table in make_pool(("fan", "pump"), 6).items() if name in names}
         about = {"system": system, "description": f"Of {len(names)} | with a bar.", "branches": [], **about}
-        tree = {"sub": {name: [name] for name in tables}}
-        return fuse_into(self.out / SYSTEMS / system, fusion_id, tables, tree, {}, about, run_here)
+        made = make_pool(("fan", "pump"), 6), {"sub": {name: [name] for name in names}}
+        return fuse_into(self.out / SYSTEMS / system, fusion_id, *made, {}, about, run_here)
 
     @property
     def outbox(self):
-        """A new one, as each run has."""
         return Outbox(open_tracker(self.uri, self.out, EXPERIMENT), self.out)
-
-    @property
-    def client(self):
-        return MlflowClient(self.store)
 
     @property
     def experiment(self):
@@ -66,10 +60,9 @@ class Ledger:
 
     @property
     def runs(self):
-        """All runs by name."""
         found = self.client.search_runs([self.experiment.experiment_id])
         assert len({run.info.run_name for run in found}) == len(found)
         return {run.info.run_name: run for run in found}
 
-    def artifacts(self, name):
-        return {file.path for file in self.client.list_artifacts(self.runs[name].info.run_id)}
+    def artifacts(self, name, folder=None):
+        return {file.path for file in self.client.list_artifacts(self.runs[name].info.run_id, folder)}

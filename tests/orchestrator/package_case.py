@@ -1,10 +1,7 @@
 """A small run and its submission package, made of real tables by the code that makes them."""
 
 import json
-import zipfile
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +19,7 @@ AUTHOR = {"firstname": "Zoë", "lastname": "Müller", "email": "zoe@example.org"
 AUTHORS = {"abstract": "Scores of several branches are added.", "source_code": None, "authors": [AUTHOR]}
 
 
-def clip_paths(machine: str, labelled: bool) -> list[str]:
+def clip_paths(machine, labelled):
     """Paths of a machine's clips, named as the challenge does."""
     train = [f"train/section_00_source_train_normal_{i:04d}_noAttribute.wav" for i in range(12)]
     test = [f"test/section_00_{i:04d}.wav" for i in range(20)]
@@ -32,14 +29,14 @@ def clip_paths(machine: str, labelled: bool) -> list[str]:
     return [f"{machine}/{path}" for path in [*train, *test]]
 
 
-def write_names(root: Path, paths: list[str]) -> None:
+def write_names(root, paths):
     """Files with these names: a check of a package reads no sound."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
 
 
-def write_truth(folder: Path, machine: str, rows: list[dict[str, Any]]) -> None:
+def write_truth(folder, machine, rows):
     """Ground truth of a machine's test clips, as the organisers publish it."""
     for kind, column, one in (("data", "condition", "anomaly"), ("domain", "domain", "target")):
         path = folder / f"ground_truth_{kind}" / f"ground_truth_{machine}_section_00_test.csv"
@@ -47,25 +44,19 @@ def write_truth(folder: Path, machine: str, rows: list[dict[str, Any]]) -> None:
         path.write_text("".join(f"{r['clip']},{int(r[column] == one)}\n" for r in rows if r["split"] == "test"))
 
 
-def fused_table(paths: list[str], seed: int) -> pa.Table:
-    """Scores of the clips, anomalies above normals by two standard deviations."""
-    index = index_of(paths)
-    rng = np.random.default_rng(seed)
+def write_result(run, system, paths, seed=0, labelled=True):
+    """A system's fused table and result, as a run leaves them; anomalies are two standard deviations above normals."""
+    index, rng = index_of(paths), np.random.default_rng(seed)
     anomaly = index["condition"].to_numpy() == "anomaly"
     score = pa.array(rng.normal(size=index.num_rows) + 2 * anomaly + rng.integers(0, 2, index.num_rows))
     columns = [score if name in ("score", "calibrated") else index[name] for name in SCHEMA.names]
-    return conform(pa.table(columns, schema=SCHEMA))
-
-
-def write_result(run: Path, system: str, table: pa.Table, metrics: bool = True, dataset: str = "d" * 64) -> None:
-    """A system's fused table and result, as a run leaves them."""
-    folder = run / "systems" / system
+    table = conform(pa.table(columns, schema=SCHEMA))
+    folder, spec = run / "systems" / system, load_system(system)
     folder.mkdir(parents=True)
-    spec = load_system(system)
     weights = {s: {c: 1 / len(cs) for c in cs} for s, cs in spec.subsystems.items()}
-    measured = official_metrics(table).as_dict() if metrics else {"omega": None, "machines": None}
+    measured = official_metrics(table).as_dict() if labelled else {"omega": None, "machines": None}
     result = {
-        **{"system": system, "spec": spec.model_dump(), "dataset": dataset, "omega": measured["omega"]},
+        **{"system": system, "spec": spec.model_dump(), "dataset": "d" * 64, "omega": measured["omega"]},
         **{"branches": [], "methods": {}, "made": {}, "headline": "", "delivers": "uniform weights"},
         "sha256": write_table(table, folder / "fused.parquet"),
         "delivered": {"method": "uniform", "weights": weights, "in_sample": measured["omega"], "lomo": None},
@@ -75,28 +66,15 @@ def write_result(run: Path, system: str, table: pa.Table, metrics: bool = True, 
 
 
 class Case:
-    """A data set (names alone), a run of s1 and s2 on it, filled-in authors and the package.
+    """A data set (names alone), a run of s1 and s2 on it, and its package; nobody knows labels of `hidden` machines."""
 
-    hidden: machines whose test labels nobody knows, beside the labelled `fan` and `pump`
-    """
-
-    def __init__(self, root: Path, hidden: tuple[str, ...] = ()) -> None:
+    def __init__(self, root, hidden=()):
         self.data, self.run, self.authors = root / "data", root / "run", root / "authors.yaml"
-        paths = [path for machine in ("fan", "pump") for path in clip_paths(machine, labelled=True)]
-        paths += [path for machine in hidden for path in clip_paths(machine, labelled=False)]
+        labelled = {"fan": True, "pump": True, **dict.fromkeys(hidden, False)}
+        paths = [path for machine, known in labelled.items() for path in clip_paths(machine, known)]
         write_names(self.data, paths)
         for seed, system in enumerate(("s1", "s2")):
-            write_result(self.run, system, fused_table(paths, seed))
+            write_result(self.run, system, paths, seed)
         self.authors.write_text(yaml.safe_dump(AUTHORS, allow_unicode=True))
-        self.zip = make_package(self.run, label=LABEL, authors_file=self.authors)
-        self.folder = self.zip.with_suffix("")
+        self.folder = make_package(self.run, label=LABEL, authors_file=self.authors).with_suffix("")
         (self.folder / "task2" / f"{LABEL}.technical_report.pdf").write_bytes(b"%PDF-1.4\n")
-
-
-def zipped(folder: Path) -> Path:
-    """A zip file of a folder's content beside it."""
-    path = folder.with_name(f"{folder.name}-again.zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, file.relative_to(folder).as_posix())
-    return path

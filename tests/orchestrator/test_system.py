@@ -8,19 +8,12 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from branches.audio.cache import open_cache
-from branches.audio.channels import with_cancellation
-from branches.data.dataset import read_index
-from branches.frozen import frozen_embeddings
 from branches.spec import PROJECTION, BranchSpec
-from branches.training.finetuning import train
-from branches.training.training_set import training_clips
 from orchestrator.plan import make_plan
 from orchestrator.system import SYSTEMS, built_in_systems, load_system, load_systems
 from scoring.detectors import BandKnnSpec, KnnSpec
 from scoring.errors import InputError
 
-ANYTHING = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PAGE = (Path(__file__).parents[2] / "docs" / "systems.md").read_text()
 
 
@@ -34,8 +27,6 @@ def branches(*names):
 
 @pytest.fixture
 def system_file(tmp_path):
-    """The path of a file with a text."""
-
     def path(text):
         (tmp_path / "mine.yaml").write_text(text)
         return str(tmp_path / "mine.yaml")
@@ -47,7 +38,11 @@ def system_file(tmp_path):
 def test_a_system_as_it_is_shown_is_a_system_file(system_file, name):
     system = load_system(name)
     assert (system.name, bool(system.description)) == (name, True)
-    assert load_system(system_file(yaml.safe_dump(system.model_dump(mode="json")))) == system
+    file = system_file(yaml.safe_dump(system.model_dump(mode="json")))
+    assert load_system(file) == system
+    assert load_systems([name, name]) == [system]
+    with pytest.raises(InputError, match="the same name"):
+        load_systems([name, file])
 
 
 def test_shared_settings_those_for_a_built_in_backbone_and_own_ones_replace_each_other(system_file):
@@ -63,16 +58,14 @@ subsystems:
     path = system_file(text)
 
     def values(backbone):
-        branches = [c.branch for c in configurations(path, backbone)]
-        masks = [(b.augmentation.time_mask, b.augmentation.frequency_mask) for b in branches]
-        files = [(b.backbone.path, b.backbone.sha256) for b in branches]
-        return masks, [(b.embedding_dim, b.backbone.layers[0]) for b in branches], files
+        for c in configurations(path, backbone):
+            masks, file = c.branch.augmentation, c.branch.backbone
+            yield masks.time_mask, masks.frequency_mask, c.branch.embedding_dim, file.layers[0], file.path, file.sha256
 
     for name in ("tiny", "small"):
-        assert values(name) == ([(0, 2), (20, 0)], [(8, 1), (4, 6)], [(name, None)] * 2)
-    full = [(0, 1), (80, 0)], [(256, -1), (4, 6)]
-    assert values("given.pt") == (*full, [("given.pt", None)] * 2)
-    assert values(None) == (*full, [("mine.pt", "12345678"), ("other.pt", None)])
+        assert list(values(name)) == [(0, 2, 8, 1, name, None), (20, 0, 4, 6, name, None)]
+    assert list(values("given.pt")) == [(0, 1, 256, -1, "given.pt", None), (80, 0, 4, 6, "given.pt", None)]
+    assert list(values(None)) == [(0, 1, 256, -1, "mine.pt", "12345678"), (80, 0, 4, 6, "other.pt", None)]
     assert {c.branch.backbone.path for c in configurations("solo", "tiny")} == {"log_mel", "tiny"}
 
 
@@ -177,97 +170,72 @@ def test_settings_are_overridden_in_every_configuration_also_beside_a_choice_giv
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("arguments", "message"),
     [
-        ("steps", "^--set 'steps': give KEY=VALUE"),
-        ("detector.k={", "^--set 'detector.k={': not YAML"),
-        ("steps=3", "s2.yaml with --set: steps: unknown key; did you mean seeds.; allowed: branch, .*, seeds$"),
-        ("branch.trainin.steps=3", "s2.yaml with --set: branch.trainin: unknown key; did you mean training.*$"),
-        ("branch.seed=1", "branch: seed is not given here"),
-        ("detector=band_knn", "with --set: band_knn compares frequency bands"),
-        ("..=", "unknown key"),
+        (("s99",), "unknown system 's99'; give a YAML file or one of demo, ladder, s1, s2"),
+        (("../systems/s1",), "unknown system"),
+        (("none.yaml",), r"none.yaml: cannot be read \(No such file"),
+        (("s1", "log_mel"), "log_mel is no network"),
+        (("s2", None, ["steps"]), "^--set 'steps': give KEY=VALUE"),
+        (("s2", None, ["detector.k={"]), "^--set 'detector.k={': not YAML"),
+        (
+            ("s2", None, ["steps=3"]),
+            "yaml with --set: steps: unknown key; did you mean seeds.; allowed: .*, seeds$",
+        ),
+        (("s2", None, ["branch.trainin.steps=3"]), "yaml with --set: branch.trainin: unknown key; .* training.*$"),
+        (("s2", None, ["branch.seed=1"]), "branch: seed is not given here"),
+        (("s2", None, ["detector=band_knn"]), "with --set: band_knn compares frequency bands"),
+        (("s2", None, ["..="]), "unknown key"),
     ],
 )
-def test_what_is_wrong_with_an_override_is_told_once_for_all_configurations(override, message):
+def test_what_is_wrong_with_a_name_or_an_override_is_told_once_for_all_configurations(arguments, message):
     with pytest.raises(InputError, match=message) as raised:
-        load_system("s2", overrides=[override])
+        load_system(*arguments)
     assert "\n" not in str(raised.value)
 
 
-def test_unknown_systems_and_two_of_one_name_are_refused(system_file, tmp_path):
-    for name, backbone, message in (
-        ("s99", None, "unknown system 's99'; give a YAML file or one of demo, ladder, s1, s2"),
-        ("../systems/s1", None, "unknown system"),
-        (str(tmp_path / "none.yaml"), None, r"none.yaml: cannot be read \(No such file"),
-        ("s1", "log_mel", "log_mel is no network"),
-    ):
-        with pytest.raises(InputError, match=message):
-            load_system(name, backbone)
-    with pytest.raises(InputError, match="the same name"):
-        load_systems(["demo", system_file("name: demo\nsubsystems: {a: {b: }}")])
-    assert [s.name for s in load_systems(["demo", "demo"])] == ["demo"]
-
-
-WHOLE = (SYSTEMS / "s5.yaml").read_text()
-KEYS = st.sampled_from(["branch", "tiny", "seeds", "name", "source", "detector", "k", *BranchSpec.model_fields])
+S5 = SYSTEMS / "s5.yaml"
+WHOLE = yaml.safe_load(S5.read_text())
+WORDS = st.sampled_from(["branch", "tiny", "seeds", "name", "source", "detector", "k", *BranchSpec.model_fields])
 SCALARS = st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=5) | st.dates()
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | SCALARS, inner, max_size=3),
-    max_leaves=8,
-)
-SYSTEMS_WITH_ANY_VALUE = st.builds(lambda key, value: {**yaml.safe_load(WHOLE), key: value}, KEYS | SCALARS, VALUES)
-PLACES = st.lists(KEYS | st.text(max_size=3), max_size=4).map(".".join)
+KEYS = WORDS | SCALARS
+VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=8)
+SYSTEMS_WITH_ANY_VALUE = st.builds(lambda key, value: {**WHOLE, key: value}, KEYS, VALUES)
+FILES = st.text(alphabet="{}[]:,-&*!<|>?%@`'\"#~ \nan0") | (SYSTEMS_WITH_ANY_VALUE | VALUES).map(yaml.safe_dump)
+PLACES = st.lists(WORDS | st.text(max_size=3), max_size=4).map(".".join)
 OVERRIDES = st.builds("{}={}".format, PLACES, st.text(max_size=8) | VALUES.map(yaml.safe_dump)) | st.text()
 
 
-def accepted_or_told(path, backbone=None, overrides=()):
-    try:
-        load_system(path, backbone, overrides)
-    except InputError as error:
-        lines = str(error).splitlines()
-        assert all(line.startswith((path, "--set")) and ": " in line for line in lines)
-        assert len(set(lines)) == len(lines)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary() | FILES.map(str.encode), st.sampled_from([None, "tiny"]), st.lists(OVERRIDES, max_size=3))
+@example(b"name: &a {<<: *a}", None, [])
+@example(b"name: &a [*a]", None, [])
+def test_any_text_any_value_anywhere_and_any_override_is_accepted_or_told(tmp_path, content, backbone, overrides):
+    (tmp_path / "any.yaml").write_bytes(content)
+    for path, more in ((tmp_path / "any.yaml", []), (S5, overrides)):
+        try:
+            load_system(str(path), backbone, more)
+        except InputError as error:
+            lines = str(error).splitlines()
+            assert all(line.startswith((str(path), "--set")) and ": " in line for line in lines)
+            assert len(set(lines)) == len(lines)
 
 
-@ANYTHING
-@given(SYSTEMS_WITH_ANY_VALUE | VALUES, st.sampled_from([None, "tiny"]), st.lists(OVERRIDES, max_size=3))
-def test_any_value_anywhere_and_any_override_is_accepted_or_told(system_file, system, backbone, overrides):
-    accepted_or_told(system_file(yaml.safe_dump(system)), backbone)
-    accepted_or_told(system_file(WHOLE), backbone, overrides)
-
-
-@ANYTHING
-@given(st.binary() | st.text(alphabet="{}[]:,-&*!<|>?%@`'\"#~ \nan0").map(str.encode))
-@example(b"name: &a {<<: *a}")
-@example(b"name: &a [*a]")
-def test_any_text_is_accepted_or_told(tmp_path, text):
-    (tmp_path / "any.yaml").write_bytes(text)
-    accepted_or_told(str(tmp_path / "any.yaml"))
-
-
-def test_the_page_says_how_many_branches_and_tables_each_system_has():
+def test_the_systems_are_as_large_as_their_page_says_and_differ_and_share_branches_as_the_report_does():
     told = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", PAGE, re.MULTILINE)
     tables = {name: sum(len(c.seeds) for c in configurations(name)) for name in built_in_systems()}
     assert {name: (int(b), int(t)) for name, b, t in told} == {n: (len(branches(n)), tables[n]) for n in tables}
-
-
-def test_the_systems_of_the_report_differ_as_it_says_and_share_their_branches():
     assert len(branches("s1", "s2")) == len(branches("s2")) == 10
     specs = [branch.spec for branch in branches("s2")]
     assert {spec.objective.name for spec in specs} == {"arcface", "softmax", "subcenter_arcface"}
     assert {spec.strategy.name for spec in specs} == {"full", "partial", "lora"}
-    assert {spec.masked_prediction is None for spec in specs} == {True, False}
     assert {branch.scorings[0].detector.name for branch in branches("s1", "s2", "s4")} == {"mahalanobis"}
-    heads = [c.branch for c in load_system("s5").subsystems["heads"].values()]
-    assert {(head.strategy.name, head.objective.name) for head in heads} == {("head", "arcface")}
     fourth, fifth = ([c.branch for c in configurations(name) if not c.branch.is_frozen] for name in ("s4", "s5"))
     (generated,) = {(b.augmentation.generated, b.channel) for b in fourth}
     assert {(b.augmentation.generated, b.channel) for b in fifth if b.augmentation.generated} == {generated}
 
 
 def test_each_step_of_the_ladder_is_the_published_recipe():
-    """Channel, strategy and γ of the pooling, 0 being the mean; the formulas are tested where they are."""
     steps = configurations("ladder")
     kinds = [(c.branch.channel, c.branch.strategy.name, getattr(c.embedding.pooling, "gamma", 0)) for c in steps]
     near = [("near", "frozen", 0), ("near", "frozen", 4), ("near", "frozen", 8), ("near", "lora", 4)]
@@ -275,20 +243,3 @@ def test_each_step_of_the_ladder_is_the_published_recipe():
     detector = BandKnnSpec(banks="pooled", density={"name": "difference", "weight": "fitted"})
     assert {c.detector for c in steps} == {detector}
     assert all(f"{c.expected:.2f}" in PAGE for c in steps)
-
-
-@pytest.mark.slow
-def test_every_kind_of_branch_can_be_trained(dataset, tmp_path):
-    """One of each objective, strategy and channel, with and without dual tokenizer."""
-    index = read_index(dataset)
-    audio = with_cancellation(open_cache(dataset, index, tmp_path / "cache"), tmp_path / "cache")
-    short = ["training.steps=1", "training.batch_size=4", "training.crop_seconds=0.5", "augmentation.generated=null"]
-    systems = load_systems(built_in_systems(), "tiny", [f"branch.{override}" for override in short])
-    found = [(b.spec, b.embeddings) for b in make_plan(systems, None).branches]
-    kinds = {(s.objective.name, s.strategy.name, s.channel, s.masked_prediction is None): (s, e) for s, e in found}
-    for spec, embeddings in kinds.values():
-        inputs = spec.frozen_inputs(embeddings)
-        frozen = frozen_embeddings(inputs[0], inputs, audio, tmp_path, "cpu") if inputs else None
-        assert frozen is None or len(frozen) == index.num_rows
-        if not spec.is_frozen:
-            train(spec, training_clips(audio, index, spec, frozen))

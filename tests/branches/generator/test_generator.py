@@ -32,14 +32,9 @@ def clips(audio, index):
 
 
 @pytest.fixture(scope="module")
-def network(clips):
-    return train_generator(SPEC, clips)
-
-
-@pytest.fixture(scope="module")
-def folder(network, clips, tmp_path_factory):
+def folder(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set") / "generated"
-    generate(SPEC, network, clips, folder)
+    generate(SPEC, train_generator(SPEC, clips), clips, folder)
     return folder
 
 
@@ -82,9 +77,8 @@ def test_crops_are_standardised_stretches_of_the_channel_that_is_heard():
 
 
 def test_the_flow_leads_to_the_wanted_state():
-    """Of two: one is louder in the lower bands and one in the upper."""
     torch.manual_seed(0)
-    network, state = VelocityNetwork(32, 1, 2), torch.arange(16) % 2
+    network, state = VelocityNetwork(32, 1, 2), torch.arange(16) % 2  # louder in the lower or in the upper bands
     spectrum = torch.where((torch.arange(128) < 64) == (state[:, None, None] == 0), 1.0, -1.0)
     words, optimizer = torch.eye(2)[state], torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(120):
@@ -100,8 +94,7 @@ def test_the_flow_leads_to_the_wanted_state():
 
 @pytest.mark.parametrize("strength", [0.01, 0.3, 1.0])
 @torch.no_grad()
-def test_an_untrained_network_is_the_best_linear_guess(strength):
-    """Its loss is 1, its flow gives each point the variance of data: a little noise leaves the reference as it is."""
+def test_an_untrained_network_is_the_best_linear_guess_and_a_little_noise_leaves_the_reference_as_it_is(strength):
     torch.manual_seed(0)
     network, words, t = VelocityNetwork(16, 1, 1), torch.ones(8, 1), torch.full((8,), 1 - strength)
     reference, noise = torch.randn(2, 8, 16, 128)
@@ -126,11 +119,12 @@ def test_rare_states_get_the_samples_they_lack_made_from_other_states_of_the_mac
     expected = np.where(distance < SPEC.copy_below, "copy", np.where(own > SPEC.far_above, "far", "accepted")).tolist()
     assert made["verdict"].to_pylist() == expected
     assert expected.count("accepted") > 5
-    verdicts = Counter(zip(states_of(made), expected, strict=True))
-    told = {s: {"clips": clips.states.count(s), "samples": n} for s, n in wanted.items()}
-    told = {str(s): counts | {verdict: verdicts[s, verdict] for verdict in VERDICTS} for s, counts in told.items()}
-    assert len(clips.levels[0]) == (98 - clips.frames) // (clips.frames // 8) + 1  # windows overlap by seven eighths
+    none = dict.fromkeys(VERDICTS, 0)
+    told = {str(s): {"clips": clips.states.count(s), "samples": n, **none} for s, n in wanted.items()}
+    for state, verdict in zip(states_of(made), expected, strict=True):
+        told[str(state)][verdict] += 1
     assert check == {"spec": SPEC.model_dump(), "operating_states": told}
+    assert len(clips.levels[0]) == (98 - clips.frames) // (clips.frames // 8) + 1  # windows overlap by seven eighths
     like, references = choose_references(clips.states, SPEC)
     for i in np.unique(like):
         own, state = references[like == i].tolist(), clips.states[i]
@@ -141,31 +135,28 @@ def test_rare_states_get_the_samples_they_lack_made_from_other_states_of_the_mac
         train_generator(SPEC.model_copy(update={"fill": 0.1}), clips)
 
 
-def test_samples_depend_on_the_seed_and_the_training_clips_alone(index, audio, network, clips, folder, tmp_path):
+def test_network_and_samples_depend_on_seed_and_training_clips_alone(index, audio, clips, folder, tmp_path):
     def files(folder):
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    samples = audio.samples.copy()
+    network, samples = train_generator(SPEC, clips), audio.samples.copy()
     for clip in np.flatnonzero(index["split"].to_numpy() == "test"):
         samples[audio.start[clip] : audio.start[clip + 1]] = 12345
     deaf = real_clips(AudioCache(samples, audio.start, audio.channels), index, "near", SPEC.crop_seconds, "cpu")
-    generate(SPEC, train_generator(SPEC, deaf), deaf, tmp_path / "again")
+    checkpoint, curve, six = tmp_path / "generator.pt", [], iter(range(6))
+    with pytest.raises(StopIteration):
+        train_generator(SPEC, deaf, checkpoint, lambda *_: next(six), checkpoint_seconds=0)
+    resumed = train_generator(SPEC, deaf, checkpoint, lambda *point: curve.append(point))
+    assert [step for step, _ in curve] == list(range(1, SPEC.steps + 1))
+    assert [curve[0][1], curve[-1][1]] == pytest.approx([0.99331, 1.00233], rel=1e-3)  # of this TRAINING_VERSION
+    assert torch.equal(resumed.leave.weight, network.leave.weight)
+    generate(SPEC, resumed, deaf, tmp_path / "again")
     assert files(tmp_path / "again") == files(folder)
     other = SPEC.model_copy(update={"seed": 1})
     generate(other, network, clips, tmp_path / "again")  # in place of the first
     assert files(tmp_path / "again")["features.npy"] != files(folder)["features.npy"]
-    assert [p.name for p in tmp_path.iterdir()] == ["again"]
+    assert {path.name for path in tmp_path.iterdir()} == {"again", "generator.pt"}
     assert not torch.equal(network.leave.weight, train_generator(other, clips).leave.weight)
-
-
-def test_a_resumed_training_ends_bit_for_bit_the_same(clips, network, tmp_path):
-    checkpoint, curve, six = tmp_path / "generator.pt", [], iter(range(6))
-    with pytest.raises(StopIteration):
-        train_generator(SPEC, clips, checkpoint, lambda *_: next(six), checkpoint_seconds=0)
-    resumed = train_generator(SPEC, clips, checkpoint, lambda *point: curve.append(point))
-    assert [step for step, _ in curve] == list(range(1, SPEC.steps + 1))
-    assert [curve[0][1], curve[-1][1]] == pytest.approx([0.99331, 1.00233], rel=1e-3)  # of this TRAINING_VERSION
-    assert torch.equal(resumed.leave.weight, network.leave.weight)
 
 
 @settings(max_examples=50, deadline=None)
@@ -179,7 +170,6 @@ def test_distances_are_those_of_the_definition_for_any_number_of_clips(counts, c
         return np.linalg.norm(windows[clip] - point, axis=1).min()
 
     def usual(clips):
-        """The median of the distances from clips to their nearest neighbours."""
         return np.median([min(far(windows[a][0], b) for b in clips if b != a) for a in clips])
 
     of_machine = usual(range(len(states))) or 1.0
@@ -193,9 +183,9 @@ def test_distances_are_those_of_the_definition_for_any_number_of_clips(counts, c
 
 @pytest.mark.parametrize("passed", [0, 1, 2, 9])
 def test_branches_get_the_accepted_samples_if_a_tenth_passed(tmp_path, passed):
-    verdicts, features = ["far", "accepted"] * passed + ["copy"] * (18 - 2 * passed), torch.rand(18, 4, 128)
+    verdicts, features = ["far", "accepted"] * passed + ["copy"] * (18 - 2 * passed), torch.rand(18, 4, 128).numpy()
     pq.write_table(pa.table({"sample": range(18), "verdict": verdicts}), tmp_path / "rows.parquet")
-    np.save(tmp_path / "features.npy", features.numpy())
+    np.save(tmp_path / "features.npy", features)
     if passed < 2:
         with pytest.raises(InputError, match=rf"^of 18 generated samples {passed} passed the check \("):
             accepted_samples(tmp_path)

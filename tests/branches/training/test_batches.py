@@ -19,6 +19,7 @@ FAN = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{i % 2}.wav" for i
 PUMP = "pump/train/section_00_{}_train_normal_{:04d}_noAttribute.wav"
 GENERATED = index_of(["fan/train/section_00_target_train_normal_0000_spd_1.wav", PUMP.format("target", 0)])
 RNG = np.random.default_rng(0)
+LENGTHS = [9_601, 9_601, 9_600, 4_000] * 4
 
 
 def classes(embeddings=None, target=10, more=GENERATED[:0], attributes=(), clusters=None, domain=False):
@@ -33,18 +34,15 @@ def classes(embeddings=None, target=10, more=GENERATED[:0], attributes=(), clust
     return labels.tolist()
 
 
-def test_without_clusters_attributes_and_if_asked_domains_are_classes():
+def test_attributes_and_if_asked_domains_are_classes_and_clusters_of_each_domain_by_itself():
     assert classes(more=GENERATED) == [0, 1] * 4 + [2] * 50 + [1, 2]
     assert classes(more=GENERATED, domain=True) == [0, 1] * 4 + [3] * 40 + [4] * 10 + [2, 4]
-
-
-def test_clusters_are_found_for_each_domain_by_itself_and_have_five_clips():
     hidden = RNG.integers(3, size=58)
     labels = classes(np.eye(3)[hidden] + 0.05 * RNG.normal(size=(58, 3)), clusters=(3, 3), more=GENERATED)
     assert labels[:8] == [0, 1] * 4
     assert len(set(zip(labels[8:48], hidden[8:48], strict=True))) == 3  # one cluster for each hidden state
     assert not set(labels[8:48]) & set(labels[48:58])
-    assert len(set(labels[48:58])) == 2
+    assert len(set(labels[48:58])) == 2  # of five clips
     assert labels[58:] == [1, -1]  # which cluster would a generated clip be of?
 
 
@@ -72,24 +70,19 @@ def test_test_clips_are_not_trained_on_and_generated_ones_stand_behind():
     assert (clips.rows.tolist(), clips.machines.tolist()) == ([1, 2, 3], ["fan", "fan", "pump"])
     assert (clips.labels.tolist(), clips.unattributed.tolist()) == ([0, 1, 2, 1, 2], [False, False, True])
     assert (clips.n_classes, len(clips.generated), clips.noise) == (3, 2, None)
-    # A signature is of clips and classes, and not of how many channels they have.
     others = [clips_for(), clips_for(length=3_001), clips_for(channels=(1, 1, 1))]
-    assert len({clips.signature, *(other.signature for other in others)}) == 3
+    assert len({clips.signature, *(other.signature for other in others)}) == 3  # of clips and classes, not channels
 
 
 def test_noise_is_what_the_far_microphone_heard_of_the_machine_or_a_recording_of_its_own():
     far = clips_for(noise={}).noise
     drawn = np.array([far.draw("fan", 7_000, RNG) for _ in range(20)])  # repeated, as it is shorter
     assert (drawn.shape, set(drawn.ravel())) == ((20, 7_000), {-1.0, -2.0})
-    assert far.draw("pump", 100, RNG) is None  # what a mono clip's only microphone hears is the machine
     ramp = np.stack([np.arange(3_000), np.zeros(3_000)], axis=1).astype(np.float32)
     recordings = in_memory([ramp]), pa.table({"machine": ["fan"]})
     own = clips_for(noise={"source": "supplemental"}, supplemental=recordings).noise
     assert {int(own.draw("fan", 2_999, RNG)[0]) for _ in range(20)} == {0, 1}
-    assert own.draw("pump", 100, RNG) is None
-
-
-LENGTHS = [9_601, 9_601, 9_600, 4_000] * 4
+    assert own.draw("pump", 100, RNG) is far.draw("pump", 100, RNG) is None  # its clips are mono: they hear the machine
 
 
 def spec_with(augmentation=None, channel="near", seed=0, **training):
@@ -129,70 +122,59 @@ def test_batches_made_ahead_are_those_made_alone(clips, first, workers):
 
 
 @pytest.mark.parametrize("channel", ["near", "far"])
-def test_longer_clips_are_cut_anywhere_and_shorter_ones_are_whole(clips, channel):
-    begins, batch = set(), make_batch(spec_with(channel=channel, batch_size=64), clips, 0)
-    for waveform, label in zip(batch.waveforms, batch.labels, strict=True):
+def test_longer_clips_are_cut_anywhere_and_shorter_ones_whole_beside_generated_ones(clips, channel):
+    generated = np.arange(6 * 49).reshape(6, 49, 1).repeat(128, axis=2).astype(np.float16)
+    more = replace(clips, generated=generated, labels=np.concatenate([clips.labels, np.arange(6)]))
+    batch, begins = make_batch(spec_with(channel=channel, batch_size=88), more, 0), set()  # four passes
+    assert (len(batch.waveforms), len(batch.labels)) == (64, 88)
+    for waveform, label in zip(batch.waveforms, batch.labels[:64], strict=True):
         clip = int(abs(waveform[0])) - 1
         begins.add((LENGTHS[clip], round((abs(waveform[0]) - clip - 1) * 1e5)))
         assert (label, len(waveform)) == (clip % 3, min(9_600, LENGTHS[clip]))
         assert (waveform > 0).all() == (channel == "near")
         np.testing.assert_allclose(np.diff(abs(waveform[::100])), 1e-3, atol=1e-5)
     assert begins == {(9_601, 0), (9_601, 1), (9_600, 0), (4_000, 0)}
-
-
-def test_noise_is_mixed_into_the_share_of_clips_that_have_some(clips):
-    noise = {"noise": {"probability": 0.3, "snr_db": [0.0]}}
-    plain, mixed = (make_batch(spec_with(more, batch_size=400), clips, 0).waveforms for more in ({}, noise))
-    noisy = np.array([not np.array_equal(a, b) for a, b in zip(plain, mixed, strict=True)])
-    fans = np.array([int(waveform[0]) % 2 == 1 for waveform in plain])
-    assert not noisy[~fans].any()
-    assert noisy[fans].mean() == pytest.approx(0.3, abs=0.1)
-
-
-def test_generated_clips_stand_beside_the_recorded(clips):
-    generated = np.arange(6 * 49).reshape(6, 49, 1).repeat(128, axis=2).astype(np.float16)
-    more = replace(clips, generated=generated, labels=np.concatenate([clips.labels, np.arange(6)]))
-    batch = make_batch(spec_with(batch_size=88), more, 0)  # four passes
-    assert (len(batch.waveforms), len(batch.labels)) == (64, 88)
     assert {(made.shape, made.dtype.name) for made in batch.features} == {((48, 128), "float32")}
     begins = {(label, made[0, 0] - label * 49) for label, made in zip(batch.labels[64:], batch.features, strict=True)}
     assert begins == {(label, first) for label in range(6) for first in (0, 1)}
 
 
-@pytest.mark.parametrize(("longest", "in_time"), [(5, True), (5, False), (40, True)])
-def test_a_mask_is_one_stretch_of_any_width_up_to_the_longest_anywhere(longest, in_time):
-    masks = {"time_mask": longest, "frequency_mask": 0} if in_time else {"frequency_mask": longest, "time_mask": 0}
-    masked = spec_augment(torch.ones(2_000, 20, 128), AugmentationSpec(**masks)) == 0
-    stretch = masked.all(dim=2 if in_time else 1)
-    assert torch.equal(masked, stretch.unsqueeze(2 if in_time else 1).expand_as(masked))
-    assert set(stretch.sum(dim=1).tolist()) == set(range(min(longest, stretch.shape[1]) + 1))
-    assert stretch.any(dim=0).all()
-    assert (stretch[:, 1:] > stretch[:, :-1]).sum(dim=1).add(stretch[:, 0]).max() == 1  # beginnings
-
-
-def test_noise_is_added_at_the_ratio_asked_for():
+def test_noise_is_added_at_the_ratio_asked_for_to_the_share_of_clips_that_have_some(clips):
     waveform, noise = np.random.default_rng(0).normal(size=(2, 4000)).astype(np.float32) * [[0.1], [3.0]]
     for snr_db in (-10.0, 0.0, 20.0):
         added = add_noise(waveform, noise, snr_db) - waveform
         assert 10 * np.log10(np.square(waveform).mean() / np.square(added).mean()) == pytest.approx(snr_db, abs=0.01)
         assert np.corrcoef(added, noise)[0, 1] == pytest.approx(1)
     assert np.array_equal(add_noise(waveform, 0 * noise, snr_db), waveform)
+    some = {"noise": {"probability": 0.3, "snr_db": [0.0]}}
+    plain, mixed = (make_batch(spec_with(more, batch_size=400), clips, 0).waveforms for more in ({}, some))
+    noisy = np.array([not np.array_equal(a, b) for a, b in zip(plain, mixed, strict=True)])
+    fans = np.array([int(waveform[0]) % 2 == 1 for waveform in plain])
+    assert not noisy[~fans].any()
+    assert noisy[fans].mean() == pytest.approx(0.3, abs=0.1)
 
 
-def test_a_mixture_of_features_is_that_of_the_sounds():
-    """White noises are incoherent: the features of their sum are those of the sum of their powers."""
+@pytest.mark.parametrize(("longest", "axis"), [(5, 1), (5, 2), (40, 1)])
+def test_a_mask_is_one_stretch_of_any_width_up_to_the_longest_anywhere(longest, axis):
+    spec = AugmentationSpec(time_mask=longest * (axis == 1), frequency_mask=longest * (axis == 2))
+    masked = spec_augment(torch.ones(2_000, 20, 128), spec) == 0
+    stretch = masked.all(dim=3 - axis)
+    assert torch.equal(masked, stretch.unsqueeze(3 - axis).expand_as(masked))
+    assert set(stretch.sum(dim=1).tolist()) == set(range(min(longest, stretch.shape[1]) + 1))
+    assert stretch.any(dim=0).all()
+    assert (stretch[:, 1:] > stretch[:, :-1]).sum(dim=1).add(stretch[:, 0]).max() == 1  # beginnings
+
+
+def test_mixtures_are_those_of_sounds_of_uniform_shares_and_other_partners():
+    torch.manual_seed(0)
     a, b = torch.randn(2, 1, 32_000) * torch.tensor([0.1, 0.03])[:, None, None]
     heard, features = fbank(0.6**0.5 * a + 0.4**0.5 * b), torch.cat([fbank(a), fbank(b)])
     mixed = mix(features, torch.tensor([1, 0]), torch.tensor([0.6, 1.0]))
-    assert (mixed[0] - heard[0]).mean().abs() < 0.01
+    assert (mixed[0] - heard[0]).mean().abs() < 0.01  # of incoherent noises the powers add up
     assert torch.equal(mixed[1], features[1])
-
-
-def test_shares_are_uniform_and_partners_others():
-    torch.manual_seed(0)
     partner, share = mixing(1000, MixupSpec(probability=0.3))
     assert sorted(partner.tolist()) == list(range(1000)) != partner.tolist()
-    mixed = share[share < 1]
-    assert len(mixed) / 1000 == pytest.approx(0.3, abs=0.05)
-    assert torch.quantile(mixed, torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
+    shares = share[share < 1]
+    assert len(shares) / 1000 == pytest.approx(0.3, abs=0.05)
+    assert shares.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
     assert [part.tolist() for part in mixing(4, None)] == [[0, 1, 2, 3], [1.0] * 4]

@@ -28,87 +28,53 @@ DETECTORS = [
 ]
 BANKS = ["banks/a.npy", "banks/b.npy"]
 MEMBER = st.tuples(st.sampled_from(DETECTORS), st.sampled_from("ab"), st.floats(0.1, 3))
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def manifest_of(drawn, scale):
+def made(drawn, scale, source, target, test, seed):
+    """Of one machine members, training clips of two domains, test clips of a hidden one, embeddings, the reference."""
     members = [
         Member(branch_id=branch, name=f"{i}", detector=detector, weight=weight)
         for i, (detector, branch, weight) in enumerate(drawn)
     ]
-    return Manifest(scale=scale, members=members, branches={})
-
-
-def clips_of(source, target, test):
-    """Rows of one machine: training clips of two domains, and test clips whose domain is hidden."""
-    domain = ["source"] * source + ["target"] * target + [None] * test
-    rows = source + target + test
-    return pa.table(
-        {
-            "machine": ["fan"] * rows,
-            "section": [0] * rows,
-            "clip": [f"{i:03d}" for i in range(rows)],
-            "split": ["train"] * (source + target) + ["test"] * test,
-            "domain": pa.array(domain, pa.string()),
-            "condition": pa.array([None] * rows, pa.string()),
-        }
-    )
-
-
-def made(drawn, scale, source, target, test, seed):
-    """Members, clips, their embeddings by branch, and the reference of the training clips."""
-    manifest, clips = manifest_of(drawn, scale), clips_of(source, target, test)
+    train, rows = source + target, source + target + test
+    columns = {"machine": ["fan"] * rows, "section": [0] * rows, "clip": [f"{i:03d}" for i in range(rows)]}
+    columns["split"] = ["train"] * train + ["test"] * test
+    columns["domain"] = pa.array(["source"] * source + ["target"] * target + [None] * test, pa.string())
+    clips = pa.table({**columns, "condition": pa.nulls(rows, pa.string())})
     rng = np.random.default_rng(seed)
-    embeddings = {name: rng.normal(size=(clips.num_rows, 8, 2)).astype(np.float32) for name in BANKS}
-    train = source + target
-    known = {name: X[:train] for name, X in embeddings.items()}
-    return manifest.members, clips, embeddings, Reference(manifest, clips[:train], known)
+    embeddings = {name: rng.normal(size=(rows, 8, 2)).astype(np.float32) for name in BANKS}
+    manifest = Manifest(scale=scale, members=members, branches={})
+    return members, clips, embeddings, Reference(manifest, clips[:train], {k: X[:train] for k, X in embeddings.items()})
 
 
-@few
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(MEMBER, min_size=1, max_size=4),
     st.sampled_from(SCALES),
-    st.integers(6, 20),
-    st.integers(0, 5),
-    st.integers(1, 6),
-    st.integers(0, 99),
+    *(st.integers(*limits) for limits in ((6, 20), (0, 5), (1, 6), (0, 99))),
 )
-def test_it_is_the_fused_table_of_score_tables(drawn, scale, source, target, test, seed):
+def test_it_is_the_fused_table_and_each_score_stands_alone(drawn, scale, source, target, test, seed):
     members, clips, embeddings, reference = made(drawn, scale, source, target, test, seed)
     tables = {m.name: score_table(clips, embeddings[m.bank_file], m.detector, {}) for m in members}
     fused = apply_weights(tables, {m.name: m.weight for m in members}, scale=scale)
     is_test = fused["split"].to_numpy() == "test"
-    found = reference.score({name: X[source + target :] for name, X in embeddings.items()})
+    others = {name: X[source + target :] for name, X in embeddings.items()}
+    found = reference.score(others)
     for name in ("score", "calibrated"):
         assert found[name].to_numpy() == pytest.approx(fused[name].to_numpy()[is_test])
     assert reference.train_scores == pytest.approx(fused["score"].to_numpy()[~is_test])
     assert reference.threshold == pytest.approx(thresholds(fused)["fan", 0])
     assert contributions(found).sum(axis=0) == pytest.approx(found["score"].to_numpy())
-
-
-@few
-@given(st.lists(MEMBER, min_size=1, max_size=3), st.sampled_from(SCALES), st.integers(2, 6))
-def test_a_score_does_not_depend_on_the_clips_beside_it(drawn, scale, test):
-    *_, embeddings, reference = made(drawn, scale, 8, 2, test, 0)
-    others = {name: X[10:] for name, X in embeddings.items()}
-    together = reference.score(others)["score"].to_numpy()
     alone = [reference.score({name: X[i : i + 1] for name, X in others.items()})["score"][0] for i in range(test)]
-    assert together == pytest.approx([score.as_py() for score in alone])
+    assert found["score"].to_numpy() == pytest.approx([score.as_py() for score in alone])
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))
 def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector):
-    manifest = manifest_of([(detector, "a", 1.0)], "calibrated")
-    clips = clips_of(7, 0, 0)
-    X = np.random.default_rng(1).normal(size=(7, 8, 2)).astype(np.float32)
-
-    def of_the_first(n):
-        return Reference(manifest, clips[:n], {BANKS[0]: X[:n]})
-
-    assert np.isfinite(of_the_first(3).score({BANKS[0]: X[3:]})["score"].to_numpy()).all()
+    *_, embeddings, reference = made([(detector, "a", 1.0)], "calibrated", 3, 0, 4, 1)
+    assert np.isfinite(reference.score({BANKS[0]: embeddings[BANKS[0]][3:]})["score"].to_numpy()).all()
     with pytest.raises(InputError, match="2 training clips; scoring needs at least 3"):
-        of_the_first(2)
+        made([(detector, "a", 1.0)], "calibrated", 2, 0, 4, 1)
 
 
 @pytest.mark.slow
@@ -138,13 +104,7 @@ def test_an_open_model_has_fitted_references_and_merged_adapters(ensemble):
 
 
 @pytest.mark.slow
-def test_a_level_at_which_no_embedding_is_finite_is_told(ensemble):
-    with pytest.raises(InputError, match="gives an embedding that is not finite: the level is absurd"):
-        ensemble.score("rotor", [np.full((16_000, 1), 1e30, np.float32)])
-
-
-@pytest.mark.slow
-def test_a_batch_scores_as_its_clips_one_by_one(run, ensemble):
+def test_a_batch_scores_as_its_clips_one_by_one_and_one_whose_level_is_absurd_is_told(run, ensemble):
     """Also where clips of other lengths, which are padded together, are in the batch."""
     clips = [read_clip(path) for path in run.clips("rotor")]
     clips += [clip[:9000] for clip in clips[:3]] + [np.tile(clips[0], (3, 1))]
@@ -153,3 +113,5 @@ def test_a_batch_scores_as_its_clips_one_by_one(run, ensemble):
     assert together == pytest.approx(np.concatenate(alone), abs=1e-5)
     backwards = ensemble.score("rotor", clips[::-1])["score"].to_numpy()
     assert backwards[::-1] == pytest.approx(together, abs=1e-5)
+    with pytest.raises(InputError, match="gives an embedding that is not finite: the level is absurd"):
+        ensemble.score("rotor", [np.full((16_000, 1), 1e30, np.float32)])

@@ -1,15 +1,20 @@
-"""What a packaged ensemble consists of, and that it needs nothing else."""
+"""What a packaged ensemble consists of, that it needs nothing else, and what MLflow's own server makes of it."""
 
+import base64
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 
@@ -19,27 +24,19 @@ from orchestrator.model.export import REQUIRED, export_system
 from orchestrator.model.manifest import CLIPS, MANIFEST, package_of, read_manifest
 from scoring.errors import InputError
 from scoring.table import metadata_of, read_table, write_table
-from tests.commands import tutti_here
+from tests.commands import free_port, tutti_here
 from tests.finished import BACKBONE, NAME, manifest_of
+from tests.test_readme import answer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def copied(model, tmp_path):
-    """A copy of the model, to be damaged."""
-    return shutil.copytree(model, tmp_path / "copy")
-
-
-def by_name(model):
-    """Branch identifiers by the names of their members."""
-    return {member["name"].rpartition("/")[0]: member["branch_id"] for member in manifest_of(model)["members"]}
+OUTSIDE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def test_a_shared_backbone_is_stored_once_and_a_lora_branch_is_its_adapters(model):
-    package, names = package_of(model), by_name(model)
-    places = {name: manifest_of(model)["branches"][id]["backbone"]["path"] for name, id in names.items()}
+    package, manifest = package_of(model), manifest_of(model)
+    names = {member["name"].rpartition("/")[0]: member["branch_id"] for member in manifest["members"]}
+    places = {name: manifest["branches"][id]["backbone"]["path"] for name, id in names.items()}
     (stored,) = (package / "backbones").iterdir()
     assert stored.read_bytes() == BACKBONE.read_bytes()
     assert [places.pop(f"frozen/{name}") for name in ("built_in", "log_mel")] == ["tiny", "log_mel"]
@@ -54,13 +51,12 @@ def test_a_shared_backbone_is_stored_once_and_a_lora_branch_is_its_adapters(mode
     assert lora.stat().st_size < full.stat().st_size / 10
 
 
-def test_nothing_in_it_is_a_pickled_object(model):
+def test_it_holds_no_pickled_object_and_asks_for_the_packages_that_its_code_imports(model):
     described = yaml.safe_load((model / "MLmodel").read_text())["flavors"]["python_function"]
     assert "python_model" not in described
     files = [path for path in model.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files if "code" not in path.relative_to(model).parts} == {
-        *("", ".py", ".json", ".yaml", ".txt", ".pt", ".npy", ".parquet"),
-    }
+    kinds = {path.suffix for path in files if "code" not in path.relative_to(model).parts}
+    assert kinds == {"", ".py", ".json", ".yaml", ".txt", ".pt", ".npy", ".parquet"}
     for path in files:
         if path.suffix == ".pt":
             torch.load(path, weights_only=True)
@@ -68,18 +64,12 @@ def test_nothing_in_it_is_a_pickled_object(model):
             np.load(path, allow_pickle=False)
         else:
             assert path.read_bytes()[:1] != b"\x80", path
-
-
-def test_it_asks_for_the_packages_that_its_code_imports(model):
     assert (model / "requirements.txt").read_text().splitlines()[0].startswith("torch==")
     packages = {path.name for path in (model / "code").iterdir()}
     assert packages == {"orchestrator", "branches", "fusion", "scoring"}
     code = "import sys, orchestrator.model.mlflow_model; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=model / "code", check=True
-    ).stdout.split()
-    later = {"scikit-learn", "torchaudio", "fsspec"}  # when something is scored or fetched
-    assert {*REQUIRED} - later <= {*loaded}
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=model / "code").split()
+    assert {*REQUIRED} - {"scikit-learn", "torchaudio", "fsspec"} <= {*loaded}  # these when it scores or fetches
     assert {name for name in loaded if (model / "code" / name).exists()} == packages
 
 
@@ -106,25 +96,32 @@ print(json.dumps(loaded.predict(pandas.DataFrame(rows)).to_dict("records")))
 """
 
 
-def test_it_works_alone(run, copied, tmp_path):
+def test_it_works_alone(run, model, tmp_path):
     """Moved, in another folder, without tutti's own code, the run and its checkpoint, and with few packages."""
     clips = {machine: [str(path) for path in run.clips(machine)] for machine in ("rotor", "pump")}
     code = [str(ROOT / name) for name in ("orchestrator", "branches", "fusion", "scoring", "cluster")]
-    argument = json.dumps([str(copied), [str(run.folder), *code], clips])
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    argument = json.dumps([str(shutil.copytree(model, tmp_path / "copy")), [str(run.folder), *code], clips])
     command = [sys.executable, "-c", ALONE, argument]
-    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    asked = subprocess.run(command, cwd=tmp_path, env=OUTSIDE, capture_output=True, text=True, timeout=120)
     assert asked.returncode == 0, asked.stderr
     rows = json.loads(asked.stdout.splitlines()[-1])
-    expected = [score for machine in clips for score in run.fused(machine)["score"].to_pylist()]
-    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
-    assert all(row["anomaly"] == (row["score"] > row["threshold"]) for row in rows)
-    assert sum(json.loads(rows[0]["contributions"]).values()) == pytest.approx(rows[0]["score"])
+    for name in ("score", "calibrated"):
+        expected = [value for machine in clips for value in run.fused(machine)[name].to_pylist()]
+        assert [row[name] for row in rows] == pytest.approx(expected, abs=1e-5)
+    for row in rows:
+        assert row["anomaly"] is (row["score"] > row["threshold"])
+        assert sum(json.loads(row["contributions"]).values()) == pytest.approx(row["score"])
+
+
+def refusal(*words):
+    refused = tutti_here(*words)
+    assert refused.exit_code == 2
+    return refused.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("part", ["backbones/*.pt", "branches/*.pt", "banks/*.npy", CLIPS])
-def test_a_damaged_or_missing_file_is_named(run, copied, part):
-    """When the model is opened."""
+def test_a_damaged_or_missing_file_is_named_when_the_model_is_opened(run, model, tmp_path, part):
+    copied = shutil.copytree(model, tmp_path / "copy")
     victim = sorted(package_of(copied).glob(part))[0]
     content = victim.read_bytes()
     for damage in (content[:-1], content[:100], b"", bytes(len(content))):
@@ -132,9 +129,7 @@ def test_a_damaged_or_missing_file_is_named(run, copied, part):
         with pytest.raises(InputError, match=victim.name):
             Ensemble(copied)
     victim.unlink()
-    refused = tutti_here("score", copied, run.clips("rotor")[0])
-    assert refused.exit_code == 2
-    assert victim.name in refused.stderr.splitlines()[-1]
+    assert victim.name in refusal("score", copied, run.clips("rotor")[0])
     (package_of(copied) / MANIFEST).write_text("{}")
     with pytest.raises(InputError, match="damaged, or of another version of tutti"):
         Ensemble(copied)
@@ -148,13 +143,10 @@ def moved(run, tmp_path):
     return shutil.copytree(run.out, tmp_path / "moved")
 
 
-def test_a_run_that_was_moved_gives_the_same_package(moved, model, tmp_path):
+def test_a_run_that_was_moved_gives_the_same_package_and_what_has_no_weight_is_left_out(moved, model, tmp_path):
     out = tmp_path / "folder" / "again"
     assert export_system(moved, None, out) == out
     assert manifest_of(out) == manifest_of(model)
-
-
-def test_what_has_no_weight_is_left_out(moved, tmp_path):
     path = moved / "systems" / NAME / "result.json"
     result = json.loads(path.read_text())
     lora = [b["table"] for b in result["branches"] if "/lora" in b["branch"]]
@@ -166,23 +158,18 @@ def test_what_has_no_weight_is_left_out(moved, tmp_path):
 
 
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(moved, model, tmp_path):
-    def refusal(*arguments):
-        refused = tutti_here("export", *arguments)
-        assert refused.exit_code == 2
-        return refused.stderr.splitlines()[-1]
-
     out = ("--out", tmp_path / "out")
-    assert "no result of system 'other'; there are golden" in refusal(moved, "other", *out)
-    assert "no results in it; `tutti run` makes them" in refusal(tmp_path, *out)
-    assert "exists already; give another --out" in refusal(moved, "--out", model)
+    assert "no result of system 'other'; there are golden" in refusal("export", moved, "other", *out)
+    assert "no results in it; `tutti run` makes them" in refusal("export", tmp_path, *out)
+    assert "exists already; give another --out" in refusal("export", moved, "--out", model)
     second = shutil.copytree(moved / "systems" / NAME, moved / "systems" / "second")
-    assert "name one of its systems, golden, second" in refusal(moved, *out)
+    assert "name one of its systems, golden, second" in refusal("export", moved, *out)
     shutil.rmtree(second)
     weights = sorted(moved.glob("branches/*/branch.pt"))[0]
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert f"{weights}: lost or damaged; `tutti run` makes it again" in refusal(moved, NAME, *out)
+    assert f"{weights}: lost or damaged; `tutti run` makes it again" in refusal("export", moved, NAME, *out)
     shutil.rmtree(weights.parent)
-    assert f"{weights.parent / 'record.json'}: lost or damaged" in refusal(moved, *out)
+    assert f"{weights.parent / 'record.json'}: lost or damaged" in refusal("export", moved, *out)
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
@@ -192,7 +179,84 @@ def test_a_backbone_that_is_gone_is_named(moved, tmp_path):
         gone = {k: re.sub(r'[^"]*pretrained\.pt', "/nowhere/b.pt", v) for k, v in metadata_of(table).items()}
         files = {f"tables/{path.name}": write_table(table.replace_schema_metadata(gone), path)}
         write_record(path.parents[1], record.model_copy(update={"files": {**record.files, **files}}))
-    refused = tutti_here("export", moved, "--out", tmp_path / "out")
-    assert refused.exit_code == 2
-    assert "a branch's backbone must lie where the run had it: /nowhere/b.pt: no such file" in refused.stderr
+    told = "a branch's backbone must lie where the run had it: /nowhere/b.pt: no such file"
+    assert told in refusal("export", moved, "--out", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    """Of MLflow's server on the loopback, which runs the code that came with the model."""
+    folder, port, bin = tmp_path_factory.mktemp("server"), free_port(), Path(sys.executable).parent
+    environment = {**OUTSIDE, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}  # as in one that is active
+    command = [bin / "mlflow", "models", "serve", "--model-uri", model, "--port", str(port), "--env-manager", "local"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        answer(f"http://127.0.0.1:{port}/ping", seconds=120)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def ask(url, *rows, **form):
+    """Status and answer of a request, in MLflow's usual form if in no other."""
+    body = json.dumps(form or {"dataframe_records": rows}).encode()
+    request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def row(path, machine="rotor", **others):
+    return {"machine": machine, "audio": base64.b64encode(path.read_bytes()).decode(), **others}
+
+
+def test_a_server_understands_every_form_of_request_and_repeats_none_in_an_error(run, url):
+    good = row(run.clips("rotor")[0])
+    _, expected = ask(url, good)
+    assert expected["predictions"][0]["score"] == pytest.approx(run.fused("rotor")["score"][0].as_py(), abs=1e-5)
+    for section in (None, 0, 0.0, "0"):  # beside a row without one
+        assert ask(url, {**good, "section": section}, good) == (200, {"predictions": 2 * expected["predictions"]})
+    for machine in ("rotor", "nowhere"):
+        for form in (
+            {"dataframe_split": {"columns": ["machine", "audio"], "data": [[machine, good["audio"]]]}},
+            {"instances": [{"machine": machine, "audio": good["audio"]}]},
+            {"inputs": {"machine": [machine], "audio": [good["audio"]]}},
+            {"inputs": {"machine": [machine], "audio": [{"b64": good["audio"]}]}},
+        ):
+            status, found = ask(url, **form)
+            if machine == "rotor":
+                assert (status, found) == (200, expected)
+            else:
+                assert (status, len(json.dumps(found)) < 1_000) == (400, True)
+                assert found["message"].startswith("row 0: the model does not know machine nowhere")
+
+
+def test_odd_recordings_have_a_warning_bad_requests_an_answer_and_the_server_lives_on(run, url, tmp_path):
+    clip = run.clips("rotor")[0]
+    text, truncated, short = (tmp_path / name for name in ("text.wav", "truncated.wav", "short.wav"))
+    text.write_text("not audio")
+    truncated.write_bytes(clip.read_bytes()[:500])
+    good = row(clip)
+    for rows, message in [
+        ([good, row(text)], "row 1: audio: not a readable recording"),
+        ([good, row(truncated)], "row 1: audio: truncated: 500 of"),
+        ([row(clip, "press")], "row 0: the model does not know machine press section 0; it knows pump"),
+        ([row(clip, section=5)], "row 0: the model does not know machine rotor section 5"),
+        *(([good, row(clip, section=section)], "row 1: section") for section in (0.7, "first", [0], [0, 1], 1e400)),
+        ([{"machine": "rotor"}], "row 0: audio: Field required"),
+        ([{"audio": good["audio"]}], "row 0: no machine"),
+        ([{"machine": "rotor", "audio": str(clip)}], ""),
+        ([{"machine": "rotor", "audio": "***"}], ""),
+    ]:
+        status, found = ask(url, *rows)
+        assert (status, found["message"].startswith(message)) == (400, True), (message, found)
+        assert "Traceback" not in json.dumps(found), found
+    samples, rate = soundfile.read(clip)
+    soundfile.write(short, samples[: rate // 3], rate)
+    told = [answered["warning"] for answered in ask(url, good, row(short))[1]["predictions"]]
+    assert told == ["", "unlike the clips of rotor: 0.333 s long, those 1 s"]

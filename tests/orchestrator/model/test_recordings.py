@@ -1,4 +1,4 @@
-"""`tutti score`: recordings, folders of them, and long ones window by window."""
+"""Recordings: scored, long ones window by window, and a few of a new machine that a model learns without training."""
 
 import csv
 import json
@@ -10,20 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
 from branches.audio import read_clip
 from branches.data.synthetic import SyntheticClip, render
+from orchestrator.model.enrolment import enrol
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.recordings import score_clips, section_of
 from scoring.decisions import gamma_threshold
-from scoring.errors import InputError
 from tests.commands import tutti_here
-from tests.finished import NAME, manifest_of
+from tests.finished import NAME, contributions, manifest_of
 
 pytestmark = pytest.mark.slow
+MACHINES = ("rotor", "pump")
 
 
 def score(model, *arguments):
@@ -33,43 +32,41 @@ def score(model, *arguments):
     return json.loads(scored.stdout)["scores"]
 
 
+def sound(machine, number, condition="normal", seconds=1.0):
+    """What no run has heard: (samples, 2)."""
+    return render(SyntheticClip(machine, "test", "source", condition, number), seconds)
+
+
 def write(path, samples, rate=16_000):
     soundfile.write(path, samples, rate, subtype="PCM_16")
     return path
 
 
 def test_a_data_set_scores_as_in_the_run_folder_by_folder(run, model, tmp_path):
-    folders = [run.data / machine / "test" for machine in ("rotor", "pump")]
-    table, text = tmp_path / "scores.parquet", tmp_path / "scores.csv"
+    folders, table, text = [run.data / name / "test" for name in MACHINES], tmp_path / "a.parquet", tmp_path / "a.csv"
     rows = score(model, *folders, "--out", table)
-    assert rows == pq.read_table(table).to_pylist()
-    expected = [score for machine in ("rotor", "pump") for score in run.fused(machine)["score"].to_pylist()]
+    assert rows == pq.read_table(table).to_pylist() == score(model, *folders, "--out", text)
+    expected = [score for machine in MACHINES for score in run.fused(machine)["score"].to_pylist()]
     assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
-    decisions = []
-    for machine in ("rotor", "pump"):
-        submitted = run.out / "submission" / NAME / f"decision_result_{machine}_section_00_test.csv"
-        decisions += [line.partition(",")[2] == "1" for line in submitted.read_text().splitlines()]
+    submitted = [run.out / f"submission/{NAME}/decision_result_{name}_section_00_test.csv" for name in MACHINES]
+    decisions = [line.partition(",")[2] == "1" for path in submitted for line in path.read_text().splitlines()]
     assert [row["anomaly"] for row in rows] == decisions == [row["score"] > row["threshold"] for row in rows]
     for row in rows:
         assert sum(part["contribution"] for part in row["contributions"]) == pytest.approx(row["score"])
         assert {part["branch"] for part in row["contributions"]} == {m["name"] for m in manifest_of(model)["members"]}
-    assert tutti_here("score", model, *folders, "--out", text).exit_code == 0
     with text.open() as file:
-        read = list(csv.DictReader(file))
-    assert [(row["machine"], row["clip"], float(row["score"])) for row in read] == [
-        (row["machine"], row["clip"], pytest.approx(row["score"])) for row in rows
-    ]
+        read = [(row["machine"], row["clip"], float(row["score"])) for row in csv.DictReader(file)]
+    assert read == [(row["machine"], row["clip"], pytest.approx(row["score"])) for row in rows]
 
 
 def test_one_clip_is_shown_with_what_each_branch_says_and_told_if_it_is_one_of_the_models_own(run, model, caplog):
-    clip = run.clips("rotor", "train")[0]
-    shown = tutti_here("score", model, clip)
+    shown = tutti_here("score", model, run.clips("rotor", "train")[0])
     assert shown.exit_code == 0, shown.output
     assert all(member["name"] in shown.output for member in manifest_of(model)["members"])
     assert "called like normal clips of the model" in caplog.text
 
 
-def test_sections_are_taken_from_names_unless_one_is_given(run, model, tmp_path):
+def test_sections_are_taken_from_names_and_an_only_machine_needs_none(run, model, ensemble, monkeypatch, tmp_path):
     names = {"section_02_0003.wav": 2, "section_00_source_test_normal_0001_x.wav": 0, "normal_id_06_00000933.wav": 6}
     for name, section in {**names, "id_04_00000001.wav": 4, "night.wav": 0, "section.wav": 0}.items():
         assert section_of(tmp_path / name) == section
@@ -77,14 +74,8 @@ def test_sections_are_taken_from_names_unless_one_is_given(run, model, tmp_path)
     refused = tutti_here("score", model, clip, "--machine", "rotor")
     assert "does not know machine rotor section 7" in refused.output
     assert len(score(model, clip, "--machine", "rotor", "--section", "0")) == 1
-
-
-def test_a_model_of_one_machine_needs_no_name(ensemble, run, monkeypatch, tmp_path):
-    (tmp_path / "x.wav").write_bytes(run.clips("rotor")[0].read_bytes())
-    with pytest.raises(InputError, match="give --machine, one of pump, rotor"):
-        score_clips(ensemble, [tmp_path / "x.wav"], None)
     monkeypatch.setattr(ensemble, "only_machine", "rotor")
-    assert score_clips(ensemble, [tmp_path / "x.wav"], None)["machine"].to_pylist() == ["rotor"]
+    assert score_clips(ensemble, [clip], section=0)["machine"].to_pylist() == ["rotor"]
 
 
 def test_the_rate_of_false_alarms_is_chosen_when_the_model_is_made_or_scores(run, model, tmp_path):
@@ -100,45 +91,25 @@ def test_the_rate_of_false_alarms_is_chosen_when_the_model_is_made_or_scores(run
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
     """Four seconds of a rotor, well and then ill, on two channels."""
-    parts = [render(SyntheticClip("rotor", "test", "source", c, i), 2.0) for i, c in enumerate(("normal", "anomaly"))]
+    parts = [sound("rotor", 0, "normal", 2.0), sound("rotor", 1, "anomaly", 2.0)]
     return write(tmp_path_factory.mktemp("night") / "night.wav", np.concatenate(parts))
 
 
-@pytest.mark.parametrize(("rate", "tolerance"), [(16_000, 1e-5), (44_100, 1e-3)])
-def test_windows_score_as_the_same_excerpts_do_as_clips(ensemble, night, tmp_path, rate, tolerance):
+@pytest.mark.parametrize(("rate", "hop", "count", "tolerance"), [(16_000, 0.3, 11, 1e-5), (44_100, 0.41, 8, 1e-3)])
+def test_windows_are_as_many_as_fit_and_score_as_clips_do(ensemble, night, tmp_path, rate, hop, count, tolerance):
     """At another rate nearly so: at its edges a window lacks what lies beyond."""
     path = write(tmp_path / "night.wav", resample_poly(read_clip(night), rate, 16_000), rate)
-    found, samples = score_clips(ensemble, [path], "rotor", window=1.0, hop=0.3), read_clip(path)
-    starts = np.arange(11) * 0.3
+    found, samples = score_clips(ensemble, [path], "rotor", window=1.0, hop=hop), read_clip(path)
+    starts = np.arange(count) * hop
     assert found["start"].to_numpy() == pytest.approx(starts)
-    excerpts = [samples[round(s * 16_000) : round(s * 16_000) + 16_000] for s in starts]
-    clips = ensemble.score("rotor", excerpts)
+    clips = ensemble.score("rotor", [samples[round(s * 16_000) : round(s * 16_000) + 16_000] for s in starts])
     for name in ("score", "calibrated", "anomaly"):
         assert found[name].to_numpy() == pytest.approx(clips[name].to_numpy(), abs=tolerance)
     assert found["threshold"].equals(clips["threshold"])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.integers(8000, 30000), st.sampled_from([8000, 11025, 16000]), st.floats(0.2, 0.6), st.floats(0.15, 1.0)
-)  # samples, Hz, seconds, share of a window
-@example(9600, 16_000, 0.6, 1.0)
-def test_windows_are_as_many_as_fit(ensemble, tmp_path, samples, rate, window, share):
-    hop = window * share
-    tone = 0.1 * np.sin(np.arange(samples) * 0.3)
-    path = write(tmp_path / "any.wav", tone + 0.01 * np.random.default_rng(0).normal(size=samples), rate)
-    length, step = round(window * rate), round(hop * rate)
-    if samples < length:
-        with pytest.raises(InputError, match=r"any\.wav: shorter than one window"):
-            score_clips(ensemble, [path], "pump", window=window, hop=hop)
-        return
-    start = score_clips(ensemble, [path], "pump", window=window, hop=hop)["start"].to_numpy()
-    assert start == pytest.approx(np.arange((samples - length) // step + 1) * step / rate)
-
-
 def test_memory_does_not_grow_with_the_recording(ensemble, tmp_path):
-    rng = np.random.default_rng(0)
-    peaks = []
+    rng, peaks = np.random.default_rng(0), []
     for seconds in (17, 85):
         path = write(tmp_path / f"{seconds}.wav", rng.normal(scale=0.1, size=seconds * 16_000))
         tracemalloc.start()
@@ -150,44 +121,94 @@ def test_memory_does_not_grow_with_the_recording(ensemble, tmp_path):
 
 def test_several_recordings_are_scored_each_from_its_own_beginning(model, night, tmp_path):
     shutil.copy(night, tmp_path / "again.wav")
-    rows = score(model, night, tmp_path, "--machine", "rotor", "--window", "1", "--out", tmp_path / "night.csv")
+    rows = score(model, night, tmp_path, "--machine", "rotor", "--window", "1")
     places = [(row["clip"], row["start"]) for row in rows]
     assert places == [(clip, 0.5 * i) for clip in ("night.wav", "again.wav") for i in range(7)]
-    with (tmp_path / "night.csv").open() as file:
-        assert [float(row["score"]) for row in csv.DictReader(file)] == [row["score"] for row in rows]
+    assert [row["start"] for row in score(model, night, "--machine", "rotor", "--window", "4")] == [0]
+
+
+@pytest.fixture(scope="module")
+def normals(tmp_path_factory):
+    """Six normal recordings of a valve, shorter and longer than the model's clips."""
+    folder = tmp_path_factory.mktemp("normals")
+    return [write(folder / f"{i}.wav", np.tile(sound("valve", i), (2, 1))[: 14_000 + 1000 * i]) for i in range(6)]
+
+
+def test_a_few_clips_of_a_machine_or_section_are_enough_and_others_score_as_before_bit_for_bit(
+    run, model, ensemble, normals, tmp_path, caplog
+):
+    done = tutti_here("enrol", model, normals[0].parent, "--machine", "valve", "--out", tmp_path / "more")
+    assert done.exit_code == 0, done.output
+    assert "valve section 0 enrolled; scores above" in done.output
+    more = Ensemble(tmp_path / "more")
+    assert list(more.rows) == [("pump", 0), ("rotor", 0), ("valve", 0)]
+    for machine in MACHINES:
+        clips = [read_clip(path) for path in run.clips(machine)]
+        assert ensemble.score(machine, clips).equals(more.score(machine, clips))
+    found = more.score("valve", [sound("valve", i, "anomaly") for i in range(6, 9)] + [sound("valve", 9)])
+    valves = found["score"].to_numpy()
+    assert np.isfinite([valves, found["calibrated"].to_numpy()]).all()
+    assert contributions(found).sum(axis=0) == pytest.approx(valves)
+    (other,) = more.score("valve", [sound("rotor", 0)]).to_pylist()
+    assert (other["anomaly"], other["score"] > valves[3]) == (True, True)
+    enrol(tmp_path / "more", "rotor", normals, tmp_path / "third", section=3)
+    assert list(Ensemble(tmp_path / "third").rows) == [("pump", 0), ("rotor", 0), ("rotor", 3), ("valve", 0)]
+    assert "6 recordings tell little of how scores vary" in caplog.text
+    formats = [manifest_of(tmp_path / name)["formats"]["rotor"]["seconds"] for name in ("more", "third")]
+    assert formats == [[1.0, 1.0], [14 / 16, 19 / 16]]
+
+
+def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, ensemble, tmp_path):
+    """Training hears all machines, scoring none but the clip's own: so a machine of one domain loses nothing."""
+    threshold = enrol(model, "twin", run.clips("pump", "train"), tmp_path / "out")
+    clips = [read_clip(path) for path in run.clips("pump")]
+    pump, twin = ensemble.score("pump", clips), Ensemble(tmp_path / "out").score("twin", clips)
+    for name in ("score", "calibrated", "threshold"):
+        assert twin[name].to_numpy() == pytest.approx(pump[name].to_numpy(), abs=1e-5)
+    assert twin["threshold"][0].as_py() == threshold
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("nowhere.wav --machine rotor", "'nowhere.wav' does not exist"),
-        ("{night}", "not in a folder <machine>/test; give --machine"),
-        ("{text} --machine rotor", "text.wav: not a readable recording"),
-        ("{text} --machine rotor --window 1", "text.wav: not a readable recording"),
-        ("{odd} --machine rotor --window 1 --hop 1", "odd.wav at 2.0 s: a sample is not a finite number"),
-        ("{empty} --machine rotor", "no .wav or .flac in it"),
-        ("{night} --machine press", "does not know machine press section 0; it knows pump section 0, rotor"),
-        ("{night} --machine rotor --window 1 --section 4", "does not know machine rotor section 4"),
-        ("{night} --machine rotor --out scores.txt", "scores.txt: give a file that ends in .csv or"),
-        ("{night} --machine rotor --out nowhere/scores.csv", "there is no folder nowhere"),
-        ("{night} --machine rotor --hop 1", "--hop belongs to --window"),
-        ("{night} --machine rotor --window 4.5", "night.wav: shorter than one window of 4.5 s"),
-        ("{night} --machine rotor --window 0.1", "a window has at least 0.175 s"),
-        ("{night} --machine rotor --window 1 --hop 2", "a hop at least 0.01 s and at most a window"),
-        ("{night} --machine rotor --window 1 --hop 0.00001", "a hop at least 0.01 s and at most a window"),
-        ("{night} --machine rotor --device cuda", "torch finds no GPU here"),
+        ("score nowhere.wav --machine rotor", "'nowhere.wav' does not exist"),
+        ("score {night}", "not in a folder <machine>/test; give --machine, one of pump, rotor"),
+        ("score {text} --machine rotor", "text.wav: not a readable recording"),
+        ("score {text} --machine rotor --window 1", "text.wav: not a readable recording"),
+        ("score {odd} --machine rotor --window 1 --hop 1", "odd.wav at 2.0 s: a sample is not a finite number"),
+        ("score {empty} --machine rotor", "no .wav or .flac in it"),
+        ("score {night} --machine press", "does not know machine press section 0; it knows pump section 0, rotor"),
+        ("score {night} --machine rotor --window 1 --section 4", "does not know machine rotor section 4"),
+        ("score {night} --machine rotor --out scores.txt", "scores.txt: give a file that ends in .csv or"),
+        ("score {night} --machine rotor --out nowhere/scores.csv", "there is no folder nowhere"),
+        ("score {night} --machine rotor --hop 1", "--hop belongs to --window"),
+        ("score {night} --machine rotor --window 4.5", "night.wav: shorter than one window of 4.5 s"),
+        ("score {night} --machine rotor --window 0.1", "a window has at least 0.175 s"),
+        ("score {night} --machine rotor --window 1 --hop 2", "a hop at least 0.01 s and at most a window"),
+        ("score {night} --machine rotor --window 1 --hop 0.00001", "a hop at least 0.01 s and at most a window"),
+        ("score {night} --machine rotor --device cuda", "torch finds no GPU here"),
+        ("enrol {0} {1} {2} --machine rotor --out {out}", "the model knows machine rotor section 0 already"),
+        ("enrol {0} {1} --machine valve --out {out}", "2 training clips; scoring needs at least 3"),
+        ("enrol {0} {1} {2} {0} --machine valve --out {out}", "two recordings have the same file name"),
+        ("enrol {0} {1} {text} --machine valve --out {out}", "text.wav: not a readable recording"),
+        ("enrol {alike} --machine valve --out {out}", "valve cannot be judged by these recordings"),
+        ("enrol {0} {1} {2} --machine valve --out {empty}", "empty: exists already"),
     ],
 )
-def test_mistakes_are_named(model, night, tmp_path, arguments, message):
+def test_mistakes_are_named_and_leave_nothing(model, night, normals, tmp_path, arguments, message):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    (tmp_path / "text.wav").write_text("not audio")
-    (tmp_path / "empty").mkdir()
+    paths = {name: tmp_path / name for name in ("text.wav", "odd.wav", "empty", "alike")}
+    paths["text.wav"].write_text("not audio")
     samples = np.full(48_000, 0.1, np.float32)
     samples[40_000] = np.nan
-    soundfile.write(tmp_path / "odd.wav", samples, 16_000, subtype="FLOAT")
-    paths = {name: tmp_path / f"{name}.wav" for name in ("text", "odd")}
-    words = [word.format(**paths, night=night, empty=tmp_path / "empty") for word in arguments.split(" ")]
-    refused = tutti_here("score", model, *words)
+    soundfile.write(paths["odd.wav"], samples, 16_000, subtype="FLOAT")
+    for folder in (paths["empty"], paths["alike"]):
+        folder.mkdir()
+    for name in "abc":
+        shutil.copy(normals[0], paths["alike"] / f"{name}.wav")
+    places = {path.stem: path for path in (*paths.values(), night, tmp_path / "out")}
+    refused = tutti_here(*(word.format(*normals, **places) for word in arguments.replace(" ", f" {model} ", 1).split()))
     assert refused.exit_code == 2
     assert message in refused.output
+    assert {*tmp_path.iterdir()} == {*paths.values()}

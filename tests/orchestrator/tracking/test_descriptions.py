@@ -1,11 +1,17 @@
-import json
+"""What is shown in MLflow, and in which columns: views are saved as its UI saves them, which it does not publish."""
 
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
 from orchestrator.ledger.folders import BRANCHES, RECORD, RESULT, SYSTEMS, Record, write_record
-from orchestrator.tracking.descriptions import marks, shown
+from orchestrator.tracking import views
+from orchestrator.tracking.descriptions import Shown, marks, shown
 
 MACHINE = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
 ODD = ["fan", "Lüfter (A)", "Lüfter [A]", "a:b", "a;b", "press*" + 250 * "x", "press+" + 250 * "x", "v1.2"]
@@ -14,12 +20,12 @@ ODD = ["fan", "Lüfter (A)", "Lüfter [A]", "a:b", "a;b", "press*" + 250 * "x", 
 def branch(folder, metrics, detectors, **known):
     """What is shown of a branch with these metrics."""
     folder.mkdir(parents=True, exist_ok=True)
-    tables = dict.fromkeys(detectors, "")
-    write_record(folder, Record(name="a/b/0", identity={"role": "branch"}, metrics=metrics, tables=tables, **known))
+    known |= {"metrics": metrics, "tables": dict.fromkeys(detectors, "")}
+    write_record(folder, Record(name="a/b/0", identity={"role": "branch"}, **known))
     return shown(folder / RECORD)
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 @given(machines=st.just(ODD) | st.lists(MACHINE, min_size=1, max_size=4, unique=True))
 def test_machines_of_any_name_have_metrics_of_their_own(tmp_path_factory, machines):
     folder = tmp_path_factory.getbasetemp() / "described"
@@ -46,19 +52,39 @@ def test_the_first_detector_gives_a_branch_its_omega(tmp_path):
     assert 7000 < len(failed.note) < 8000  # where MLflow cuts
 
 
-def test_an_evaluation_set_without_labels_has_no_figures_but_weights(tmp_path):
+def test_an_evaluation_set_without_labels_has_no_figures_but_weights_and_what_is_half_done_nothing(tmp_path):
     delivered = {"in_sample": None, "lomo": None, "method": "uniform", "weights": {"sub": {"g0": 1.0}}}
     result = {"machines": {"in_sample": None, "lomo": None}, "methods": {}, "omega": None, "delivered": delivered}
     result |= {"system": "one", "headline": "g0 alone", "fusion_id": "", "branches": [], "delivers": "", "made": {}}
     (tmp_path / RESULT).write_text(json.dumps(result))
     assert shown(tmp_path / RESULT).metrics == {"weights/sub/g0": 1.0}
     assert shown(tmp_path / RESULT).note == "No labels to measure it by: g0 alone."
-
-
-def test_what_is_damaged_or_half_done_is_left_out(tmp_path):
     branch(tmp_path / BRANCHES / "b", {}, ["knn"])
     branch(tmp_path / BRANCHES / "c", {}, [])  # trained, and not scored yet
     for path in (tmp_path / SYSTEMS / "one" / RESULT, tmp_path / BRANCHES / "half" / RECORD):
         path.parent.mkdir(parents=True)
         path.write_text('{"name"')
     assert [bool(shown(path)) for path in marks(tmp_path)] == [True, False, False, False]
+
+
+def test_views_have_the_columns_that_matter():
+    settings = ({"seed": "0", "channel": "near"}, {"seed": "1", "channel": "near"}, {"path": "log_mel"})
+    metrics = {"omega": 60.0, "hmean/my.pump": 1.0, "hmean/fan": 1.0, "pauc/fan": 1.0}
+    parts = [Shown("b", {}, "", Path(), (), params=p, metrics=metrics, tags={"system": "s"}) for p in settings[:2]]
+    parts.append(Shown("baseline", {}, "", Path(), (), params=settings[2], metrics={"hmean/saw": 1.0}))
+    view = views.experiment_tags(7, parts)[f"mlflow.sharedViewState.{views.BRANCHES}"]
+    state = json.loads(json.loads(view)["state"])
+    machines = ["metrics.`omega`", "metrics.`hmean/fan`", "metrics.`hmean/my.pump`"]
+    assert state["selectedColumns"] == [*machines, "params.`seed`", "tags.`detector`", "tags.`system`"]
+    assert (state["searchFilter"], state["orderByKey"]) == ("tags.role = 'branch'", "metrics.`omega`")
+    (chart,) = state["compareRunCharts"]
+    assert chart["selectedMetrics"] == ["hmean/my.pump", "hmean/fan", "omega"]  # lines have the colour of the last
+    assert views.link("http://host:1/", "7", "v").startswith("http://host:1/#/experiments/7/runs?")
+
+
+def test_the_ui_reads_what_is_written():
+    assert version("mlflow").startswith("3."), "MLflow has another release: open the views that `tutti ui` prints"
+    scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    (code,) = [code for path in scripts.glob("main.*.js") if "viewStateShareKey" in (code := path.read_text())]
+    words = "mlflow.sharedViewState. searchFilter orderByKey orderByAsc selectedColumns compareRunCharts PARALLEL"
+    assert [word for word in f"{words} compareRunSections metricSectionId".split() if word not in code] == []

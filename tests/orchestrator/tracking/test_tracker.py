@@ -1,28 +1,31 @@
 """What people see in MLflow: sent from a ledger to a real store, without training."""
 
 import os
+import re
 import shutil
-import sqlite3
+import socket
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from orchestrator.ledger.folders import FAILURES, Record, record_failure, write_record
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.store import sqlite_uri
-from orchestrator.tracking.tracker import experiment_name, find_tracker, open_tracker
+from orchestrator.tracking.store import database_of, refuse_password, sqlite_uri
+from orchestrator.tracking.tracker import Tracker, experiment_name, find_tracker, open_tracker
+from orchestrator.tracking.ui import serve
 from scoring.errors import InputError
-from tests.orchestrator.ledgers import EXPERIMENT, Ledger, finished_branch
+from tests.commands import free_port
+from tests.orchestrator.ledgers import EXPERIMENT, Ledger, empty_store, finished_branch
 
 pytestmark = pytest.mark.slow
 
 PARAMS = {"objective.name": "arcface", "channel": "near", "augmentation.noise": "null", "path": "p" * 6001}
-DOCS = Path(__file__).parents[3] / "docs" / "mlflow.md"
 
 
-def branch(ledger, name="a/b/0", system="one", omega=61.23456, **known):
+def branch(ledger, name="a/b/0", system="one", omega=61.23456):
     figures = {"omega": omega, "fan.hmean": omega, "fan.auc_source": 70.0, "my.pump.hmean": omega}
-    known["metrics"] = {"seconds": 90.0, **{f"knn-k2.5.{key}": value for key, value in figures.items()}}
+    known = {"metrics": {"seconds": 90.0, **{f"knn-k2.5.{key}": value for key, value in figures.items()}}}
     known |= {"tags": {"system": system}, "params": {**PARAMS, "seed": name[-1]}, "curve": [(1, 3.0), (2, 2.0)]}
     return finished_branch(ledger.out, name, b"a table", "knn-k2.5", **known)
 
@@ -53,15 +56,12 @@ def test_a_store_shows_the_run_its_systems_and_their_branches(sent):
     parents = {name: ids.get(tags[name].get("mlflow.parentRunId")) for name in runs}
     assert parents == {"out": None, "one": "out", "two": "out", "a/b/0": "one", "a/b/1": "one", "log-mel": "out"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    shared = {"configuration": "a/b", "detector": "knn-k2.5", "system": "one,two"}
-    assert shared.items() <= tags["a/b/1"].items()
-    assert "failure" not in tags["a/b/1"]
+    assert {"configuration": "a/b", "detector": "knn-k2.5", "system": "one,two"}.items() <= tags["a/b/1"].items()
     assert runs["a/b/1"].data.params.keys() == {"objective.name", "channel", "seed", "path"}  # what is off is left out
     assert sent.artifacts("a/b/1") == {"tables", "record.json"}
     assert sent.artifacts("one") == {"fused.parquet", "held_out.parquet", "result.json"}
     assert sent.artifacts("out") == {"report.html", "generated"}
-    checks = sent.client.list_artifacts(runs["out"].info.run_id, "generated/g")
-    assert [check.path for check in checks] == ["generated/g/check.json"]
+    assert sent.artifacts("out", "generated/g") == {"generated/g/check.json"}
     figures = {name: run.data.metrics for name, run in runs.items()}
     hmeans = {"omega": 61.235, "hmean/fan": 61.235, "hmean/my.pump": 61.235}
     assert figures["a/b/1"] == {**hmeans, "auc_source/fan": 70.0, "cost/seconds": 90.0, "loss": 2.0}
@@ -79,7 +79,13 @@ def test_a_store_shows_the_run_its_systems_and_their_branches(sent):
     assert notes["out"].startswith("3 branches finished, 0 failed; report.html among the artifacts")
 
 
-def test_tables_are_read_from_the_store_unless_they_are_damaged(sent, tmp_path):
+def test_the_queries_of_the_docs_find_runs_whose_tables_are_read_unless_they_are_damaged(sent, tmp_path):
+    _, _, searching = (Path(__file__).parents[3] / "docs" / "mlflow.md").read_text().partition("## Searching")
+    queries = re.findall(r"^\| `+(.+?)`+ \|", searching, re.MULTILINE)
+    branches = [{"a/b/1", "log-mel"}, {"a/b/0"}, {"a/b/1"}, {"a/b/0"}, {"a/b/0", "a/b/1", "log-mel"}]
+    for query, names in zip(queries, [*branches, {"one", "two"}, set()], strict=True):
+        runs = sent.client.search_runs([sent.experiment.experiment_id], query)
+        assert {run.info.run_name for run in runs} == names
     tracker, run = find_tracker(sent.store, tmp_path, EXPERIMENT), sent.runs["a/b/1"]
     (table,) = tracker.tables(run, tmp_path / "copies")
     assert (table.name, table.read_bytes()) == ("knn-k2.5.parquet", b"a table")
@@ -91,32 +97,13 @@ def test_tables_are_read_from_the_store_unless_they_are_damaged(sent, tmp_path):
     stored.write_bytes(b"a table")
 
 
-def test_the_queries_of_the_docs(sent):
-    queries = {
-        "tags.role = 'branch' and metrics.omega > 61": {"a/b/1", "log-mel"},
-        'tags.role = "branch" and metrics.`hmean/fan` < 61': {"a/b/0"},
-        "tags.system LIKE '%two%' and tags.role = 'branch'": {"a/b/1"},
-        "tags.configuration = 'a/b' and params.seed = '0'": {"a/b/0"},
-        "params.`objective.name` = 'arcface'": {"a/b/0", "a/b/1", "log-mel"},
-        "tags.role = 'fusion' and metrics.omega > 0": {"one", "two"},
-        "attributes.status = 'FAILED'": set(),
-    }
-    for query, found in queries.items():
-        assert query in DOCS.read_text()
-        runs = sent.client.search_runs([sent.experiment.experiment_id], query)
-        assert {run.info.run_name for run in runs} == found
-
-
 def test_sending_again_changes_nothing(sent):
-    def written():
-        """Numbers of rows, but of those of the folder's own run."""
-        with sqlite3.connect(sent.out / "mlflow.db") as store:
-            query, own = "SELECT count(*) FROM {} WHERE run_uuid != ?", [sent.runs["out"].info.run_id]
-            return [store.execute(query.format(table), own).fetchone() for table in ("tags", "params", "metrics")]
+    def ended():
+        return {name: run.info.end_time for name, run in sent.runs.items() if name != "out"}
 
-    before, ids = written(), {name: run.info.run_id for name, run in sent.runs.items()}
+    before, ids = ended(), {name: run.info.run_id for name, run in sent.runs.items()}
     assert sent.outbox.close("FINISHED") == 0
-    assert written() == before
+    assert ended() == before  # which is when they were sent
     # A store that knows an older form of the records gets all of them again, into the same runs.
     for run_id in ids.values():
         sent.client.set_tag(run_id, "record", "of old")
@@ -151,16 +138,34 @@ def test_a_failed_branch_says_why_until_it_succeeds(ledger):
     assert outbox.close("FAILED") == 0
     run, whole = ledger.runs["a/b/0"], ledger.runs["out"]
     assert (run.info.status, whole.info.status) == ("FAILED", "FAILED")
-    assert run.data.tags["mlflow.note.content"].startswith(
-        "Failed: ValueError: the loss is \\*not\\* finite (reason.txt"
-    )
+    reason = "Failed: ValueError: the loss is \\*not\\* finite (reason.txt"
+    assert run.data.tags["mlflow.note.content"].startswith(reason)
     assert ledger.artifacts("a/b/0") == {"reason.txt", "record.json"}
     assert whole.data.tags["mlflow.note.content"] == "0 branches finished, 1 failed"
     shutil.rmtree(ledger.out / FAILURES)
     assert ledger.outbox.close("FINISHED") == 0
     run = ledger.runs["a/b/0"]
     assert (run.info.status, run.data.tags["failure"]) == ("FINISHED", "")
-    assert "Failed" not in run.data.tags["mlflow.note.content"]
+
+
+def test_what_cannot_be_sent_is_told_once_and_sent_later(ledger, tmp_path, caplog):
+    finished_branch(ledger.out, "a/b/0")
+    away = Outbox(Tracker(f"http://127.0.0.1:{free_port()}", EXPERIMENT, "1", "f"), ledger.out)
+    assert [away.send(), away.send(), away.close("FINISHED")] == [1, 1, 2]
+    assert caplog.text.count("no MLflow server answers") == 1
+    assert f"results are kept in {ledger.out} and sent later" in caplog.text
+    # A branch of which only a part was sent is sent again.
+    table = (ledger.out / "branches" / "a-b-0" / "tables" / "knn.parquet").rename(tmp_path / "away")
+    outbox = ledger.outbox
+    assert [outbox.send(), outbox.send(), ledger.outbox.send()] == [1, 1, 1]
+    assert caplog.text.count("results are kept") == 3
+    finished_branch(ledger.out, "a/b/1")
+    assert [outbox.send(), outbox.send()] == [1, 1]  # MLflow answers, so the next complaint is news
+    assert caplog.text.count("results are kept") == 4
+    table.rename(ledger.out / "branches" / "a-b-0" / "tables" / "knn.parquet")
+    assert ledger.outbox.close("FINISHED") == 0
+    assert set(ledger.runs) == {"out", "a/b/0", "a/b/1"}
+    assert ledger.artifacts("a/b/0") == {"tables", "record.json"}
 
 
 def test_a_moved_run_keeps_its_artifacts(ledger, monkeypatch):
@@ -172,7 +177,7 @@ def test_a_moved_run_keeps_its_artifacts(ledger, monkeypatch):
     assert outbox.close("FINISHED") == 0
     assert set(ledger.runs) == {"out", "one", "a/b/0"}
     moved = ledger.out.rename(ledger.out.with_name("elsewhere"))
-    before, ledger.store = (moved / "mlflow.db").read_bytes(), sqlite_uri(moved / "mlflow.db")
+    before, ledger.client = (moved / "mlflow.db").read_bytes(), MlflowClient(sqlite_uri(moved / "mlflow.db"))
     find_tracker(None, moved, EXPERIMENT)
     assert (moved / "mlflow.db").read_bytes() == before  # looked at, and left as it is
     open_tracker(None, moved, EXPERIMENT)
@@ -192,3 +197,29 @@ def test_an_experiment_keeps_its_name_and_is_not_made_again_when_it_was_deleted(
     (ledger.out / "mlflow.db").write_bytes(b"no database" * 100)
     with pytest.raises(InputError, match=r"no MLflow store at .*mlflow.db \(.*\); check --tracking-uri"):
         print(ledger.outbox)
+
+
+@pytest.mark.parametrize("name", ["run?1", "run%201", "a b#c&d=e", "Läufe's+100%"])
+def test_a_store_lies_where_its_folder_is_whatever_its_name(tmp_path, shared, name):
+    uri, database = empty_store(shared, tmp_path / name / "mlflow.db"), tmp_path / name / "mlflow.db"
+    assert database_of(uri) == database
+    before = database.read_bytes()
+    MlflowClient(uri).create_experiment("made here")
+    assert database.read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sqlite_uri(tmp_path / "x.db", "timeout=30") == f"sqlite:///{tmp_path / 'x.db'}?timeout=30"
+
+
+def test_a_password_and_what_cannot_be_served_are_refused(tmp_path):
+    """What can be is in tests/test_readme.py."""
+    for uri in (None, "http://host:5000", "http://user@host:5000", "sqlite:////a/b.db"):
+        refuse_password(uri)
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD"):
+        refuse_password("https://user:secret@host")
+    with pytest.raises(InputError, match="no such store; a run with --tracking-uri is shown by that server"):
+        serve(tmp_path, 0, print)
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+    with pytest.raises(InputError, match=r"mlflow.db: no MLflow store \(file is not a database\)"):
+        serve(tmp_path, 0, print)
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InputError, match="taken; give another --port"):
+        serve(tmp_path, other.getsockname()[1], print)

@@ -27,7 +27,6 @@ class Bench:
 
     @property
     def plan(self):
-        """Of the branch and the baseline."""
         named = {f"b{i}": {"branch": self.branch, **c} for i, c in enumerate(self.configurations)}
         return make_plan([SystemSpec.model_validate({"name": "s", "subsystems": {"a": named}})], self.dataset)
 

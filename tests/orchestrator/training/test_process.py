@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -47,8 +48,7 @@ def waiting(place, report):
 @pytest.mark.slow
 def test_each_call_has_a_process_and_its_reports_come_in_order():
     heard = []
-    assert done(counting, [1, 2, 3], lambda *values: heard.append(values)) == 6
-    assert done(counting, [4], lambda *values: heard.append(values)) == 4
+    assert [done(counting, some, lambda *values: heard.append(values)) for some in ([1, 2, 3], [4])] == [6, 4]
     assert [number for number, _ in heard] == [1, 2, 3, 4]
     assert len({heard[0][1], heard[3][1], os.getpid()}) == 3
 
@@ -73,39 +73,25 @@ def test_only_bad_luck_is_tried_again():
         (-3, r"ended with exit code 3$"),
     ],
 )
-def test_an_end_is_told(how, told):
-    """An error that is no `InputError` with its traceback."""
+def test_an_end_is_told_and_an_error_that_is_no_users_with_its_traceback(how, told):
     with pytest.raises(WorkFailed if isinstance(how, Exception) else ProcessDied, match=told) as died:
         done(ending, how)
     assert (KILLED in str(died.value)) == (how == signal.SIGKILL)
     assert getattr(died.value, "may_pass", False) == isinstance(how, TimeoutError)
 
 
-PARENT = """
-import sys
-from pathlib import Path
-from tests.orchestrator.training.test_process import done, waiting
-if __name__ == "__main__":
-    done(waiting, Path(sys.argv[1]))
-"""
-
-
 @pytest.mark.slow
 def test_it_ends_with_its_parent_and_when_that_stops_listening(tmp_path):
     """Also where the temporary folder's name is too long for a socket in it."""
-
-    def stop(word):
-        raise KeyboardInterrupt
-
     pid, long = tmp_path / "pid", tmp_path / ("long" * 20)
     with pytest.raises(KeyboardInterrupt):
-        done(waiting, tmp_path, stop)
+        done(waiting, tmp_path, Mock(side_effect=KeyboardInterrupt))
     assert not Path("/proc", pid.read_text()).exists()
     pid.unlink()
     long.mkdir()
-    (tmp_path / "parent.py").write_text(PARENT)
+    code = f"import pathlib, {__name__} as m; m.done(m.waiting, pathlib.Path({str(tmp_path)!r}))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "TMPDIR": str(long)}
-    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path], env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     wait_for(lambda: pid.exists() and pid.read_text())
     child = Path("/proc", pid.read_text())
     assert child.exists()

@@ -9,7 +9,6 @@ from branches.spec import BranchSpec
 from orchestrator import plan as planning
 from orchestrator.ledger.folders import RECORD
 from orchestrator.ledger.storage import Storage
-from orchestrator.plan import Branch, versions
 from orchestrator.training import worker
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
@@ -43,10 +42,6 @@ def clips(bench, split="test"):
     return sorted((bench.data / "pump" / split).iterdir())
 
 
-def score_also(bench, *configurations):
-    bench.configurations = [{}, *configurations]
-
-
 def add_a_test_clip(bench):
     shutil.copy(clips(bench)[0], clips(bench)[0].with_name("section_00_0000.wav"))
 
@@ -57,7 +52,7 @@ def relabel_a_clip(bench):
 
 
 def lose(bench, *files):
-    score_also(bench, KNN)  # since the table is whole, and nothing else would be missing
+    bench.configurations.append(KNN)  # since the table is whole, and nothing else would be missing
     for file in files:
         (bench.folder / file).write_bytes(b"")
 
@@ -65,14 +60,14 @@ def lose(bench, *files):
 @pytest.mark.parametrize(
     ("change", "trains"),
     [
-        (lambda bench: score_also(bench, KNN), False),
-        (lambda bench: score_also(bench, BANDS, {**BANDS, **KNN}), False),
+        (lambda bench: bench.configurations.extend([BANDS, {**BANDS, **KNN}]), False),
         (add_a_test_clip, False),
         (relabel_a_clip, False),
         (lambda bench: clips(bench)[0].unlink(), False),
         (lambda bench: clips(bench, "train")[0].unlink(), True),
         (lambda bench: lose(bench, "embeddings.npy"), False),
         (lambda bench: lose(bench, "embeddings.npy", "branch.pt"), True),
+        (lose, False),
     ],
 )
 def test_only_what_changes_the_weights_trains(bench, change, trains):
@@ -91,7 +86,7 @@ def test_a_raised_version_of_what_comes_after_it_trains_nothing(bench, version, 
     before, written = bench.record, (bench.folder / "embeddings.npy").stat().st_mtime_ns
     monkeypatch.setattr(planning, version, getattr(planning, version) + 1)
     with pytest.raises(InputError, match="this node has another version of tutti than the driver"):
-        bench.bring(versions=[*versions()[:-1], -1])
+        bench.bring(versions=[*planning.versions()[:-1], -1])
     assert bench.bring() == set()
     assert bench.record.tables != before.tables
     embedded = (bench.folder / "embeddings.npy").stat().st_mtime_ns > written
@@ -100,8 +95,7 @@ def test_a_raised_version_of_what_comes_after_it_trains_nothing(bench, version, 
 
 @pytest.mark.parametrize("strategy", ["frozen", "head"])
 def test_clips_that_come_and_go_leave_nothing_of_others(bench, strategy):
-    bench.branch["strategy"] = strategy
-    score_also(bench, BANDS)
+    bench.branch["strategy"], bench.configurations = strategy, [{}, BANDS]
     bench.bring()
     add_a_test_clip(bench)
     for configurations in ([{}], [{}, BANDS]):  # one embedding is not asked for meanwhile
@@ -135,34 +129,33 @@ def test_what_fails_in_scoring_keeps_the_training_and_the_other_tables(bench, tm
 
 @pytest.mark.parametrize("strategy", ["head", "frozen"])
 def test_what_one_node_has_stored_another_does_not_make(trained, tmp_path, strategy):
-    stored, trains = tmp_path / "storage", strategy == "head"
+    stored, training = tmp_path / "storage", {"branch"} if strategy == "head" else set()
     one, two = nodes = [Bench(trained.data, tmp_path / name, stored.as_uri()) for name in ("one", "two")]
     for node in nodes:
         node.branch["strategy"] = strategy
-    assert one.bring() == ({"branch"} if trains else set())
-    assert bool([*stored.rglob("derived*")]) != trains  # what a frozen backbone gives is computed once
-    assert two.bring() == set()
+    assert (one.bring(), two.bring()) == (training, set())
+    assert bool([*stored.rglob("derived*")]) == (strategy == "frozen")  # what a frozen backbone gives, is computed once
     assert (two.record, two.tables) == (one.record, one.tables)
     Storage(stored.as_uri(), one.out).push("cache")  # as the driver does
     shutil.rmtree(two.out)
     two.branch["channel"] = "far"
-    assert two.bring(data=tmp_path / "nowhere") == ({"branch"} if trains else set())
+    assert two.bring(data=tmp_path / "nowhere") == training
 
 
-@pytest.mark.parametrize("write", ["write_table", "write_record", "embed"])
+@pytest.mark.parametrize("write", ["worker.write_table", "worker.write_record", "branches.model.embed"])
 def test_a_process_that_ends_anywhere_leaves_no_half_branch(bench, monkeypatch, write):
     """Nothing counts that no record has committed; weights that one has are kept."""
     shutil.rmtree(bench.out)
-    score_also(bench, KNN)
-    calls, real = [], getattr(worker, write, None)  # at the second table, and the record after the weights'
+    bench.configurations.append(KNN)
+    calls, real = [], getattr(worker, write.rpartition(".")[2], None)
 
     def end(*arguments):
         calls.append(arguments)
-        if len(calls) == 2 or real is None:
+        if len(calls) == 2 or real is None:  # at the second table, and the record after the weights'
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr("branches.model.embed" if write == "embed" else f"{worker.__name__}.{write}", end)
+    monkeypatch.setattr(write.replace("worker", worker.__name__), end)
     with pytest.raises(KeyboardInterrupt):
         bench.bring()
     monkeypatch.undo()
@@ -173,7 +166,7 @@ def test_a_process_that_ends_anywhere_leaves_no_half_branch(bench, monkeypatch, 
 
 def test_a_record_names_a_file_by_its_digest_and_has_all_figures():
     spec = BranchSpec(backbone={"path": "/here/beats.pt", "sha256": "0" * 64})
-    params = worker.branch_record(Branch("id", "config", "a/b/0", ("s",), spec, ()), "data").params
+    params = worker.branch_record(planning.Branch("id", "config", "a/b/0", ("s",), spec, ()), "data").params
     assert (params["backbone.sha256"], params.get("backbone.path")) == ("0" * 64, None)
     assert (params["objective.name"], params["seed"], params["masked_prediction"]) == ("arcface", "0", "null")
     figures = worker.flat_metrics(official_metrics(make_table(["fan"], separation=-30.0)), "knn.")

@@ -1,7 +1,4 @@
-"""The storage between nodes that share no file system, in this process; a whole run on such nodes is in tests/cluster.
-
-One driver at a time works on it, and the run goes from one node to the other.
-"""
+"""What a record has committed stays, and goes from node to node; a whole run on such nodes is in tests/cluster."""
 
 import json
 import os
@@ -9,19 +6,79 @@ import resource
 from contextlib import suppress
 
 import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from orchestrator.ledger.folders import BRANCHES, RECORD, add_systems, read_record
+from orchestrator.ledger import folders as ledger
+from orchestrator.ledger.folders import RECORD, read_record
 from orchestrator.ledger.storage import DRIVER, Storage, StorageAway, every, stored_run
 from scoring.errors import InputError
 from tests.cluster.conftest import wait_for
 from tests.orchestrator.ledgers import finished_branch
+from tests.tables import make_table
 
-FOLDER = f"{BRANCHES}/a-b-0"
+BRANCH, TABLES = "a-b-0", {"knn": "its identity"}
+FOLDER = f"{ledger.BRANCHES}/{BRANCH}"
 TABLE = f"{FOLDER}/tables/knn.parquet"
 
 
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@settings(max_examples=20, deadline=None)
+@given(content=st.binary())
+def test_a_branch_is_finished_until_other_bytes_stand_in_its_record_or_table(tmp_path_factory, content):
+    out = tmp_path_factory.mktemp("out")
+    assert not ledger.is_finished(out, BRANCH, TABLES)
+    for file in (f"{FOLDER}/{RECORD}", TABLE):
+        finished_branch(out)
+        wanted = [TABLES, {"knn": "of other clips"}, {**TABLES, "mahalanobis": "1"}]
+        assert [ledger.is_finished(out, BRANCH, tables) for tables in wanted] == [True, False, False]
+        (out / file).write_bytes(content)
+        assert not ledger.is_finished(out, BRANCH, TABLES)
+        assert (read_record(out / FOLDER) is None) == file.endswith(RECORD)
+        (out / file).unlink()
+        assert not ledger.is_finished(out, BRANCH, TABLES)
+    finished_branch(out, scores=make_table())
+    assert ledger.read_finished(out, f"{BRANCH}/knn").equals(make_table())
+
+
+def test_a_branch_notes_its_systems_and_when_it_is_tried_again_nothing_half_written_is_left(tmp_path):
+    ledger.add_systems(tmp_path, BRANCH, ["s2"])  # it is not finished
+    record, text = finished_branch(tmp_path), "ValueError: " + "odd" * 200
+    for systems, noted in ((["s2"], "s2"), (["s1", "s2"], "s1,s2"), ([], "s1,s2")):
+        ledger.add_systems(tmp_path, BRANCH, systems)
+        assert read_record(tmp_path / FOLDER).tags == {"system": noted}
+    (tmp_path / FOLDER / "tables" / ".half.tmp").write_bytes(b"half")
+    (tmp_path / FOLDER / ".embedding").mkdir()
+    (tmp_path / FOLDER / ".embedding" / "embeddings.npy").write_bytes(b"half")
+    reason = ledger.record_failure(tmp_path, BRANCH, record, f"Traceback\n{text}\n")
+    assert reason.read_text() == f"Traceback\n{text}\n"
+    failed = read_record(reason.parent)
+    assert (failed.status, failed.tags["failure"], [*failed.files]) == ("FAILED", text[:500], [reason.name])
+    ledger.begin_anew(tmp_path, BRANCH)
+    assert not reason.parent.exists()
+    assert {path.name for path in (tmp_path / FOLDER).rglob("*")} == {RECORD, "tables", "knn.parquet"}
+
+
+def test_a_folder_has_one_id_and_one_driver_who_can_write_there(tmp_path):
+    first = ledger.new_folder_id(tmp_path)
+    assert first == ledger.new_folder_id(tmp_path) == ledger.folder_id(tmp_path)
+    assert first != ledger.folder_id(tmp_path / "x") == ""
+    for _ in range(2):
+        with ledger.only_driver(tmp_path / "out"), pytest.raises(TimeoutError):
+            FileLock(tmp_path / "out" / ".lock").acquire(timeout=0)
+    told = {tmp_path: "another run is writing to this folder"}
+    told[tmp_path / ledger.ID / "out"] = r"id/out: cannot write there .*; give another --out"
+    for out, message in told.items():
+        with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match=message), ledger.only_driver(out):
+            pass
+
+
 class Node(Storage):
-    """An output folder of its own, and the storage that all have."""
+    """An output folder of its own, and the storage that all have. One driver at a time works on it."""
 
     def __init__(self, out, stored):
         out.mkdir()
@@ -49,22 +106,18 @@ def nodes(tmp_path):
     return [Node(tmp_path / name, tmp_path / "storage") for name in ("one", "two")]
 
 
-def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
 def test_a_branch_goes_from_node_to_node_and_damage_is_mended(nodes):
     one, two = nodes
 
     def sent():
-        one.push_branch("a-b-0")
-        two.pull_branch("a-b-0")
+        one.push_branch(BRANCH)
+        two.pull_branch(BRANCH)
         return read_record(two.out / FOLDER)
 
     assert (sent(), files(two.out)) == (None, [])
     finished_branch(one.out)
     sent()
-    add_systems(two.out, "a-b-0", ["s5"])
+    ledger.add_systems(two.out, BRANCH, ["s5"])
     two.put(TABLE, text="scorEs")
     assert sent().tags == {"system": "s5"}  # what is noted here stays
     assert two.get(TABLE) == "scores"
@@ -73,9 +126,9 @@ def test_a_branch_goes_from_node_to_node_and_damage_is_mended(nodes):
         damage(one.stored / FOLDER / RECORD)
         assert sent() == read_record(one.out / FOLDER)
         assert two.get(TABLE) == "better scores"
-    (one.stored / FOLDER / RECORD).unlink()
-    (two.out / FOLDER / RECORD).unlink()
-    two.pull_branch("a-b-0")  # half of one is none
+    for node in (one.stored, two.out):
+        (node / FOLDER / RECORD).unlink()
+    two.pull_branch(BRANCH)  # half of one is none
     assert read_record(two.out / FOLDER) is None
 
 
@@ -165,8 +218,8 @@ def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes, sign
     two.drive("new")
     assert one.drive() == "new"
     one.put("report.html", text="newest, of a driver that was killed before it had stored it")
-    assert one.drive().startswith("newest")
-    assert two.drive().startswith("newest")
+    for node in nodes:
+        assert node.drive().startswith("newest")
     (two.out / "report.html").unlink()  # of results that are others now
     two.push_run()
     assert "report.html" not in files(two.stored)
