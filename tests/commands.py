@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from click.testing import CliRunner, Result
 
@@ -34,7 +33,7 @@ def tutti_here(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def parsed(name: str, *words: str) -> dict[str, Any]:
+def parsed(name: str, *words: str) -> dict[str, object]:
     """What a command would be called with."""
     parent = main.make_context("tutti", [name])  # without it, click would forget `-h` for the rest of the process
     return main.commands[name].make_context(name, [*words], parent=parent).params
@@ -42,8 +41,7 @@ def parsed(name: str, *words: str) -> dict[str, Any]:
 
 def tutti(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """The finished command; its exit code is in `returncode`."""
-    command = [TUTTI, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run([TUTTI, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
 def free_port() -> int:

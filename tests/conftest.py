@@ -1,5 +1,4 @@
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def shared(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def folder(name: str, make: Callable[[Path], object]) -> Path:
+    def folder(name: str, make) -> Path:
         path, done = base / name, base / f"{name}.done"
         with FileLock(base / f"{name}.lock"):
             if not done.exists():
@@ -48,11 +47,8 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(shared) -> Path:
     """A labelled data set of two machines, 25 clips of one second for each; not to be changed."""
-
-    def make(folder: Path) -> None:
-        write_dataset(folder / "data", SyntheticSize(10, 3, 3, 1.0), machines=["rotor", "pump"])
-
-    return shared("dataset", make) / "data"
+    machines, size = ["rotor", "pump"], SyntheticSize(10, 3, 3, 1.0)
+    return shared("dataset", lambda folder: write_dataset(folder / "data", size, machines=machines)) / "data"
 
 
 @pytest.fixture(scope="session")

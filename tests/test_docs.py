@@ -29,15 +29,12 @@ def test_links_lead_somewhere_and_files_that_are_named_exist(page):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_every_system_file_shown_can_be_loaded(tmp_path):
+def test_every_system_file_shown_can_be_loaded_and_the_examples_of_extending_run(tmp_path, monkeypatch):
     shown = [block for page in PAGES for block in blocks(page, "yaml") if "subsystems:" in block]
     assert len(shown) >= 3
     for text in shown:
         (tmp_path / "system.yaml").write_text(text)
         assert load_systems([str(tmp_path / "system.yaml")], backbone=None)[0].subsystems
-
-
-def test_the_examples_of_extending_run(monkeypatch):
     monkeypatch.setitem(METHODS, "better_half", None)  # an example's, which goes again
     names: dict[str, object] = {"__name__": "extending"}
     for block in blocks(ROOT / "docs" / "extending.md", "python"):

@@ -1,6 +1,4 @@
-"""Runs of a small system, to be disturbed, and the one that nothing disturbed, for all tests of faults."""
-
-from __future__ import annotations
+"""Runs of a small system, to be disturbed, and the one that nothing disturbed; nodes of Ray, to be lost."""
 
 import gc
 import os
@@ -8,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,17 +19,13 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS
 from scoring.table import read_table
-from tests.commands import TUTTI, tutti
+from tests.commands import TUTTI, free_port
 
 SYSTEM = """
 name: small
-branch:
-  embedding_dim: 16
-  pooling: band_mean
-  training: {steps: 400, batch_size: 4, crop_seconds: 0.5, learning_rate: 1.0e-3, warmup_steps: 2}
-subsystems:
-  one:
-    softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]}
+branch: {embedding_dim: 16, pooling: band_mean, training: {steps: 400, batch_size: 4, crop_seconds: 0.5,
+  learning_rate: 1.0e-3, warmup_steps: 2}}
+subsystems: {one: {softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]}}}
 """
 
 
@@ -46,17 +40,13 @@ class Trial:
 
     def start(self, *options: object) -> subprocess.Popen[str]:
         """A run in a process group of its own, as from a terminal."""
-        command = [TUTTI, *map(str, [*self.arguments, *options])]
-        pipe = subprocess.PIPE
+        command, pipe = [TUTTI, *map(str, [*self.arguments, *options])], subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
-    def again(self, *options: object) -> subprocess.CompletedProcess[str]:
-        return tutti(*self.arguments, *options, timeout=400)
-
-    def tables(self) -> dict[str, object]:
+    def tables(self) -> dict[Path, object]:
         """All score tables, of branches and of the system, by place."""
         paths = [path for folder in (BRANCHES, SYSTEMS) for path in (self.out / folder).rglob("*.parquet")]
-        return {str(path.relative_to(self.out)): read_table(path) for path in paths}
+        return {path.relative_to(self.out): read_table(path) for path in paths}
 
     def checkpoints(self) -> list[Path]:
         return sorted((self.out / "checkpoints").rglob("*.pt"))
@@ -73,23 +63,23 @@ class Trial:
 
 
 def step_of(checkpoint: Path) -> int:
-    try:
+    with suppress(FileNotFoundError):  # the branch has just ended
         return torch.load(checkpoint, weights_only=True)["step"]
-    except FileNotFoundError:  # the branch has just ended
-        return 0
+    return 0
 
 
-def finish(run: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and stderr of a run that was started."""
+def finish(run: subprocess.Popen[str], *codes: int) -> str:
+    """What a run that was started tells on stderr until it ends, with one of these codes or 0."""
     try:
         _, errors = run.communicate(timeout=400)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-    return run.returncode, errors
+    assert run.returncode in (codes or [0]), errors
+    return errors
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
+def wait_for(condition, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -97,10 +87,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
 
 
 @contextmanager
-def background(
-    log: Path, command: Iterable[object], running: Callable[[], object]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that runs until the block ends, with what it starts."""
+def background(log, command, running):
+    """A command that runs until the block ends, with what it starts; the block begins when it is running."""
     with open(log, "ab") as file:
         process = subprocess.Popen([*map(str, command)], stdout=file, stderr=file, start_new_session=True)
     try:
@@ -125,40 +113,44 @@ def below(root: int, command: str) -> list[psutil.Process]:
 
 
 def branches_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The branches' own processes: each is forked from a server, whose parent is none."""
-    servers, found = below(run.pid, "forkserver"), []
-    for process in servers:
-        with suppress(psutil.NoSuchProcess):
-            found += [process] if process.parent() in servers else []
-    return found
-
-
-# For tests with a cluster of several nodes.
-SOCKETS_STAY_OPEN = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+    """The branches' own processes: each is forked from a server."""
+    return [branch for server in below(run.pid, "forkserver") for branch in server.children()]
 
 
 @contextmanager
-def ray_cluster(**head: object) -> Iterator[Cluster]:
-    """Ray's own cluster of nodes that are processes here, so far one; it forgets sockets, which no later test finds."""
-    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+def ray_node(name, *options, within=()):
+    """A node of Ray as a command starts it; the path of a Unix socket, below its folder, has at most 107 characters."""
+    folder = f"/tmp/tutti-{os.getpid()}{name}"
+    command = [*within, Path(TUTTI).with_name("ray"), "start", "--block", f"--temp-dir={folder}", *options]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    log = Path(f"{folder}.log")
     try:
-        yield cluster
+        with background(log, command, lambda: "Ray runtime started" in log.read_text()) as node:
+            yield node
     finally:
-        ray.shutdown()
-        cluster.shutdown()
-        gc.collect()
+        shutil.rmtree(folder, ignore_errors=True)
+        log.unlink()
+
+
+@contextmanager
+def ray_cluster(**head):
+    """Ray's own cluster of nodes that are processes here, so far one; it forgets sockets, which no later test finds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+        cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            gc.collect()
 
 
 @pytest.fixture(scope="session")
 def undisturbed(dataset, shared):
-    def make(folder):
-        run = Trial(dataset, folder).again()
-        assert run.returncode == 0, run.stderr
-
-    return Trial(dataset, shared("undisturbed", make))
+    return Trial(dataset, shared("undisturbed", lambda folder: finish(Trial(dataset, folder).start())))
 
 
 @pytest.fixture
 def trial(dataset, tmp_path):
-    yield Trial(dataset, tmp_path)
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    return Trial(dataset, tmp_path)

@@ -1,17 +1,26 @@
-"""What comes from outside is never executed (docs/security.md): in the code, and with files that would."""
+"""Nothing from outside is executed (docs/security.md), and manifests close what should be closed."""
 
 import ast
+import json
 import pickle
+import shlex
+import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
+import ray
 import torch
+import yaml
 
 from branches.beats.checkpoint import load_beats
 from orchestrator.system import load_system
 from scoring.errors import InputError
+from tests.commands import parsed
 
 ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "cluster" / "manifests"
+YAML = {path.name: list(yaml.safe_load_all(path.read_text())) for path in MANIFESTS.glob("*.yaml")}
 PACKAGES = ("branches", "scoring", "fusion", "cluster", "orchestrator")
 FORBIDDEN = {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal", "eval", "exec", "os.system"}
 FORBIDDEN |= {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader"}
@@ -33,9 +42,8 @@ def uses(tree):
                 yield "exec"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_nothing_unpickles_or_executes(package):
-    for path in (ROOT / package).rglob("*.py"):
+def test_nothing_unpickles_or_executes():
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         assert not FORBIDDEN & set(uses(ast.parse(path.read_text()))), path
 
 
@@ -58,3 +66,76 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path):
         with pytest.raises(InputError):
             read(str(tmp_path / name))
     assert not sprung.exists()
+
+
+def objects(node):
+    """All objects of a YAML file, whatever they lie in."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from objects(child)
+
+
+def test_kuberay_makes_a_cluster_with_a_token_and_runs_a_command_that_exists():
+    for name in ("raycluster.yaml", "rayjob.yaml"):
+        (document,) = YAML[name]
+        spec = document["spec"].get("rayClusterSpec", document["spec"])
+        assert (document["apiVersion"], spec["rayVersion"]) == ("ray.io/v1", ray.__version__)
+        assert spec["authOptions"] == {"mode": "token"}
+        head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
+        assert all(1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in workers)
+        assert all(isinstance(value, str) for group in [head, *workers] for value in group["rayStartParams"].values())
+    program, command, *arguments = shlex.split(document["spec"]["entrypoint"])
+    given = parsed(command, *arguments)
+    assert (program, given["systems"], given["address"]) == ("tutti", ("s2",), "auto")
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "mlflow.yaml"])
+def test_pods_have_the_memory_and_the_volumes_that_they_name(name):
+    pods = [found["template"]["spec"] for found in objects(YAML[name]) if "template" in found]
+    claims = {o["metadata"]["name"] for o in objects(YAML[name]) if "accessModes" in o.get("spec", ())}
+    assert pods
+    for pod in pods:
+        (container,) = pod["containers"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
+        assert volumes <= mounted <= volumes | claims
+        assert mounted
+        if name != "mlflow.yaml":
+            assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+
+
+def test_services_and_policies_are_of_pods_that_exist_and_open_nothing_else():
+    deployed = {d["metadata"]["name"]: d["spec"] for d in YAML["mlflow.yaml"] if "template" in d.get("spec", {})}
+    labels = {name: spec["template"]["metadata"]["labels"] for name, spec in deployed.items()}
+    assert {name: spec["selector"]["matchLabels"] for name, spec in deployed.items()} == labels
+    services = {d["metadata"]["name"]: d["spec"] for d in YAML["mlflow.yaml"] if d["kind"] == "Service"}
+    assert {name: spec["selector"] for name, spec in services.items()} == labels
+    assert not any("type" in spec for spec in services.values())  # no NodePort, no LoadBalancer
+    of_ray, of_database = (document["spec"] for document in YAML["networkpolicy.yaml"])
+    assert of_database["podSelector"]["matchLabels"] == labels["mlflow-db"]
+    assert of_database["ingress"] == [{"from": [{"podSelector": {"matchLabels": labels["mlflow"]}}]}]
+    pods_of_ray = {"matchExpressions": [{"key": "ray.io/node-type", "operator": "Exists"}]}
+    assert of_ray["podSelector"] == pods_of_ray
+    (opened,) = of_ray["ingress"]
+    assert {"podSelector": pods_of_ray} in opened["from"]
+    assert all(of["policyTypes"] == ["Ingress"] for of in (of_ray, of_database))
+
+
+def test_launcher_and_script_make_a_token_no_secret_is_written_down_and_the_image_has_every_package():
+    (launcher,) = YAML["launcher.yaml"]
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(launcher, schema)
+    assert "--dashboard-host=127.0.0.1" in launcher["head_start_ray_commands"][-1]
+    assert launcher["max_workers"] == len(launcher["provider"]["worker_ips"])
+    assert "--env=RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
+    subprocess.run(["bash", "-n", MANIFESTS / "slurm.sh"], check=True)
+    script = (MANIFESTS / "slurm.sh").read_text()
+    assert "export RAY_AUTH_MODE=token" in script
+    assert "RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')" in script
+    variables = [found for found in objects(list(YAML.values())) if found.keys() & {"value", "valueFrom"}]
+    secret = [v for v in variables if any(word in v["name"] for word in ("PASSWORD", "TOKEN", "KEY", "USERNAME"))]
+    assert len(secret) >= 4
+    assert all("secretKeyRef" in variable["valueFrom"] for variable in secret)
+    recipe = (MANIFESTS / "Dockerfile").read_text()
+    assert all(f"COPY {package} {package}\n" in recipe for package in PACKAGES)

@@ -1,15 +1,14 @@
-"""Ray on this machine: what it is told, who gets in, what signals do to it, and that nothing is left of it."""
+"""Ray on this machine: what it is told, who gets in, what falls to a branch, and that nothing is left of it."""
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,32 +17,20 @@ import pytest
 import ray
 
 import scoring.errors
+from cluster.capacity import GIB, gpus_of_a_branch, largest_memory, memory_share, require, slots
+from cluster.jobs import submit_job
 from cluster.session import check_address, first_line, prepare_environment, session
 from scoring.errors import InputError
-from tests.cluster.conftest import below
+from tests.cluster.conftest import below, ray_cluster
 
 ROOT = str(Path(scoring.errors.__file__).parents[1])
-RELEASE = "2.60"  # whose `Node` has `all_processes` and `kill_all_processes(check_alive, allow_graceful)`
-
-
-def test_one_file_rests_on_what_ray_does_not_publish_and_is_for_this_release():
-    assert version("ray").startswith(f"{RELEASE}."), (
-        "another Ray: see whether its Node still has all_processes and kill_all_processes, then raise RELEASE"
-    )
-    files = [
-        path for name in ("cluster", "orchestrator", "branches", "fusion") for path in Path(ROOT, name).rglob("*.py")
-    ]
-    assert [path.name for path in files if re.search(r"(import|from) ray\._private", path.read_text())] == [
-        "processes.py"
-    ]
 
 
 @pytest.mark.parametrize(
     ("address", "folder", "given", "mode", "temporary"),
     [
         ("local", "/" + 38 * "x", {}, "token", None),
-        ("local", "/" + 39 * "x", {}, "token", "/tmp"),  # a socket's path would be too long
-        ("local", "/" + 20 * "ü", {}, "token", "/tmp"),
+        ("local", "/" + 19 * "ü" + "x", {}, "token", "/tmp"),  # a socket's path would have too many bytes
         ("local", "/" + 39 * "x", {"RAY_TMPDIR": "/own"}, "token", "/own"),
         ("local", "/tmp", {"RAY_AUTH_MODE": "disabled"}, "disabled", None),
         ("auto", "/" + 39 * "x", {}, "disabled", None),
@@ -67,20 +54,31 @@ def test_what_ray_is_told_is_explicit_and_what_is_set_stays(address, folder, giv
         assert first["RAY_AUTH_TOKEN"] == given.get("RAY_AUTH_TOKEN")
 
 
+def connect(address="local"):
+    with session(address):
+        raise AssertionError("there is a Ray")
+
+
+submit = partial(submit_job, command="true", folder=Path())
+
+
 @pytest.mark.parametrize(
-    ("address", "message"),
+    ("connect", "address", "message"),
     [
-        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1 "),
-        ("ray://127.0.0.1:1", "no Ray cluster answers at ray://127.0.0.1:1 "),
-        ("nobody.invalid:6379", "no Ray cluster answers at nobody.invalid:6379 "),
-        ("127.0.0.1:head", "no Ray cluster answers at 127.0.0.1:head .*'head'"),
-        ("[::1:6379", r"no Ray cluster answers at \[::1:6379 .*IPv6"),
-        ("http://127.0.0.1:8265", "is a dashboard, .* use `tutti submit`"),
+        (connect, "127.0.0.1:1", "^no Ray cluster answers at 127.0.0.1:1 "),
+        (connect, "ray://127.0.0.1:1", "^no Ray cluster answers at ray://127.0.0.1:1 "),
+        (connect, "nobody.invalid:6379", "^no Ray cluster answers at nobody.invalid:6379 "),
+        (connect, "127.0.0.1:head", "^no Ray cluster answers at 127.0.0.1:head .*'head'"),
+        (connect, "[::1:6379", r"^no Ray cluster answers at \[::1:6379 .*IPv6"),
+        (connect, "http://127.0.0.1:8265", "is a dashboard, .* use `tutti submit`"),
+        (submit, "127.0.0.1:8265", "^--address 127.0.0.1:8265: give the dashboard's"),
+        (submit, "ray://127.0.0.1:1", "^--address ray://127.0.0.1:1: give the dashboard's"),
+        (submit, "http://127.0.0.1:1", "^no Ray dashboard answers at http://127.0.0.1:1 "),
     ],
 )
-def test_an_address_where_nothing_listens_is_refused_at_once(address, message):
-    with pytest.raises(InputError, match=message), session(address):
-        pass
+def test_an_address_where_nothing_or_something_else_listens_is_refused_at_once(connect, address, message):
+    with pytest.raises(InputError, match=message):
+        connect(address)
 
 
 def test_an_address_without_a_port_has_that_of_rays_clients():
@@ -94,11 +92,12 @@ def test_an_address_without_a_port_has_that_of_rays_clients():
 )
 def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(folder, reason, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / folder))
-    with pytest.raises(InputError, match=rf"^Ray does not start .*{reason}") as refused, session():
-        pass
+    with pytest.raises(InputError, match=rf"^Ray does not start .*{reason}") as refused:
+        connect()
     assert "\n" not in str(refused.value)
     assert caplog.text.count("trying once more") == 1
     assert not ray.is_initialized()
+    assert [first_line(e) for e in (ValueError("\n what \nTraceback\n"), TimeoutError())] == ["what ", "TimeoutError"]
 
 
 INTERRUPTED = """
@@ -117,14 +116,6 @@ except KeyboardInterrupt:
     left = psutil.wait_procs(psutil.Process().children(recursive=True), 3)[1]
     print("interrupted", left, signal.getsignal(signal.SIGTERM) == signal.default_int_handler)
 """
-
-
-@pytest.mark.slow
-def test_a_sigterm_while_ray_starts_is_an_interruption_that_leaves_nothing():
-    command = [sys.executable, "-c", INTERRUPTED]
-    assert subprocess.check_output(command, text=True, timeout=100) == "interrupted [] True\n"
-
-
 WHOLE = f"""
 import json, os, signal, sys, time
 sys.path[0] = {ROOT!r}
@@ -141,8 +132,10 @@ print(json.dumps([package, at_once, left, ray.is_initialized(), blocked, os.getc
 
 
 @pytest.mark.slow
-def test_a_session_in_a_folder_of_any_name_and_content_leaves_nothing(tmp_path):
+def test_a_session_leaves_nothing_be_its_start_interrupted_or_its_folder_of_any_name_and_content(tmp_path):
     """The temporary folder is a scheduler's, with a long name; the working folder has scripts called like packages."""
+    interrupted = subprocess.check_output([sys.executable, "-c", INTERRUPTED], text=True, timeout=100)
+    assert interrupted == "interrupted [] True\n"
     scripts, folder = tmp_path / "scripts", tmp_path / ("as_schedulers_make_them_" + 60 * "x")
     scripts.mkdir()
     folder.mkdir()
@@ -156,44 +149,44 @@ def test_a_session_in_a_folder_of_any_name_and_content_leaves_nothing(tmp_path):
     assert b"tutti" in subprocess.check_output(command, cwd=scripts, env={**os.environ, "PYTHONPATH": ROOT})
 
 
-def test_of_an_error_only_what_it_says_is_told():
-    assert first_line(ValueError("\n what \nTraceback\nhints")) == "what "
-    assert first_line(TimeoutError()) == "TimeoutError"
-
-
-@pytest.fixture(scope="module")
-def here():
-    """A session of this process; tests of other sessions come before."""
+@pytest.mark.slow
+def test_a_local_session_leaves_room_for_others_lets_no_stranger_in_and_outlives_a_sigterm_to_all():
     with session(num_cpus=2):
-        yield
+        assert ray.cluster_resources()["CPU"] == 2
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == 15
+        visitor = "from ray._raylet import GcsClient; GcsClient(sys.argv[1]).check_alive([], 5); print('in')"
+        command = [sys.executable, "-c", f"import sys; {visitor}", ray.get_runtime_context().gcs_address]
+        nothing = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_MODE": "disabled"}
+        for told in (nothing, {**os.environ, "RAY_AUTH_TOKEN": 64 * "f"}, os.environ):
+            visit = subprocess.run(command, env=told, capture_output=True, text=True, timeout=100)
+            assert visit.stdout == ("in\n" if told is os.environ else "")
+            assert ("AuthenticationError" in visit.stderr) == (told is not os.environ)
+        running = below(os.getpid(), "ray")
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        ended, _ = psutil.wait_procs([p for p in running if p.name() in ("raylet", "gcs_server")], 1)
+        assert not ended
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
 
 
 @pytest.mark.slow
-def test_a_local_session_has_what_is_asked_for_and_leaves_room_for_others(here):
-    assert ray.cluster_resources()["CPU"] == 2
-    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == 15
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("token", [None, 64 * "f", "own"])
-def test_strangers_do_not_get_into_a_local_session(here, token):
-    code = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]).check_alive([], 5); print('in')"
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_MODE": "disabled"}
-    if token:
-        own = os.environ["RAY_AUTH_TOKEN"]
-        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": own if token == "own" else token}
-    command = [sys.executable, "-c", code, ray.get_runtime_context().gcs_address]
-    visit = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert visit.stdout == ("in\n" if token == "own" else "")
-    assert ("AuthenticationError" in visit.stderr) == (token != "own")
-
-
-@pytest.mark.slow
-def test_a_sigterm_to_all_processes_ends_none_of_rays(here):
-    running = below(os.getpid(), "ray")
-    for process in running:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
-    ended, _ = psutil.wait_procs([p for p in running if p.name() in ("raylet", "gcs_server")], 1)
-    assert not ended
-    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+def test_what_falls_to_a_branch_is_counted_node_by_node_and_what_no_node_can_give_is_refused():
+    """Of a large node without GPUs, and a small one with two."""
+    with ray_cluster(num_cpus=8, memory=64 * GIB) as cluster:
+        cluster.add_node(num_cpus=4, num_gpus=2, memory=8 * GIB)
+        ray.init(address=cluster.address, log_to_driver=False)
+        assert slots({"CPU": 3, "GPU": 0}) == slots({"CPU": 3}) == 2 + 1
+        assert [slots({"CPU": 1, "GPU": gpus}) for gpus in (1, 0.5, 1 / 3)] == [2, 4, 4]  # at last of CPUs
+        assert slots({"CPU": 0.1, "GPU": 0.1}) == 20  # although 2 // 0.1 is 19
+        assert slots({"CPU": 1, "memory": 5 * GIB}) == 8 + 1
+        assert [gpus_of_a_branch(wanted) for wanted in (None, 0.25, 0.0)] == [1, 0.25, 0]
+        assert [largest_memory({"CPU": 1.0, "GPU": gpus}) for gpus in (0.0, 1.0)] == [64 * GIB, 8 * GIB]
+        assert [memory_share({"CPU": count}) for count in (1.0, 4.0)] == [2 * GIB, 8 * GIB]
+        assert memory_share({"CPU": 1.0, "GPU": 1.0}) == 4 * GIB  # the node without GPUs has no say
+        assert memory_share({"GPU": 3.0}) == largest_memory({"GPU": 3.0}) == 0
+        require({"CPU": 4, "GPU": 2, "memory": 8 * GIB})
+        with pytest.raises(InputError, match="needs 9 CPU on one node, the largest node has 8 CPU"):
+            require({"CPU": 9})
+        with pytest.raises(InputError, match=r"1 GPU, 16 GiB memory on one node, the largest .* 2 GPU, 64 GiB memory"):
+            require({"GPU": 1, "memory": 16 * GIB})

@@ -1,21 +1,17 @@
 """What a GPU must do as a CPU does, and how fast it is.
 
-    python -m tests.gpu.checks                  # on one card, a few minutes
-    python -m tests.gpu.checks --device cpu --steps 4
+    python -m tests.gpu.checks        # on one card, a few minutes; --device cpu --steps 4 on none
 
 Needs torch, numpy, scipy, scikit-learn, pyarrow, soundfile and pydantic; neither ray nor mlflow nor `orchestrator`.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +31,6 @@ from branches.training.loop import _descend
 from branches.training.training_set import TrainingClips
 from tests.embedded import embedded
 
-GIB = 1 << 30
 BASE = BEATsConfig(
     input_patch_size=16, embed_dim=512, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
     encoder_attention_heads=12, conv_pos=128, conv_pos_groups=16, num_buckets=320, max_distance=800, deep_norm=True,
@@ -60,7 +55,7 @@ def clips(n: int, seconds: float) -> TrainingClips:
     return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, np.zeros(4, bool))
 
 
-def spec_of(steps: int, training: dict[str, object] | None = None, **settings: object) -> BranchSpec:
+def spec_of(steps: int, training=None, **settings) -> BranchSpec:
     """Of a tiny network that learns quickly."""
     common = {"steps": steps, "batch_size": 8, "crop_seconds": 1.0, "learning_rate": 2e-3, "warmup_steps": 3}
     return BranchSpec.model_validate({"embedding_dim": 16, **settings, "training": {**common, **(training or {})}})
@@ -74,16 +69,11 @@ def agree(name: str, ours: torch.Tensor, expected: torch.Tensor, bound: float) -
     assert error < bound, name
 
 
-def check_log_mels(device: str, steps: int) -> None:
-    """Log-mels of the GPU are the CPU's."""
-    waveforms = 0.1 * torch.randn(4, 160_000, generator=torch.Generator().manual_seed(0))
-    agree("log-mels", fbank(waveforms.to(device)), fbank(waveforms), 1e-5)
-
-
-def check_attention(device: str, steps: int) -> None:
-    """Attention with gates and padding, and its gradients, are the CPU's."""
+def check_attention(device="cuda", steps=50) -> None:
+    """Log-mels, and attention with gates and padding and its gradients, are the CPU's."""
     torch.manual_seed(0)
-    heads, patches = 4, 96
+    waveforms, heads, patches = 0.1 * torch.randn(4, 160_000), 4, 96
+    agree("log-mels", fbank(waveforms.to(device)), fbank(waveforms), 1e-5)
     inputs = [torch.randn(2, heads, patches, 16) for _ in range(3)]
     inputs += [torch.rand(2, heads, patches, 1), torch.randn(heads, patches, patches)]
     padding = torch.zeros(2, 1, 1, patches)
@@ -99,7 +89,7 @@ def check_attention(device: str, steps: int) -> None:
             agree(f"gradient of input {i}" if i else "attention", ours, expected, 1e-4)
 
 
-def check_embeddings(device: str, steps: int) -> None:
+def check_embeddings(device="cuda", steps=50) -> None:
     """Embeddings in float32 and bfloat16, of clips of several lengths, are the CPU's; so is a saved branch's."""
     audio = in_memory([clips(1, seconds).audio.waveform(0, "near")[:, None] for seconds in (1.0, 1.5, 1.0, 2.0)])
     for precision, bound in (("float32", 1e-4), ("bfloat16", 5e-2)):
@@ -115,7 +105,7 @@ def check_embeddings(device: str, steps: int) -> None:
             agree(name, torch.from_numpy(embedded(of, audio)[0]), expected, bound)
 
 
-def check_trainings(device: str, steps: int) -> None:
+def check_trainings(device="cuda", steps=50) -> None:
     """Losses are finite and fall, with the host waiting for no step; a resumed training ends as an undisturbed one."""
     sounds = clips(32, 1.2)
 
@@ -147,9 +137,9 @@ def check_trainings(device: str, steps: int) -> None:
 
 def measure_memory_that_stays() -> None:
     """Between two branches of one process nothing stays on the GPU but tables and the workspaces of cuBLAS."""
-    sounds, left = clips(16, 1.2), []
+    left = []
     for _ in range(2):
-        train(spec_of(50), sounds, device="cuda")
+        train(spec_of(50), clips(16, 1.2), device="cuda")
         torch.cuda.empty_cache()
         left.append(torch.cuda.memory_allocated())
     print(f"  left after one branch and after two: {left} bytes")
@@ -181,34 +171,26 @@ def row_of(path: str, kind: str, n: int, limits: dict[torch.dtype, float]) -> li
     spec = spec_of_base(path, strategy, n, precision="bfloat16" if how == "bfloat16" else "float32")
     parts, batch = FineTuning(spec, sounds, "cuda").train(), make_batch(spec, sounds, 0)
     encoder = parts.model.backbone.encoder
-    if how == "recomputed":
-        encoder.apply_layer = recomputed(encoder.apply_layer)
-    if how == "compiled":
-        encoder.apply_layer = torch.compile(apply_layer)
-
-    def embed() -> None:
-        with torch.inference_mode():
-            parts.model.eval()(*features_of(batch.waveforms, parts.device))
-
-    work = embed if strategy == "frozen" else step_of(parts, batch)
-    seconds = seconds_of(work, 10)
+    changed = {"recomputed": recomputed, "compiled": torch.compile}.get(how, lambda layer: layer)
+    encoder.apply_layer = changed(apply_layer)
+    embed = torch.inference_mode()(lambda: parts.model.eval()(*features_of(batch.waveforms, parts.device)))
+    seconds = seconds_of(embed if strategy == "frozen" else step_of(parts, batch), 10)
     passes = {"frozen": 2, "lora": 4, "full": 6}[strategy]
     flop = passes * n * 496 * sum(p.numel() for p in parts.model.backbone.layers.parameters())
     limit = limits[torch.float32 if kind == "frozen" else torch.bfloat16]
-    peak = (torch.cuda.max_memory_allocated() - before) / GIB
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**30
     return [f"{n / seconds:.0f}", f"{flop / seconds / limit:.0%}", f"{peak:.2f}"]
 
 
 @contextmanager
-def base_checkpoint() -> Iterator[str]:
+def base_checkpoint():
     """A random network of the released size."""
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "base.pt")
-        save_beats(random_beats(BASE, seed=0), path)
-        yield path
+        save_beats(random_beats(BASE, seed=0), f"{folder}/base.pt")
+        yield f"{folder}/base.pt"
 
 
-def spec_of_base(path: str, strategy: str, batch: int, precision: str = "float32", **settings: object) -> BranchSpec:
+def spec_of_base(path: str, strategy: str, batch: int, precision: str = "float32", **settings) -> BranchSpec:
     """Of the network at a path; of a frozen one as if its head were trained."""
     settings |= {"backbone": {"path": path, "precision": precision}, "strategy": strategy.replace("frozen", "head")}
     return spec_of(1, {"batch_size": batch, "crop_seconds": 10.0}, **settings)
@@ -223,22 +205,15 @@ def measure_what_is_not_the_encoder(device: str = "cuda", batch_size: int = 32, 
         parts = FineTuning(spec, sounds, device).train()
     batch = make_batch(spec, sounds, 0)
     features, _ = features_of(batch.waveforms, parts.device)
-
-    def labels() -> None:
-        assert parts.masked is not None
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            parts.masked.labels(features)
-
-    def encode() -> None:
-        parts.model.encode(features, None)[0].sum().backward()  # type: ignore[no-untyped-call]
-
-    def log_mels() -> None:
-        features_of(batch.waveforms, parts.device)
-
+    works = (
+        lambda: parts.model.encode(features, None)[0].sum().backward(),
+        lambda: features_of(batch.waveforms, parts.device),
+        torch.autocast(device, torch.bfloat16, enabled=device == "cuda")(lambda: parts.masked.labels(features)),
+    )
     step, host = seconds_of(step_of(parts, batch), times), seconds_of(lambda: make_batch(spec, sounds, 0), 4)
-    encoder, *others = (seconds_of(work, times) / step for work in (encode, log_mels, labels))
+    encoder, log_mels, labels = (seconds_of(work, times) / step for work in works)
     print(f"  a step of {batch_size} clips: {1e3 * step:.0f} ms, of which encoder {encoder:.1%}, "
-          f"log-mels {others[0]:.1%}, labels {others[1]:.1%}")  # fmt: skip
+          f"log-mels {log_mels:.1%}, labels {labels:.1%}")  # fmt: skip
     print(f"  its batch takes the host {1e3 * host:.0f} ms of one thread, {host / step:.1%} of the step")
     return 1 - encoder
 
@@ -272,26 +247,20 @@ def seconds_of(work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - started) / times
 
 
-CHECKS = [check_log_mels, check_attention, check_embeddings, check_trainings]
+CHECKS = [check_attention, check_embeddings, check_trainings]
 MEASURES = [measure_memory_that_stays, measure_speed, measure_what_is_not_the_encoder, measure_one_pass]
 
 
-def main() -> None:
-    """The command line: all checks, whatever fails."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--steps", type=int, default=50, help="of each training")
     chosen, failed = parser.parse_args(), []
-    checks = [partial(check, chosen.device, chosen.steps) for check in CHECKS]
-    for check in checks + [partial(measure) for measure in MEASURES if chosen.device == "cuda"]:
-        print(check.func.__doc__, flush=True)
+    for check in CHECKS + (MEASURES if chosen.device == "cuda" else []):
+        print(check.__doc__, flush=True)
         try:
-            check()
+            check(**vars(chosen)) if check in CHECKS else check()
         except Exception:  # what else holds is worth knowing
             traceback.print_exc()
-            failed.append(check.func.__name__)
+            failed.append(check.__name__)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

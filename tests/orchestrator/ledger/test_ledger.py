@@ -67,6 +67,8 @@ def test_a_folder_has_one_id_and_one_driver_who_can_write_there(tmp_path):
     first = ledger.new_folder_id(tmp_path)
     assert first == ledger.new_folder_id(tmp_path) == ledger.folder_id(tmp_path)
     assert first != ledger.folder_id(tmp_path / "x") == ""
+    (tmp_path / "x").mkdir()
+    assert ledger.new_folder_id(tmp_path / "x") != first
     for _ in range(2):
         with ledger.only_driver(tmp_path / "out"), pytest.raises(TimeoutError):
             FileLock(tmp_path / "out" / ".lock").acquire(timeout=0)

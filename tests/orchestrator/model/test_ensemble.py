@@ -67,6 +67,8 @@ def test_it_is_the_fused_table_and_each_score_stands_alone(drawn, scale, source,
     assert contributions(found).sum(axis=0) == pytest.approx(found["score"].to_numpy())
     alone = [reference.score({name: X[i : i + 1] for name, X in others.items()})["score"][0] for i in range(test)]
     assert found["score"].to_numpy() == pytest.approx([score.as_py() for score in alone])
+    reference.threshold = found["score"].to_numpy().max()  # what is just at the threshold is no anomaly
+    assert not any(reference.score(others)["anomaly"].to_pylist())
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))

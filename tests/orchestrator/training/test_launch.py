@@ -73,6 +73,14 @@ def test_of_what_is_left_each_branch_has_its_reason_and_a_baseline_stops_nothing
     assert launch._failure(left[2:], {}, tmp_path, "data") is None
 
 
+def test_the_longest_branch_starts_first(bench, monkeypatch):
+    began = []
+    monkeypatch.setattr(launch, "_launch", lambda ordered, *_: began.extend(b.branch_id for b in ordered) or {})
+    branches = [branch(str(steps), training={"steps": steps}) for steps in (10, 1000, 100)]
+    launch.launch(branches, bench.job(), make_table().select([]))
+    assert began == ["1000", "100", "10"]
+
+
 @dataclass(frozen=True)
 class Work:
     """Dies as often as the branch's seed says, unless its name tells another way to end."""
