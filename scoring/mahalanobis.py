@@ -112,7 +112,8 @@ class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishe
             else:
                 squared[:, g] = _inner(d, inverse(d))
         squared[count == 1, member[count == 1]] = np.nan
-        return np.sqrt(squared)
+        # Of two clips that are left the covariance is all but singular, and rounding may give less than nothing.
+        return np.sqrt(np.maximum(squared, 0))
 
     def _precision_without(self, rows: slice) -> Array:
         """1 / variance (b, E) of each dimension without each clip, in units of its variance with all clips.
