@@ -6,7 +6,7 @@ A generator is trained once per data set, and its samples are a folder that all 
     generate(spec, train_generator(spec, clips), clips, folder)
     rows, features = accepted_samples(folder)
 
-`docs/generation.md` says how it works and what was measured.
+`docs/generation.md` says how it works, `docs/notebook.md` what was measured.
 """
 
 from branches.generator.generated_set import accepted_samples, generate, train_generator
