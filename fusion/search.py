@@ -28,11 +28,12 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 # once more.
 FUSION_VERSION = 5
 
+# What a gain has to be to be enough is in `fusion.validation`; a claim to be better is left to intervals.
 WHY = {
-    "best_single": "on held-out machines uniform weights do not beat it, and no search does beyond noise",
-    "uniform": "on held-out machines it beats the best single configuration, and no search beats it beyond noise",
+    "best_single": "on held-out machines no other way gains enough over it",
+    "uniform": "on held-out machines they gain enough over the best single configuration, and no search over them",
 }
-WHY_BEST = "on held-out machines it beats uniform weights and the best single configuration beyond noise, and by most"
+WHY_BEST = "on held-out machines it gains enough over the simple ways, and has the highest Omega of those that do"
 WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on a held-out one, so none is made"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for first, *others in lines:
         numbers = [text.rjust(space) for text, space in zip(others, widths, strict=True)]
         click.echo("  ".join([first.ljust(width), *numbers]).rstrip())
+
+
+def print_result(result: Mapping[str, Any], name: str = "") -> None:
+    """A fusion's headline, and the figures of the baseline, the methods and what is delivered, if there are any."""
+    from orchestrator.fuse.result import rows_of_methods
+
+    click.echo(f"{name}{': ' if name else ''}{result['headline']}")
+    if result["omega"] is not None:
+        column = "held-out" if result["machines"]["lomo"] else ", ".join(result["machines"]["in_sample"])
+        print_table(("Omega, %", column), [(name, omega) for name, _, omega in rows_of_methods(result)])
 
 
 def _cell(value: Any) -> str:

@@ -16,6 +16,7 @@ from orchestrator.commands.options import (
     address_option,
     json_option,
     path_type,
+    print_result,
     print_table,
     run_folder_option,
     run_options,
@@ -45,7 +46,7 @@ def run(
     Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
     """
     log.info("reading %s", options["data"])
-    from orchestrator.fuse.result import rows_of_methods
+    from orchestrator.fuse.result import below_baseline
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
     from orchestrator.system import load_systems
@@ -67,9 +68,16 @@ def run(
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
         return
     for name, result in results.items():
-        click.echo(f"{name}: {result['headline']}")
-        print_table(("Omega, %", "in-sample", "LOMO"), rows_of_methods(result))
-    click.echo(f"report: {out / 'report.html'}\nsubmission: {out / 'submission'}\nnext: tutti ui --out {out}")
+        print_result(result, name)
+    click.echo(f"report: {out / 'report.html'}")
+    if submitted := [name for name in results if any((out / "submission" / name).iterdir())]:
+        click.echo(f"submission: {', '.join(str(out / 'submission' / name) for name in submitted)}")
+    measured = any(result["omega"] is not None for result in results.values())
+    click.echo(
+        f"next: tutti ui --out {out}" if measured else f"next: tutti export {out} {next(iter(results))} --out model"
+    )
+    for warning in filter(None, map(below_baseline, results.values())):
+        click.echo(warning)
 
 
 @click.command()

@@ -10,7 +10,14 @@ from typing import Any
 
 import click
 
-from orchestrator.commands.options import backbone_option, ground_truth_option, json_option, path_type, print_table
+from orchestrator.commands.options import (
+    backbone_option,
+    ground_truth_option,
+    json_option,
+    path_type,
+    print_result,
+    print_table,
+)
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -139,7 +146,6 @@ def fuse(
     Example: tutti fuse --tables scores/dev --out fused
              tutti fuse --weights fused/result.json --tables scores/eval --out fused_eval
     """
-    from orchestrator.fuse.result import rows_of_methods
     from orchestrator.fuse.standalone import apply_result, fuse_tables
     from orchestrator.system import load_system
 
@@ -157,8 +163,7 @@ def fuse(
     if as_json:
         click.echo(json.dumps(result))
     elif not weights:
-        click.echo(result["headline"])
-        print_table(("Omega, %", "in-sample", "LOMO"), rows_of_methods(result))
+        print_result(result)
     click.echo(f"{out / 'fused.parquet'}", err=as_json)
 
 

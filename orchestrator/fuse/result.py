@@ -31,6 +31,11 @@ from scoring.table import file_sha256, write_table
 log = logging.getLogger(__name__)
 
 BASELINE = "log-mel baseline"
+# The baseline as a sub-system of a system file.
+ADDED_BASELINE = (
+    "statistics: {log_mel: {branch: {backbone: log_mel, strategy: frozen, pooling: band_statistics}, "
+    "detector: {name: mahalanobis, standardised: true}}}"
+)
 
 
 def fused_system(
@@ -203,7 +208,8 @@ def describe(fusion: Fusion) -> dict[str, Any]:
     }
     # To compare a system by: on held-out machines; in-sample where weights could not be chosen by labels.
     omega = (lomo or in_sample or {"omega": None})["omega"]
-    return {**result, "omega": omega, "headline": headline(result), "delivers": _delivers(result)}
+    result["omega"] = omega
+    return {**result, "headline": headline(result), "delivers": _delivers(result)}
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -218,33 +224,49 @@ def _choice(choice: Choice) -> dict[str, Any]:
     }
 
 
-def rows_of_methods(result: dict[str, Any]) -> list[tuple[str, float | None, float | None]]:
-    """Rows of name, in-sample and LOMO Omega, as a command prints them: the baseline, methods, what is delivered."""
+def rows_of_methods(result: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """Rows of name, in-sample and held-out Omega: the baseline, the methods, and last what is delivered.
+
+    The delivered method has no row beside that of the system, whose figure counts the choice of the method too; and no
+    method has one where there is nothing to choose, or no machine to hold out.
+    """
     delivered = result["delivered"]
-    several = sum(map(len, delivered["weights"].values())) > 1  # of one configuration all weights are the same
-    methods = result["methods"].items() if several else ()
-    rows = [(method, values["in_sample"], values["lomo"]) for method, values in methods]
+    choice = sum(map(len, delivered["weights"].values())) > 1 and result["machines"]["lomo"]
+    rows = [
+        (_spoken(method), values["in_sample"], values["lomo"])
+        for method, values in result["methods"].items()
+        if choice and method != delivered["method"]
+    ]
     if (baseline := result.get("baseline")) and baseline["omega"] is not None:  # no label has chosen anything in it
         rows.insert(0, (baseline["name"], baseline["omega"], baseline["omega"]))
-    rows.append(("delivered", delivered["in_sample"], delivered["lomo"]))
-    return rows
+    name = f"{_spoken(delivered['method'])}, delivered" if choice else "delivered"
+    return [*rows, (name, delivered["in_sample"], result["omega"])]
 
 
-def headline(result: dict[str, Any]) -> str:
-    """What is delivered and why, in one line."""
+def headline(result: Mapping[str, Any]) -> str:
+    """The one figure of a system, how it was got, and what is delivered, in one line."""
     mark = "TRANSDUCTIVE, normalised by test clips: " if result["transductive"] else ""
-    return f"{mark}{_delivers(result)} delivered ({result['delivered']['why']}){_other_figure(result)}"
+    if (omega := result["omega"]) is None:
+        return f"{mark}{_delivers(result)}; no labels to measure it by"
+    return f"{mark}Omega {omega:.2f} % {how_measured(result)}: {_delivers(result)}"
 
 
-def _other_figure(result: dict[str, Any]) -> str:
-    """Why the delivered LOMO Omega is not that of the method's own row, if it is not."""
-    delivered, row = result["delivered"], result["methods"].get(result["delivered"]["method"])
-    if not row or row["lomo"] is None or abs(row["lomo"] - delivered["lomo"]) < 0.005:
-        return ""
-    return (
-        f"; LOMO {delivered['lomo']:.2f} chooses method and strength without each machine, the row's "
-        f"{row['lomo']:.2f} the strength alone, and with this strength it is {row['fixed']:.2f}"
-    )
+def how_measured(result: Mapping[str, Any]) -> str:
+    """How the figure of a system was got, in words that follow it."""
+    if result["machines"]["lomo"]:
+        return "on held-out machines, all choices repeated without each"
+    return f"on {', '.join(result['machines']['in_sample'])}, the only machine with labels"
+
+
+def below_baseline(result: Mapping[str, Any]) -> str | None:
+    """That a system's figure is below that of the baseline, and what to do about it; None if it is not."""
+    baseline = result.get("baseline") or {"omega": None}
+    if None in (baseline["omega"], result["omega"]) or result["omega"] >= baseline["omega"]:
+        return None
+    figures = f"{result['omega']:.2f} against {baseline['omega']:.2f} %"
+    has_it = baseline["table"] in {table["table"] for table in result["branches"]}
+    remedy = "" if has_it else f"; add to its subsystems: {ADDED_BASELINE}"
+    return f"{result['system']} is below the {baseline['name']}, which needs no training ({figures}){remedy}"
 
 
 def _delivers(result: Mapping[str, Any]) -> str:
@@ -254,5 +276,11 @@ def _delivers(result: Mapping[str, Any]) -> str:
     used = [name for name, weight in configurations.items() if weight > 0]
     if len(used) == 1:
         return f"{used[0]} alone"
-    method = " ".join(filter(None, [delivered["method"], delivered["strength"]]))
-    return f"{method} weights of {len(used)} of {len(configurations)} configurations"
+    strength = f" ({delivered['strength']})" if delivered["strength"] else ""
+    share = f"all {len(used)}" if len(used) == len(configurations) else f"{len(used)} of {len(configurations)}"
+    weights = "" if delivered["method"] == "rank_average" else " weights"
+    return f"{_spoken(delivered['method'])}{weights}{strength} of {share} configurations"
+
+
+def _spoken(method: str) -> str:
+    return method.replace("_", " ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from orchestrator.fuse.result import read_result, result_folders
 from orchestrator.ledger.folders import FUSED, HELD_OUT, read_finished
 from scoring.bootstrap import Intervals, bootstrap_intervals
 from scoring.errors import InputError
-from scoring.ground_truth import GroundTruth, read_ground_truth
 from scoring.metrics import has_labels
 from scoring.table import read_table
 
@@ -27,23 +26,25 @@ class System:
     """A fused system: what stands in its `result.json`, and score tables.
 
     held_out: labelled clips, each scored with weights that no label of its machine has chosen; None if there are none
-    intervals: of `in_sample` and `lomo` in the result's `machines`, as far as these are known
-    baseline: labelled clips of the baseline on the same data; None if there is none
-    revealed: the fused table's rows with ground truth that came later; `result` knows nothing of it
+    intervals: of the metrics on these
+    baseline: all clips of the baseline on the same data; None if there is none
     """
 
     result: dict[str, Any]
     fused: pa.Table
     held_out: pa.Table | None
-    intervals: dict[str, Intervals]
-    baseline: pa.Table | None
-    revealed: pa.Table | None
+    intervals: Intervals | None = None
+    baseline: pa.Table | None = None
+
+    @property
+    def machines(self) -> dict[str, dict[str, float | None]]:
+        """Figures of each labelled machine, on which the system's own figure rests."""
+        machines = self.result["machines"]
+        return machines["lomo"] or machines["in_sample"] or {}
 
 
-def collect(out: Path, ground_truth: Path | None = None) -> tuple[list[System], list[str]]:
+def collect(out: Path) -> tuple[list[System], list[str]]:
     """The systems of the run or fusion in a folder, and what a reader must know: what could not be read, or compared.
-
-    ground_truth: folder of labels that came later
 
     Raises InputError if there is no result, or one is damaged or lacks its tables.
     """
@@ -51,33 +52,34 @@ def collect(out: Path, ground_truth: Path | None = None) -> tuple[list[System], 
     if not folders:
         raise InputError(f"{out}: no results to report; `tutti run` writes them")
     notes: list[str] = []
-    truth = None if ground_truth is None else read_ground_truth(ground_truth)
-    systems = [_system(out, folder, notes, truth) for folder in folders]
+    systems = [_system(out, folder, notes) for folder in folders]
     if len({system.result.get("dataset") for system in systems}) > 1:
         notes.append("The systems in this folder were measured on different data sets: their figures do not compare.")
     return systems, notes
 
 
-def _system(out: Path, folder: Path, notes: list[str], truth: GroundTruth | None) -> System:
+def _system(out: Path, folder: Path, notes: list[str]) -> System:
     result = read_result(folder)
     try:
         fused = read_table(folder / FUSED)
         # With fewer than two labelled machines weights are uniform, and no label has chosen any.
-        held_out = read_table(folder / HELD_OUT) if result["machines"]["lomo"] else _labelled(fused)
+        held_out = read_table(folder / HELD_OUT) if result["machines"]["lomo"] else labelled(fused)
     except InputError as error:
         raise InputError(f"{error}; remove {folder} and run the same command again") from None
-    measured_on = {"in_sample": fused, "lomo": held_out}
-    intervals = {kind: bootstrap_intervals(t) for kind, t in measured_on.items() if result["machines"][kind]}
     baseline = None
     if measured := result.get("baseline"):
         try:
-            baseline = _labelled(read_finished(out, measured["table"]))
+            baseline = read_finished(out, measured["table"])
         except InputError as error:
             notes.append(f"{error}. System {result['system']} is not compared with the {measured['name']}.")
-    return System(result, fused, held_out, intervals, baseline, truth.revealed(fused) if truth else None)
+    intervals = None if held_out is None else bootstrap_intervals(held_out)
+    if intervals is not None and result["delivered"]["ci"]:  # the same but for chance: one figure stands everywhere
+        intervals = replace(intervals, omega=tuple(result["delivered"]["ci"]))
+    return System(result, fused, held_out, intervals, baseline)
 
 
-def _labelled(table: pa.Table) -> pa.Table | None:
+def labelled(table: pa.Table) -> pa.Table | None:
+    """The labelled clips of machines that have both normal ones and anomalies; None if there are none."""
     rows = labelled_rows(table) if has_labels(table) else ()
     return table.take(rows) if len(rows) else None
 

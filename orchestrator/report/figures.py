@@ -52,6 +52,7 @@ _WIDTH = 10.5  # inches; the width of the page
 _NARROW = 3.6  # figures that a telephone shows without scrolling
 _BOX = {"facecolor": "white", "edgecolor": "#bbbbbb", "boxstyle": "round,pad=0.3", "linewidth": 0.7}
 _BINS = 30
+_BEYOND = 0.02  # share of the scores that may lie beyond a histogram, at either end
 _DOMAINS = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
 _TEST_CLIPS = {
     "normal": ("normal test clips", BLUE, "-"),
@@ -109,7 +110,7 @@ def roc(table: pa.Table, name: str) -> Markup | None:
 
     split, condition, domain, score = rows_of(table, ["split", "condition", "domain", "score"])
     curves = []
-    for title, _, rows in _sections(table):
+    for title, _, rows in sections(table):
         anomaly, normal = (rows & (split == "test") & (condition == kind) for kind in ("anomaly", "normal"))
         if anomaly.any() and normal.any():
             curves.append((title, anomaly, normal))
@@ -139,28 +140,38 @@ def distributions(table: pa.Table, name: str) -> Markup:
         limits = {}
     split, score = rows_of(table, ["split", "score"])
     condition = pc.fill_null(table["condition"], "unknown").to_numpy()
-    sections = _sections(table)
-    drawn, axes = _panels(len(sections), 2.1)
-    for panel, (title, key, rows) in zip(axes, sections, strict=True):
-        edges = np.histogram_bin_edges(score[rows], _BINS).tolist()
+    parts = sections(table)
+    drawn, axes = _panels(len(parts), 2.1)
+    for panel, (title, key, rows) in zip(axes, parts, strict=True):
+        low, high = _middle(score[rows])
+        if key in limits:  # it is in sight, unless it lies further away than all scores are wide
+            low, high = sorted([low, high, np.clip(limits[key], 2 * low - high, 2 * high - low)])[::2]
+        edges = np.histogram_bin_edges(score[rows], _BINS, (low, high)).tolist()
+        shown = np.clip(score, edges[0], edges[-1])
         train, test = rows & (split == "train"), rows & (split == "test")
         if train.any():
-            panel.hist(score[train], edges, density=True, color="#d0d0d0", label="training clips")
+            panel.hist(shown[train], edges, density=True, color="#d0d0d0", label="training clips")
         for kind, (label, colour, dashes) in _TEST_CLIPS.items():
-            if (clips := score[test & (condition == kind)]).size:
+            if (clips := shown[test & (condition == kind)]).size:
                 panel.hist(clips, edges, density=True, histtype="step", color=colour, ls=dashes, lw=1.4, label=label)
         if key in limits:
-            panel.axvline(limits[key], color=BLACK, lw=1.0, ls=":", label="threshold")
+            panel.axvline(np.clip(limits[key], low, high), color=BLACK, lw=1.0, ls=":", label="threshold")
         panel.set(title=title, yticks=[])
     _share(drawn, axes, "score", "density")
     return _as_svg(drawn, f"Scores of {name} by machine")
 
 
-def _sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bool_]]]:
+def _middle(scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Between which all scores but a few lie, so that an outlier does not squeeze the others."""
+    low, high = np.quantile(scores, _BEYOND, method="higher"), np.quantile(scores, 1 - _BEYOND, method="lower")
+    return (float(low), float(high)) if low < high else (float(scores.min()), float(scores.max()))
+
+
+def sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.bool_]]]:
     """Each machine and section: its title, the two as a key, and the mask of its rows."""
-    sections = list(groups(table))
-    several = len({section for _, section, _ in sections}) > 1
-    return [(f"{m} {section:02d}" if several else m, (m, section), rows) for m, section, rows in sections]
+    parts = list(groups(table))
+    several = len({section for _, section, _ in parts}) > 1
+    return [(f"{m} {section:02d}" if several else m, (m, section), rows) for m, section, rows in parts]
 
 
 def shade(value: float, low: float, high: float) -> str:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from orchestrator.fuse.result import below_baseline, how_measured, rows_of_methods
 from orchestrator.ledger.folders import REPORT
 from orchestrator.report import figures
-from orchestrator.report.collect import System, collect, published
+from orchestrator.report.collect import System, collect, labelled, published
+from orchestrator.report.monitoring import monitored
 from orchestrator.report.sound import most_wrong
 from orchestrator.report.verdict import differences
 from scoring.atomic import atomic
-from scoring.bootstrap import Interval, bootstrap_intervals
+from scoring.bootstrap import Interval, Intervals, bootstrap_intervals
+from scoring.ground_truth import GroundTruth, read_ground_truth
 from scoring.metrics import official_metrics
 
 _Cell = tuple[float | None, Interval | None]
+_Measured = tuple[Mapping[str, Any], Intervals]  # `omega` and `machines`
 
 
 def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_truth: Path | None = None) -> Path:
@@ -34,10 +39,11 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
 
     Raises InputError if there is no result, or one is damaged.
     """
-    systems, notes = collect(out, ground_truth)
+    systems, notes = collect(out)
     tables = {table["table"]: table for system in systems for table in system.result["branches"]}.values()
-    machines = sorted({machine for table in tables for machine in table["machines"]})
     best = max(systems, key=lambda system: system.result["omega"] or 0.0)
+    machines = sorted({machine for system in systems for machine in system.machines})
+    hidden = sorted({*best.fused["machine"].to_pylist()} - {*machines})
     environment = Environment(
         loader=PackageLoader("orchestrator", "templates/report"),
         autoescape=True,
@@ -46,8 +52,14 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
         lstrip_blocks=True,
     )
     environment.filters.update(typeset=figures.typeset, signed=partial(figures.typeset, form="+.2f"), quote=shlex.quote)
+    environment.filters["between"] = _between
     environment.globals.update(
-        bootstrap_intervals=bootstrap_intervals, metrics=official_metrics, published=published, zip=zip
+        below_baseline=below_baseline,
+        how_measured=how_measured,
+        published=published,
+        rows_of=lambda columns: _rows(columns.values()),
+        rows_of_methods=rows_of_methods,
+        zip=zip,
     )
     with matplotlib.rc_context(figures.STYLE):
         page = environment.get_template("report.html").render(
@@ -59,8 +71,11 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
             machines=machines,
             best=best,
             differences=differences(best, systems),
-            rows=_rows(systems, machines),
+            measured=_held_out(systems) if machines else {},
+            revealed=_revealed(systems, read_ground_truth(ground_truth)) if ground_truth else {},
+            hidden=hidden,
             branches=_branches(tables, machines),
+            monitored={} if machines else {s.result["system"]: monitored(s, out, data) for s in systems},
             figures=figures,
             recordings={system.result["system"]: most_wrong(system, audio, data) for system in systems if audio},
         )
@@ -70,29 +85,44 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
     return path
 
 
-def _rows(systems: Sequence[System], machines: Sequence[str]) -> list[tuple[str, list[_Cell]]]:
-    """The rows of the first table, the machines and Omega; in-sample and LOMO cells of each system alternate."""
-    columns = [column for system in systems for column in _columns(system)]
-    return [(name, [column.get(name, (None, None)) for column in columns]) for name in [*machines, "Omega"]]
+def _between(values: Sequence[float] | None, form: str) -> str:
+    """Two numbers as `1 to 2`, or one where they look alike; a dash for none."""
+    return " to ".join(dict.fromkeys(figures.typeset(value, form) for value in values)) if values else "–"
 
 
-def _columns(system: System) -> Iterator[dict[str, _Cell]]:
-    """In-sample and LOMO: Omega and the harmonic mean of each machine, with their intervals."""
-    delivered = system.result["delivered"]
-    for kind in ("in_sample", "lomo"):
-        column = {}
-        if measured := system.result["machines"][kind]:
-            intervals = system.intervals[kind]
-            column = {name: (values["hmean"], intervals.machines[name]["hmean"]) for name, values in measured.items()}
-            column["Omega"] = delivered[kind], delivered["ci"] if kind == "lomo" else intervals.omega
-        yield column
+def _held_out(systems: Sequence[System]) -> dict[str, _Measured]:
+    """The baseline and the systems on labelled clips, as far as there are any."""
+    tables = {s.result["baseline"]["name"]: labelled(s.baseline) for s in systems if s.baseline is not None}
+    columns = {name: _measured(table) for name, table in tables.items() if table is not None}
+    of_systems = {s.result["system"]: ({**s.result, "machines": s.machines}, i) for s in systems if (i := s.intervals)}
+    return columns | of_systems
+
+
+def _revealed(systems: Sequence[System], truth: GroundTruth) -> dict[str, _Measured]:
+    """The same by ground truth that came later, of which no result knows."""
+    tables = {s.result["baseline"]["name"]: s.baseline for s in systems if s.baseline is not None}
+    tables |= {s.result["system"]: s.fused for s in systems}
+    return {name: _measured(truth.revealed(table)) for name, table in tables.items()}
+
+
+def _measured(table: pa.Table) -> _Measured:
+    return official_metrics(table).as_dict(), bootstrap_intervals(table)
+
+
+def _rows(columns: Collection[_Measured]) -> list[tuple[str, list[_Cell]]]:
+    """Harmonic mean of each machine, and last Omega, with intervals; a dash in the columns that lack a machine."""
+    rows = [
+        (name, [(m["machines"].get(name, {}).get("hmean"), i.machines.get(name, {}).get("hmean")) for m, i in columns])
+        for name in sorted({name for measured, _ in columns for name in measured["machines"]})
+    ]
+    return [*rows, ("Omega", [(measured["omega"], intervals.omega) for measured, intervals in columns])]
 
 
 def _branches(tables: Iterable[dict[str, Any]], machines: Sequence[str]) -> list[tuple[str, list[float | None]]]:
     """The score tables, the best first: harmonic mean of AUC source, AUC target and pAUC by machine, and Omega."""
     rows = [
         (
-            f"{table['branch']} {table['detector']}".strip(),
+            table["branch"],
             [*(table["machines"].get(machine, {}).get("hmean") for machine in machines), table["omega"]],
         )
         for table in tables

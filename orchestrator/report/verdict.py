@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion.labelled import LabelledScores
 from fusion.resampling import compare
-from orchestrator.report.collect import System
+from orchestrator.report.collect import System, labelled
 from scoring.errors import InputError
 from scoring.table import join
 
@@ -25,8 +25,8 @@ def differences(best: System, systems: Sequence[System]) -> list[dict[str, Any]]
     """
     others = {f"system {system.result['system']}": system.held_out for system in systems if system is not best}
     if best.baseline is not None:
-        others = {f"the {best.result['baseline']['name']}": best.baseline, **others}
-    rows = []
+        others = {f"the {best.result['baseline']['name']}": labelled(best.baseline), **others}
+    gains = []
     for over, table in others.items():
         if best.held_out is None or table is None:
             continue
@@ -36,18 +36,14 @@ def differences(best: System, systems: Sequence[System]) -> list[dict[str, Any]]
             continue
         scores = LabelledScores.of(("best", over), values, best.held_out)
         gain = asdict(compare(scores, np.random.default_rng(0))[1][over])
-        if len(scores.machines) == 1:
-            gain["machines"] = None
-        rows.append({"over": over, "meaning": _meaning(gain), **gain})
+        gains.append((over, gain | ({"machines": None} if len(scores.machines) == 1 else {})))
     delivered = best.result["delivered"]
-    for method, gain in delivered["gains"].items():
-        chosen = method == delivered["method"]  # on all machines; without some of them another was
-        meaning = "the cost of choosing the method without the machine" if chosen else _meaning(gain)
-        rows.append({"over": _OVER[method], "meaning": meaning, **gain})
-    return rows
+    gains += [(_OVER[method], gain) for method, gain in delivered["gains"].items() if method != delivered["method"]]
+    return [{"over": over, "meaning": _meaning(gain), **gain} for over, gain in gains]
 
 
 def _meaning(gain: dict[str, Any]) -> str:
+    """What may be claimed: `better` or `worse` only where neither other clips nor other machines would turn it."""
     for name in ("clips", "machines"):
         if gain[name] and gain[name][0] <= 0 <= gain[name][1]:
             return f"within chance on {'these' if name == 'clips' else 'other'} machines"

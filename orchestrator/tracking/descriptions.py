@@ -32,7 +32,7 @@ from orchestrator.ledger.folders import (
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
-FORM = 3  # of what is shown; with another number everything is sent anew, once
+FORM = 4  # of what is shown; with another number everything is sent anew, once
 # Weights and embeddings stay in the ledger: MLflow would only hold a second copy of what nobody looks at there.
 _LARGE = (".npy", ".pt")
 _TEXT = 7500  # characters of a description, which MLflow cuts at 8000
@@ -136,20 +136,17 @@ def _system(folder: Path) -> Shown | None:
     except InputError:
         return None
     delivered, machines = result["delivered"], result["machines"]
-    omega, held_out = result["omega"], delivered["lomo"] is not None
-    metrics = {"omega": omega, "omega_in_sample": delivered["in_sample"]}
-    for machine, cells in ((machines["lomo"] if held_out else machines["in_sample"]) or {}).items():
+    metrics = {"omega": result["omega"], "omega_in_sample": delivered["in_sample"]}
+    metrics["omega_baseline"] = (result.get("baseline") or {}).get("omega")
+    for machine, cells in (machines["lomo"] or machines["in_sample"] or {}).items():
         metrics |= {f"{cell}/{machine}": value for cell, value in cells.items()}
-    metrics |= {f"methods/{name}": values["lomo"] for name, values in result["methods"].items()}
     for subsystem, weights in delivered["weights"].items():
         metrics |= {f"weights/{subsystem}/{configuration}": weight for configuration, weight in weights.items()}
-    where = "on held-out machines" if held_out else "in-sample"
-    measured = "No labels to measure it by" if omega is None else f"Omega {omega:.2f} % {where}"
     missing = f" Fused without {', '.join(result['missing'])}." if result.get("missing") else ""
     return Shown(
         result["system"],
         {"role": "fusion", "system": result["system"]},
-        f"{measured}: {result['headline']}.{missing} {result.get('description', '')}",
+        f"{result['headline']}.{missing} {result.get('description', '')}",
         folder,
         [file for file in (FUSED, HELD_OUT, RESULT) if (folder / file).exists()],
         tags={"method": delivered["method"], "fusion_id": result["fusion_id"]},

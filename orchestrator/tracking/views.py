@@ -35,7 +35,7 @@ def experiment_tags(created: int, parts: Sequence[Shown]) -> dict[str, str]:
     omega, machines = "metrics.`omega`", [f"metrics.`{name}`" for name in hmean[:_MACHINES]]
     settings = [f"params.`{key}`" for key in _differing(branches)[:_SETTINGS]]
     branch_columns = [omega, *machines, *settings, "tags.`detector`", "tags.`system`"]
-    system_columns = [omega, "metrics.`omega_in_sample`", "tags.`method`", *machines]
+    system_columns = [omega, "metrics.`omega_baseline`", "metrics.`omega_in_sample`", "tags.`method`", *machines]
     views = {
         TREE: _view("1 Tree: run, systems, branches", created, [omega, *machines]),
         BRANCHES: _view("2 Branches, best first", created, branch_columns, "tags.role = 'branch'", omega),

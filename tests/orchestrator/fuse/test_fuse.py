@@ -302,11 +302,18 @@ def test_a_result_has_its_baseline_its_omega_and_what_is_missing(pair, tmp_path)
     members = [("one/a/0", "mahalanobis"), ("one/a/1", "mahalanobis"), ("one/b/0", "knn")]
     assert [(b["branch"], b["detector"]) for b in result["branches"]] == members
     assert (result["missing"], result["omega"]) == ([], delivered["lomo"])
-    assert [name for name, *_ in figures] == ["log-mel baseline", *result["methods"], "delivered"]
+    chosen = delivered["method"]  # which has no second row
+    names = [name.replace("_", " ") for name in [*({*result["methods"]} - {chosen}), f"{chosen}, delivered"]]
+    assert sorted(name for name, *_ in figures) == sorted(["log-mel baseline", *names])
     assert (figures[0][1:], figures[-1][1:]) == ((omega, omega), (delivered["in_sample"], delivered["lomo"]))
+    assert f"{delivered['lomo']:.2f} %" in result["headline"]
+    assert result["headline"].count("%") == 1
+    below = results.below_baseline({**result, "omega": omega - 1})
+    assert below.startswith(f"pair is below the log-mel baseline, which needs no training ({omega - 1:.2f} against")
+    assert results.below_baseline({**result, "omega": omega}) is None
     alone = pair.fused(tmp_path, plan=without(pair.plan, {pair.names[-1]}))
     assert alone["missing"] == ["one/b/0"]
-    assert alone["headline"].startswith("one/a alone delivered (")
+    assert alone["headline"].endswith(" % on held-out machines, all choices repeated without each: one/a alone")
     assert [name for name, *_ in results.rows_of_methods(alone)] == ["delivered"]  # all methods give the same
     one = pair.fused(tmp_path, pair.made(["fan"]))  # of fewer labels, which tell less
     assert one["delivered"]["lomo"] is None
@@ -316,13 +323,22 @@ def test_a_result_has_its_baseline_its_omega_and_what_is_missing(pair, tmp_path)
     assert {path.name for path in (tmp_path / "systems" / "pair").iterdir()} == {FUSED, RESULT}
 
 
-def test_a_sentence_says_why_the_delivered_figure_is_not_the_rows():
-    delivered = {"method": "softmax", "strength": "0.1", "why": "it does", "lomo": 63.44}
-    delivered["weights"] = {"a": {"x": 0.2, "y": 0.8}, "b": {"z": 0.0}}
-    result = {"transductive": False, "delivered": delivered, "methods": {"softmax": {"lomo": 61.84, "fixed": 63.5}}}
-    assert results.headline(result) == (
-        "softmax 0.1 weights of 2 of 3 configurations delivered (it does); LOMO 63.44 chooses method and strength "
-        "without each machine, the row's 61.84 the strength alone, and with this strength it is 63.50"
-    )
-    delivered["lomo"] = 61.84
-    assert results.headline(result) == "softmax 0.1 weights of 2 of 3 configurations delivered (it does)"
+def test_a_headline_has_one_figure_and_says_how_it_was_got_and_of_how_many_configurations():
+    delivered = {"method": "softmax", "strength": "temperature 0.1", "weights": {"a": {"x": 0.2, "y": 0.8}}}
+    result = {"transductive": False, "delivered": delivered, "omega": 63.44, "machines": {"lomo": {}}}
+    result["machines"] = {"lomo": {"fan": {}, "pump": {}}}
+    how = "Omega 63.44 % on held-out machines, all choices repeated without each"
+    weights = "softmax weights (temperature 0.1)"
+    assert results.headline(result) == f"{how}: {weights} of all 2 configurations"
+    delivered["weights"]["b"] = {"z": 0.0}
+    assert results.headline(result) == f"{how}: {weights} of 2 of 3 configurations"
+    result["machines"] = {"lomo": None, "in_sample": {"fan": {}}}
+    delivered |= {"method": "rank_average", "strength": ""}
+    single = "Omega 63.44 % on fan, the only machine with labels: rank average of 2 of 3 configurations"
+    assert results.headline(result) == single
+
+
+def test_what_is_added_to_a_system_below_the_baseline_is_the_baseline(dataset, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"name: x\nsubsystems: {{{results.ADDED_BASELINE}}}")
+    plan = make_plan([load_system(str(tmp_path / "x.yaml"))], Dataset.read(dataset))
+    assert plan.trees["x"] == {"statistics": {"log_mel": [plan.baseline]}}

@@ -16,6 +16,7 @@ from orchestrator.fuse.result import describe, described_table
 from orchestrator.report.collect import collect
 from orchestrator.report.page import write_report
 from scoring.bootstrap import bootstrap_intervals
+from scoring.decisions import thresholds
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
 from scoring.table import read_table, write_table
@@ -29,7 +30,7 @@ SMALL = {"near": {"arcface": ["a0/m"]}}
 TREE = {"near": {"arcface": ["a0/m", "a1/m"]}, "bands": {"softmax": ["b0/m"], "<lora>": ["c0/m"]}}
 EXPECTED = {"subsystems": {"near": {"arcface": {"expected": 61.0, "seeds": [0, 1]}}}}
 TABLES = {name: make_table(MACHINES, per_cell=8, seed=seed) for seed, name in enumerate(NAMES)}
-FIGURES = 2 * 3  # of each system
+FIGURES = 2 + 3  # one configuration alone needs no picture of its weights
 FROM_ELSEWHERE = r'\b(?:src|href)="(?!#|data:)'  # what a page would load
 
 
@@ -44,7 +45,7 @@ def add_system(out, name, tables, baseline=None):
     if baseline is not None:
         (out / "branches" / "b9" / "tables").mkdir(parents=True, exist_ok=True)
         write_table(baseline, out / "branches" / "b9" / "tables" / "m.parquet")
-        about["baseline"] = {"name": "log-mel baseline", "table": "b9/m", **official_metrics(baseline).as_dict()}
+        about["baseline"] = {"name": "log-mel baseline", **described_table("b9/m", "", "m", baseline)}
     branches = [described_table(name, NAMES[name], "m", table) for name, table in tables.items()]
     checksum = write_table(fusion.table, folder / "fused.parquet")
     result = {**about, **describe(fusion), "branches": branches, "sha256": checksum, "made": {}}
@@ -83,26 +84,27 @@ def test_everything_is_there_in_one_file(run):
     assert re.findall("<th>(.*?)</th>", branches) == ["", *MACHINES, "Omega"]
     omegas = [float(value) for value in re.findall(r"([\d.]+)</td></tr>", branches)]
     assert (len(omegas), omegas) == (4, sorted(omegas, reverse=True))
-    assert "bands/&lt;lora&gt;/0 m" in branches
+    assert "bands/&lt;lora&gt;/0" in branches
     assert alike.count(">1.00</td>") == 3
 
 
-def test_the_best_of_a_row_is_bold_with_its_interval(run):
+def test_a_system_has_one_figure_beside_the_baseline_and_the_best_of_a_row_is_bold(run):
     out, results, text = run
+    assert "<th>log-mel baseline</th><th>one</th><th>two</th>" in text
     row = re.search(r'<tr class="total"><td>Omega</td>(.*)</tr>', text)[1]
     cells = re.findall(r"<td( class=\"best\")?>([\d.]+)<small>([\d.]+) – ([\d.]+)</small></td>", row)
-    expected = [result["delivered"][kind] for result in results.values() for kind in ("in_sample", "lomo")]
-    assert [cell[1] for cell in cells] == [f"{value:.2f}" for value in expected]
-    for i in range(2):
-        best = max(expected[i], expected[i + 2])
-        assert [bool(cell[0]) for cell in cells[i::2]] == [value == best for value in expected[i::2]]
-    folder = out / "systems" / "two"
-    fused, held_out = (bootstrap_intervals(read_table(folder / f"{name}.parquet")) for name in ("fused", "held_out"))
-    intervals = [fused.omega, results["two"]["delivered"]["ci"]]
-    assert [cell[2:] for cell in cells[2:]] == [(f"{low:.1f}", f"{high:.1f}") for low, high in intervals]
+    expected = [results["one"]["baseline"]["omega"], *(result["delivered"]["lomo"] for result in results.values())]
+    assert [(cell[1], bool(cell[0])) for cell in cells] == [(f"{v:.2f}", v == max(expected)) for v in expected]
+    assert cells[2][2:] == tuple(f"{bound:.1f}" for bound in results["two"]["delivered"]["ci"])
+    held_out = bootstrap_intervals(read_table(out / "systems" / "two" / "held_out.parquet"))
     valve = re.findall(r"<small>([\d.]+) – ([\d.]+)</small>", re.search(r"<tr><td>valve</td>(.*)</tr>", text)[1])
-    intervals = [measured.machines["valve"]["hmean"] for measured in (fused, held_out)]
-    assert valve[2:] == [(f"{low:.1f}", f"{high:.1f}") for low, high in intervals]
+    assert valve[2] == tuple(f"{bound:.1f}" for bound in held_out.machines["valve"]["hmean"])
+    of_two = text[text.index("System two</h2>") :]
+    figure = f"{results['two']['omega']:.2f}"
+    assert re.search(rf"<td>[\w ]+, delivered</td><td>[\d.]+</td><td>{figure}</td>", of_two)
+    assert f"<td></td><td>{figure}<small>" in of_two
+    words = re.sub("<[^>]*>", " ", text)
+    assert [word for word in ("beats", "strength kept") if word in words] == []
 
 
 def test_the_page_opens_with_a_verdict(run):
@@ -140,20 +142,28 @@ def test_a_single_machine_is_compared_with_the_baseline_and_can_be_heard(tmp_pat
     assert not re.search(FROM_ELSEWHERE, text)
 
 
-def test_without_labels_sentences_stand_for_figures_until_ground_truth_comes_which_changes_nothing(tmp_path):
-    result = add_system(tmp_path, "hidden", {"a0/m": make_table(MACHINES, per_cell=8, labelled=False)})
+def test_without_labels_an_engineer_is_told_and_ground_truth_is_one_table_that_changes_nothing(tmp_path):
+    unlabelled = make_table(MACHINES, per_cell=8, labelled=False)
+    for name in ("hidden", "other"):
+        result = add_system(tmp_path, name, {"a0/m": unlabelled}, unlabelled)
     assert result["delivered"]["in_sample"] is None
+    (tmp_path / "formats.json").write_text('{"fan": {"seconds": [5, 10], "channels": [1]}}')
     blind, fused = write_report(tmp_path).read_text(), tmp_path / "systems" / "hidden" / "fused.parquet"
-    told = ("No test clip has a known condition", "No ROC curves", "None")
-    assert [words in blind for words in told] == [True, True, False]
-    assert blind.count("<svg") == 2  # weights and scores
+    told = ("Nothing could be measured", "tutti export", "tutti score", "submission", "--audio", "None")
+    assert [words in blind for words in told] == [True, True, True, False, False, False]
+    assert blind.count("<svg") == 2  # the scores of each
+    table = read_table(fused)
+    train = table.filter(pc.and_(pc.equal(table["machine"], "fan"), pc.equal(table["split"], "train")))
+    share = np.mean(train["score"].to_numpy() > thresholds(table)["fan", 0])
+    alarms = f"<td>{train.num_rows}</td><td>[^<]*</td><td>{100 * share:.1f} %</td><td>5 to 10 s</td>"
+    assert re.search(f"<tr><td>fan</td>{alarms}<td>{share * 8640:.0f} to {share * 17280:.0f}</td>", blind)
     before, later = fused.read_bytes(), TABLES["a0/m"]
     for machine in MACHINES:
         write_truth(tmp_path, machine, later.filter(pc.equal(later["machine"], machine)).to_pylist())
     page = write_report(tmp_path, ground_truth=tmp_path).read_text()
-    assert "With ground truth that came later" in page
-    assert f"<td>Omega</td><td></td><td></td><td></td><td>{official_metrics(later).omega:.2f}<small>" in page
-    assert "ROC curves by the ground truth" in page
+    truth = page[page.index("With ground truth that came later") :]
+    assert "<th>log-mel baseline</th><th>hidden</th><th>other</th>" in truth
+    assert truth.count(f">{official_metrics(later).omega:.2f}<small>") == 3  # of the same scores
     assert (fused.read_bytes(), write_report(tmp_path).read_text()) == (before, blind)
 
 

@@ -58,7 +58,7 @@ def test_an_evaluation_set_without_labels_has_no_figures_but_weights_and_what_is
     result |= {"system": "one", "headline": "g0 alone", "fusion_id": "", "branches": [], "delivers": "", "made": {}}
     (tmp_path / RESULT).write_text(json.dumps(result))
     assert shown(tmp_path / RESULT).metrics == {"weights/sub/g0": 1.0}
-    assert shown(tmp_path / RESULT).note == "No labels to measure it by: g0 alone."
+    assert shown(tmp_path / RESULT).note == "g0 alone."
     branch(tmp_path / BRANCHES / "b", {}, ["knn"])
     branch(tmp_path / BRANCHES / "c", {}, [])  # trained, and not scored yet
     for path in (tmp_path / SYSTEMS / "one" / RESULT, tmp_path / BRANCHES / "half" / RECORD):
