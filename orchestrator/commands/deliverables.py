@@ -63,7 +63,6 @@ def make(
     """
     click.echo(f"packing {folder}", err=True)
     from orchestrator.submission.check import check_package
-    from orchestrator.submission.files import PLACEHOLDER
     from orchestrator.submission.package import AUTHORS_FORM, make_package
 
     package = make_package(folder, systems, out, label, meta)
@@ -74,7 +73,7 @@ def make(
     click.echo(package)
     for line in [*findings.errors, *findings.warnings]:
         click.echo(f"to do: {line}", err=True)
-    if any(PLACEHOLDER in line for line in findings.errors):
+    if any("still to be filled in" in line for line in findings.errors):
         click.echo(f"next: fill in {meta or package.with_name(AUTHORS_FORM)} and run this again", err=True)
 
 
@@ -93,12 +92,13 @@ def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
     from orchestrator.submission.check import check_package
 
     findings = check_package(package, data)
+    kinds = {"error": findings.errors, "warning": findings.warnings}
     if as_json:
         click.echo(json.dumps(asdict(findings)))
     else:
-        for line in [*(f"error: {e}" for e in findings.errors), *(f"warning: {w}" for w in findings.warnings)]:
+        for line in (f"{name}: {line}" for name, lines in kinds.items() for line in lines):
             click.echo(line)
-    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+    counts = ", ".join(f"{len(lines)} {name}{'s' * (len(lines) != 1)}" for name, lines in kinds.items())
     if findings.errors:
         raise InputError(f"{package}: {counts}")
     click.echo(f"{package}: {counts}", err=True)

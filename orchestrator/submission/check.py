@@ -73,10 +73,16 @@ def check_package(path: Path, data: Path | None = None) -> Findings:
     expected = _clips(systems.values(), index)
     machines = {machine for machine, _ in expected} if index is None else challenge_machines(index)
     required = {group for group in expected if group[0] in machines}
+    to_fill_in: dict[tuple[str, ...], list[str]] = defaultdict(list)  # most of it comes from one form for all systems
     for folder, tables in systems.items():
         _check_clips(folder, tables, expected, required, data or "other tables", findings)
         _check_decisions(folder, tables, findings)
-        _check_meta(folder, files, {} if index is None else _measured(tables[SCORE], index), findings)
+        meta = folder / f"{folder.name}.meta.yaml"
+        keys = _check_meta(meta, files, {} if index is None else _measured(tables[SCORE], index), findings)
+        to_fill_in[keys].append(str(meta))
+    for keys, metas in to_fill_in.items():
+        if keys:
+            findings.error(_some(metas), f"still to be filled in: {', '.join(keys)}")
     if not any(file.suffix.lower() == ".pdf" for file in files):
         findings.warning(path.name, "no technical report (PDF) in it")
     return findings
@@ -237,29 +243,30 @@ def _measured(scores: Mapping[Group, Table], index: pa.Table) -> dict[str, Machi
     return official_metrics(table).machines if table.num_rows else {}
 
 
-def _check_meta(folder: Path, files: Files, measured: Mapping[str, MachineMetrics], findings: Findings) -> None:
-    """A meta file that is filled in, in the challenge's form, with the label and the results of its folder."""
-    path = folder / f"{folder.name}.meta.yaml"
+def _check_meta(
+    path: Path, files: Files, measured: Mapping[str, MachineMetrics], findings: Findings
+) -> tuple[str, ...]:
+    """A meta file in the challenge's form with the label and the results of its folder; what is to be filled in."""
     if path not in files:
         findings.error(path, "missing; each system has a meta file")
-        return
+        return ()
     raw = None
     try:
         raw = read_yaml(files[path], path)
         validated(Meta, raw, str(path))
     except InputError as error:
         findings.errors += str(error).splitlines()
-    for key, text in unfilled(raw):
-        findings.error(path, f"{key}: still to be filled in (it is {text!r})")
-    if (label := _at(raw, "submission", "label")) not in (None, folder.name):
-        findings.error(path, f"submission.label is {label!r}, and the folder is {folder.name!r}")
+    if (label := _at(raw, "submission", "label")) not in (None, path.parent.name):
+        findings.error(path, f"submission.label is {label!r}, and the folder is {path.parent.name!r}")
     for machine, cell in product(measured, CELLS):
         value, keys = getattr(measured[machine], cell), ("results", "development_dataset", machine, cell)
         stated = _at(raw, *keys)
         if value is None or (isinstance(stated, (int, float)) and value - ROUNDING <= stated <= value + ROUNDING):
             continue
         add = findings.warning if stated is None else findings.error  # results are voluntary
-        add(path, f"{'.'.join(keys)}: not what the scores give: {stated} instead of {value:.2f} per cent")
+        told = "not stated; it can be" if stated is None else f"not what the scores give: {stated} instead of"
+        add(path, f"{'.'.join(keys)}: {told} {value:.2f} per cent")
+    return tuple(key for key, _ in unfilled(raw))
 
 
 def _at(raw: Any, *keys: str) -> Any:

@@ -20,6 +20,7 @@ from scoring.errors import InputError
 from scoring.metrics import official_metrics
 from scoring.table import read_table
 from tests.commands import tutti_here
+from tests.finished import BACKBONE
 from tests.orchestrator.package_case import AUTHORS, LABEL, Case, clip_paths, write_result
 from tests.tables import make_table
 
@@ -78,8 +79,7 @@ def test_the_meta_file_says_what_the_run_says(case):
     texts = [path.read_text() for path in sorted(case.folder.rglob("*.meta.yaml"))]
     one, two = map(yaml.safe_load, texts)
     assert one["submission"].items() >= {"label": ONE, "authors": AUTHORS["authors"]}.items()
-    sizes = [tuple(meta["system"]["complexity"].values()) for meta in (one, two)]
-    assert sizes == [(90_000_000, "45 G"), (900_000_000, "450 G")]
+    assert one["system"]["complexity"] == {"total_parameters": None, "MACS": None}  # the checkpoint is not here
     told = {"summary": "uniform weights, 1 score tables: mahalanobis/arcface_full", "ensemble_method": None}
     told |= {"data_augmentation": "time mask; frequency mask; noise", "attribute_usage": "classes of the training"}
     assert one["system"]["description"].items() >= told.items()
@@ -88,7 +88,7 @@ def test_the_meta_file_says_what_the_run_says(case):
     assert "arcface, lora fine-tuning" in two["system"]["description"]["machine_learning_method"]
     assert [d["name"] for d in one["system"]["external_datasets"]] == ["AudioSet"]
     (file,) = one["system"]["external_resources"]
-    assert (file["file"], file["sha256"]) == ("BEATs_iter3.pt", "8d1b2340")
+    assert (file["name"], file["sha256"]) == ("weights of BEATs_iter3", "8d1b2340")
     metrics = official_metrics(read_table(case.run / "systems" / "s1" / "fused.parquet"))
     cells = ("auc_source", "auc_target", "pauc")
     measured = {m: {cell: round(getattr(of, cell), 2) for cell in cells} for m, of in metrics.machines.items()}
@@ -97,8 +97,11 @@ def test_the_meta_file_says_what_the_run_says(case):
     assert f"# Omega of the results below {omega}\n" in texts[0]
 
 
-def test_configurations_without_weight_shared_networks_and_unlabelled_machines_do_not_count(run):
-    """Files from outside are named, also those of tokenizers, and not what comes with tutti or where a file lies."""
+def test_configurations_without_weight_shared_networks_and_unlabelled_machines_do_not_count(run, tmp_path):
+    """Networks are known by their paths, and counted.
+
+    Files from outside are named, also those of tokenizers, and not what comes with tutti or where a file lies.
+    """
     path = run / "systems" / "s2" / "result.json"
     result = json.loads(path.read_text())
     chosen = ("arcface_full_dual", "softmax_full", "softmax_partial", "subcenter_full")
@@ -106,10 +109,15 @@ def test_configurations_without_weight_shared_networks_and_unlabelled_machines_d
     weights.update({name: float(name in chosen) for name in weights})
     dual, *others = [result["spec"]["subsystems"]["mahalanobis"][name]["branch"] for name in chosen]
     dual["masked_prediction"]["tokenizers"] = [{"path": "/home/t.pt", "sha256": "0" * 8}, {"path": "random:0"}]
-    files = "/home/somebody/BEATs_iter3.pt", "/home/somebody/BEATs_iter3.pt", "small"
+    open_beats, mine = tmp_path / "OpenBEATs-Base-i3" / "epoch_latest.pt", tmp_path / "mine.pt"
+    open_beats.parent.mkdir()
+    for file in (open_beats, mine):
+        shutil.copy(BACKBONE, file)
+    dual["backbone"] = {"path": str(mine), "sha256": None}
+    files = str(open_beats), str(open_beats), "small"
     for branch, strategy, file in zip(others, ("frozen", "head", "frozen"), files, strict=True):
         branch |= {"strategy": {"name": strategy}, "pooling": {"name": "mean"}}
-        branch["backbone"]["path"] = file
+        branch["backbone"] |= {"path": file, "sha256": None}
     others[1]["channel"] = "far"
     result["machines"]["in_sample"] = None
     path.write_text(json.dumps(result))
@@ -117,18 +125,26 @@ def test_configurations_without_weight_shared_networks_and_unlabelled_machines_d
     assert any("results.development_dataset: Dictionary should have at least 1" in error for error in errors)
     text = next(run.rglob("*.meta.yaml")).read_text()
     system = yaml.safe_load(text)["system"]
-    assert system["complexity"] == {"total_parameters": 180_660_000, "MACS": "135 G"}
+    ours, small = 127_940, 662_068
+    assert system["complexity"] == {"total_parameters": 2 * ours + small, "MACS": f"{(3 * ours + small) / 2e6:.3g} G"}
+    networks = ["BEATs' architecture with weights of mine.pt", "OpenBEATs-Base-i3"]
+    assert system["description"]["embeddings"].split("; ")[:2] == networks
+    assert "; small (" in system["description"]["embeddings"]
+    assert [bool(resource["reference"]) for resource in system["external_resources"]] == [False, True, False]
+    assert [d["name"] for d in system["external_datasets"]] == ["pre-training data of OpenBEATs"]
     assert system["description"]["ensemble_method_subsystem_count"] == 4
     assert system["description"]["input"] == "near microphone; far microphone"
-    assert [resource["file"] for resource in system["external_resources"]] == ["BEATs_iter3.pt", "t.pt"]
+    assert [resource["file"] for resource in system["external_resources"]] == ["mine.pt", "epoch_latest.pt", "t.pt"]
     assert "/home" not in text
+    assert str(tmp_path) not in text
 
 
 def test_from_the_form_to_a_package_that_passes(run, tmp_path):
     form, package = run / "package" / "authors.yaml", run / "package" / f"{LABEL}.zip"
     made = tutti_here("submission", "make", run)
-    for key in ("authors.0.lastname", "submission.label"):
-        assert f"{key}: still to be filled in" in made.stderr
+    (told,) = [line for line in made.stderr.splitlines() if "still to be filled in: submission.label, " in line]
+    for part in ("_1.meta.yaml, task2/", "_2.meta.yaml: ", "authors.0.lastname"):
+        assert part in told
     assert made.stderr.endswith(f"next: fill in {form} and run this again\n")
     codes = made.exit_code, tutti_here("submission", "check", made.stdout.strip()).exit_code
     filled = {**AUTHORS, "label": LABEL, "systems": {"s1": {"name": "One", "abbreviation": "1"}}}
@@ -244,7 +260,7 @@ BROKEN = {
     "no such day": (edit(META, lambda s: "day: 2026-13-45"), META, "not YAML: month must be in"),
     "another label": (edit(META, lambda s: s.replace(ONE, TWO)), META, f"label is '{TWO}', and the folder is '{ONE}'"),
     "no institute": (edit(META, lambda s: s.replace("affiliation:", "a:")), META, "affiliation: Field required"),
-    "a placeholder": (edit(META, lambda s: s.replace("Müller", "todo")), META, "authors.0.lastname: still to"),
+    "a placeholder": (edit(META, lambda s: s.replace("Müller", "todo")), META, "filled in: .*lastname"),
     "a long acronym": (edit(META, lambda s: s.replace(": s1", ": aaaaaaaaaaa")), META, "abbreviation: .*at most 10"),
     "a result too high": (off("auc_source", by=0.2), META, "auc_source: not .* instead of"),
     "a result too low": (off("pauc", by=-0.2), META, "pump.pauc: not .* instead of"),
@@ -298,7 +314,7 @@ def test_the_command_prints_errors_and_what_is_only_odd_and_exits_with_2(case, p
     odd = check_package(package, case.data)
     for part in (
         f"task2/{DECISIONS}: all clips are decided alike",
-        f"task2/{META}: results.development_dataset.fan.auc_source: not what the scores give: None instead of",
+        f"task2/{META}: results.development_dataset.fan.auc_source: not stated; it can be",
         f"task2/{LABEL}_4: the same scores as {LABEL}_3",
         "notes.txt: not a file of a package",
         "package: no technical report",
@@ -314,7 +330,7 @@ def test_the_command_prints_errors_and_what_is_only_odd_and_exits_with_2(case, p
     assert printed.exit_code == as_json.exit_code == 2
     lines = [f"error: {error}" for error in found.errors] + [f"warning: {warning}" for warning in found.warnings]
     assert printed.stdout.splitlines() == lines
-    assert f"Error: {package}: {len(found.errors)} errors, {len(found.warnings)} warnings" in printed.stderr
+    assert f"Error: {package}: {len(found.errors)} error" in printed.stderr
     assert json.loads(as_json.stdout) == vars(found)
     good = tutti_here("submission", "check", case.folder / "task2" / ONE, "--data", case.data)  # a single system
     assert (good.exit_code, good.stdout) == (0, f"warning: {ONE}: no technical report (PDF) in it\n")
