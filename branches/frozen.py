@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from branches.audio.cache import AudioCache
 from branches.model import BranchModel, embed
 from branches.spec import FrozenInput
 from scoring.atomic import atomic
+from scoring.locks import locked
 
 BATCH = 64
 
@@ -44,7 +44,7 @@ def frozen_embeddings(
     """
     path = folder / _name(wanted)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "frozen.lock"):
+    with locked(folder / "frozen.lock"):
         if not path.exists():
             together = {_name(i): i for i in [wanted, *inputs] if _source(i) == _source(wanted)}
             missing = {folder / name: i for name, i in together.items() if not (folder / name).exists()}

@@ -31,13 +31,13 @@ def starting() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_blocked() -> Iterator[None]:
-    """Processes that are started here never see a SIGTERM, which `timeout`, systemd and Slurm send to all of a job's.
+def signals_blocked() -> Iterator[None]:
+    """Processes that are started here see no signal that goes to all of a run's.
 
-    The driver needs Ray's to stop its branches and to close its record; it ends them itself, and heeds one that comes
-    meanwhile at the end of the block.
+    `timeout`, systemd and Slurm send SIGTERM, a terminal that is closed SIGHUP. The driver needs Ray's to stop its
+    branches and to close its record; it ends them itself, and heeds one that comes meanwhile at the end of the block.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.processes import end_at_once, sigterm_blocked, starting
+import psutil
+
+from cluster.processes import end_at_once, signals_blocked, starting
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -22,7 +26,8 @@ TOKEN_REMEDY = (
     "if it has a token, export RAY_AUTH_MODE=token and the cluster's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), or "
     "RAY_AUTH_MODE=disabled where the cluster has none"
 )
-START_REMEDY = "free memory and /dev/shm; `ray stop` ends what an earlier session left; a RAY_TMPDIR must be short"
+_ROOM = 100 << 20  # bytes; with less free in its folder, in /dev/shm or in memory Ray times out without a reason
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 # A socket's path has at most 107 bytes, of which Ray takes 68 below this folder; schedulers' own ones are longer.
 LONGEST_FOLDER = 39
 _PACKAGES = Path(__file__).resolve().parents[1]
@@ -40,6 +45,10 @@ def prepare_environment(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences a warning
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow is the record
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # its own waits for branches, which a kill ends as well
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # would upload all packages for `uv run tutti`
+    if address == "local":
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves beside other work
     if address == "local" and len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
         os.environ.setdefault("RAY_TMPDIR", "/tmp")
     if address == "local" and "RAY_AUTH_MODE" not in os.environ:
@@ -79,23 +88,46 @@ def _open(address: str, num_cpus: int | None) -> None:
     again = address.startswith(("local", "ray://"))  # where a head starts a server for each client
     while True:
         try:
-            with starting(), sigterm_blocked():
+            with starting(), signals_blocked():
                 ray.init(address=address, **options, **_OPTIONS)
             break
         except Exception as error:  # Ray raises whatever its parts do
-            # By a head's own port Ray does not say whether the token was at fault.
-            refusal = (
-                f"Ray does not start here ({first_line(error)}); {START_REMEDY}"
-                if address == "local"
-                else f"no connection to Ray at {address} ({first_line(error)}); start a cluster, use --address local, "
-                f"or, {TOKEN_REMEDY}"
-            )
-            if not again:
+            refusal = _refusal(address, error)
+            if not again or _VERSIONS.search(str(error)):
                 raise InputError(refusal) from None
             log.warning("%s; trying once more", refusal)
             again = False
     if address == "local":
         end_at_once()
+
+
+def _refusal(address: str, error: Exception) -> str:
+    """Why there is no session, and what to do, in one line."""
+    if address == "local":
+        return f"Ray does not start here ({first_line(error)}); {_start_remedy(error)}"
+    if len(versions := _VERSIONS.findall(str(error))) == 2:
+        theirs, ours = (f"Ray {ray} (Python {python})" for ray, python in versions)
+        return f"the cluster at {address} has {theirs}, this is {ours}; install the same versions on both"
+    # By a head's own port Ray does not say whether the token was at fault.
+    remedy = f"start a cluster, use --address local, or, {TOKEN_REMEDY}"
+    return f"no connection to Ray at {address} ({first_line(error)}); {remedy}"
+
+
+def _start_remedy(error: Exception) -> str:
+    """What helps where Ray does not start: its reason is in its text or in the state of the machine, or in its logs."""
+    folder = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+    another = "name another one, with a short path: export RAY_TMPDIR=FOLDER"
+    if "AF_UNIX" in str(error):
+        return "its sockets need a short folder: export RAY_TMPDIR=/tmp"
+    if full := [place for place in (folder, "/dev/shm") if Path(place).exists() and disk_usage(place).free < _ROOM]:
+        return f"{' and '.join(full)} is full: make room" + f", or {another}" * (folder in full)
+    if "in use" in str(error):
+        return "`ray stop` ends what an earlier session left, and frees its ports"
+    if "emory" in str(error) or psutil.virtual_memory().available < _ROOM:
+        return "free memory and /dev/shm"
+    if isinstance(error, OSError):
+        return f"{folder} must be a folder that you may write to, or {another}"
+    return f"`ray stop` ends what an earlier session left; {folder}/ray/session_latest/logs may say more"
 
 
 def first_line(error: Exception) -> str:

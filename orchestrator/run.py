@@ -31,9 +31,9 @@ from orchestrator.preflight import with_resolved_files
 from orchestrator.submission.files import write_submission
 from orchestrator.system import SystemSpec
 from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
-from orchestrator.tracking.tracker import experiment_name, open_tracker
+from orchestrator.tracking.tracker import experiment_name
 from orchestrator.training.job import RunOptions
-from orchestrator.training.launch import BranchesFailed, RunInterrupted, train_missing, unfinished
+from orchestrator.training.launch import BranchesFailed, train_missing, unfinished
 from scoring.table import read_table
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         if options.storage:
             stack.enter_context(stored_run(Storage(options.storage, options.out), options.out))
         experiment = experiment_name(options.data, dataset.fingerprint, options.out)
-        outbox = Outbox(open_tracker(options.tracking_uri, options.out, experiment), options.out)
+        outbox = Outbox(options.tracking_uri, options.out, experiment)
         status: Status = "FAILED"
         try:
             with every(POLL_SECONDS, outbox.send), ExitStack() as cluster:
@@ -64,7 +64,7 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
                 connect = cache(lambda: cluster.enter_context(session(options.address)))
                 results = _bring(systems, plan, dataset, options, connect)
             status = "FINISHED"
-        except (RunInterrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:

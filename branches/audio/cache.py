@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from branches.audio.decoding import read_clip, read_header
@@ -25,6 +24,7 @@ from branches.prefetch import prefetched
 from branches.spec import Channel
 from scoring.atomic import atomic_folder
 from scoring.errors import InputError
+from scoring.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def cached(folder: Path, clips: Callable[[], Iterable[Samples]]) -> AudioCache:
     first stays, as it may be mapped already.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with locked(folder.with_name(f"{folder.name}.lock")):
         if not folder.exists():
             own = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
             with atomic_folder(own) as unfinished:

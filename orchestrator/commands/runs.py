@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from dataclasses import asdict
@@ -50,19 +51,18 @@ def run(
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
     from orchestrator.system import load_systems
+    from orchestrator.tracking.tracker import where_shown
     from orchestrator.training.job import RunOptions
-    from orchestrator.training.launch import BranchesFailed, RunInterrupted
+    from orchestrator.training.launch import BranchesFailed
 
-    # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_on_signals()
     try:
         results = run(load_systems(systems, backbone, overrides), RunOptions(**options))
     except StorageAway as error:
         raise InputError(str(error)) from error
     except BranchesFailed as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(130 if isinstance(error, RunInterrupted) else 1)
+        sys.exit(1)
     out = options["out"]
     if as_json:
         click.echo(json.dumps({"out": str(out.resolve()), "systems": results}))
@@ -74,10 +74,30 @@ def run(
         click.echo(f"submission: {', '.join(str(out / 'submission' / name) for name in submitted)}")
     measured = any(result["omega"] is not None for result in results.values())
     click.echo(
-        f"next: tutti ui --out {out}" if measured else f"next: tutti export {out} {next(iter(results))} --out model"
+        f"next: {where_shown(options['tracking_uri'], out)}"
+        if measured
+        else f"next: tutti export {out} {next(iter(results))} --out model"
     )
     for warning in filter(None, map(below_baseline, results.values())):
         click.echo(warning)
+
+
+def _stop_on_signals() -> None:
+    """Let SIGTERM, and SIGHUP unless `nohup` had it ignored, stop the run as Ctrl-C does."""
+    # Ray blocks SIGINT in its jobs, and answers SIGTERM by ending the process as it stands.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+    def hang_up(*_: Any) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come from the shell and from the kernel
+        for terminal in terminals:
+            if not os.isatty(terminal):  # it is closed, and writing to it would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hang_up)
 
 
 @click.command()

@@ -11,19 +11,20 @@ done; MLflow is told afterwards, see `orchestrator/tracking/`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from scoring.atomic import atomic
 from scoring.errors import InputError
+from scoring.locks import locked
 from scoring.table import file_sha256, read_table
 
 BRANCHES = "branches"
@@ -36,7 +37,7 @@ FUSED = "fused.parquet"
 HELD_OUT = "held_out.parquet"
 RESULT = "result.json"
 REPORT = "report.html"  # who writes a result removes it
-ID = ".id"
+ID, PLACE = ".id", ".place"  # of the run in a folder, and where that folder was
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -119,18 +120,17 @@ def joined_systems(record: Record | None, systems: Sequence[str]) -> str:
 @contextmanager
 def only_driver(out: Path) -> Iterator[None]:
     """Hold the output folder; `InputError` if another process holds it, or nothing can be written there."""
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{out}: another run is writing to this folder; wait for it or give another --out") from None
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({error.strerror}); give another --out") from None
-    try:
+    with ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out / ".lock", wait=False))
+        except TimeoutError:
+            raise InputError(
+                f"{out}: another run is writing to this folder; wait for it or give another --out"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{out}: cannot write there ({error.strerror}); give another --out") from None
         yield
-    finally:
-        lock.release()
 
 
 def begin_anew(out: Path, branch_id: str) -> None:
@@ -158,9 +158,19 @@ def folder_id(out: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def new_folder_id(out: Path) -> str:
-    """The same, made if there is none."""
-    if not folder_id(out):
+def new_folder_id(out: Path, shared: bool = False) -> str:
+    """The same, made if there is none.
+
+    shared: whether it is for a store that shows other folders' runs, too; there a copy of a folder is another run
+    """
+    place = out / PLACE
+    before = Path(os.fsdecode(place.read_bytes())) if place.exists() else out
+    is_copy = bool(folder_id(out)) and folder_id(before) == folder_id(out) and not before.samefile(out)
+    if not folder_id(out) or (is_copy and shared):
         with atomic(out / ID) as temporary:
             temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+        is_copy = False
+    if not is_copy:  # as long as it has the id of the folder that it was copied from, it is known to be a copy
+        with atomic(place) as temporary:
+            temporary.write_bytes(os.fsencode(out.resolve()))
     return folder_id(out)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.ledger.folders import RECORD, Record, Status, write_record
 from orchestrator.tracking.descriptions import Shown, mark_of, marks, shown, shown_run
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.tracker import StoreRefuses, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,16 @@ class Outbox:
     that any later process can go on.
     """
 
-    def __init__(self, tracker: Tracker, out: Path) -> None:
-        self._tracker = tracker
+    def __init__(self, uri: str | None, out: Path, experiment: str) -> None:
+        """Connect to the store at a URI, by default the folder's own.
+
+        Raises InputError if there is none. One that is there and refuses, such as a locked one, is tried again later.
+        """
+        self._uri, self._experiment = uri, experiment
         self._out = out.resolve()  # while Ray starts the working directory is another
+        self._tracker: Tracker | None = None
+        with suppress(StoreRefuses):  # which is told when there is something to send
+            self._store()
         self._parent: str | None = None
         self._systems: dict[str, str] = {}  # ids of their runs
         self._sent: set[str] = set()
@@ -32,7 +40,7 @@ class Outbox:
 
     def close(self, status: Status) -> int:
         """Send what is left, and end the folder's own run with this status; the number of what could not be sent."""
-        tags = {"experiment": self._tracker.experiment}
+        tags = {"experiment": self._experiment}
         record = Record(name=self._out.name, identity={"role": "run"}, status=status, tags=tags)
         write_record(self._out, record)
         return self.send() + (not self._attempt(self._end, record))
@@ -46,26 +54,32 @@ class Outbox:
             return len(waiting)
         return sum(not self._attempt(self._send, path, mark) for path, mark in waiting.items())
 
+    def _store(self) -> Tracker:
+        if self._tracker is None:
+            self._tracker = open_tracker(self._uri, self._out, self._experiment)
+        return self._tracker
+
     def _open(self) -> None:
-        self._tracker.check()
+        tracker = self._store()
+        tracker.check()
         if self._parent is None:
-            self._sent = self._tracker.sent()
-            self._parent = self._tracker.open_run(self._out.name)
-            self._tracker.send_views(self._parts())
+            self._sent = tracker.sent()
+            self._parent = tracker.open_run(self._out.name)
+            tracker.send_views(self._parts())
 
     def _send(self, path: Path, mark: str) -> None:
         look = None if mark in self._sent else shown(path)
         if look is not None:
-            self._tracker.send(look, mark, self._parents(look))
+            self._store().send(look, mark, self._parents(look))
             self._complained = False
         self._sent.add(mark)
 
     def _end(self, record: Record) -> None:
-        self._tracker.check()
-        parts = self._parts()
-        self._tracker.send(shown_run(self._out, record, parts), mark_of(self._out / RECORD))
-        self._tracker.close_strays(record.status)
-        self._tracker.send_views(parts)
+        tracker, parts = self._store(), self._parts()
+        tracker.check()
+        tracker.send(shown_run(self._out, record, parts), mark_of(self._out / RECORD))
+        tracker.close_strays(record.status)
+        tracker.send_views(parts)
 
     def _parents(self, look: Shown) -> list[str]:
         """A branch stands under one of its systems; a system, and a branch of none, under the folder's own run."""
@@ -73,7 +87,7 @@ class Outbox:
         names = look.tags["system"].split(",") if look.tags.get("system") else []
         for name in names:
             if name not in self._systems:
-                self._systems[name] = self._tracker.open_system(name, self._parent)
+                self._systems[name] = self._store().open_system(name, self._parent)
         return [self._systems[name] for name in names] or [self._parent]
 
     def _parts(self) -> list[Shown]:

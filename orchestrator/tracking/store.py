@@ -37,12 +37,19 @@ def database_of(uri: str) -> Path:
     return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
 
 
-def relocate(out: Path) -> None:
+def check_database(database: Path, writing: bool) -> None:
+    """Raise `sqlite3.Error` if a database cannot be read, or written to; MLflow would try for minutes."""
+    if database.exists():
+        with closing(sqlite3.connect(database, timeout=2)) as store:
+            store.execute("BEGIN IMMEDIATE" if writing else "SELECT * FROM sqlite_master")
+
+
+def relocate(database: Path, out: Path) -> None:
     """Where a run folder has moved or is a copy, have its own store read the artifacts that are in it.
 
     MLflow keeps absolute addresses, and its client cannot change them. Only for who writes to the store or shows it.
     """
-    database, location = out.resolve() / "mlflow.db", (out.resolve() / ARTIFACTS).as_uri()
+    location = (out.resolve() / ARTIFACTS).as_uri()
     if not database.exists():
         return
     with closing(sqlite3.connect(database)) as store, store:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,11 +25,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from cluster.session import require_server
+from cluster.session import first_line, require_server
 from orchestrator.ledger.folders import TABLES, Status, folder_id, is_intact, new_folder_id, read_record
 from orchestrator.tracking.descriptions import Shown
-from orchestrator.tracking.store import ARTIFACTS, database_of, refuse_password, relocate, sqlite_uri
-from orchestrator.tracking.views import experiment_tags
+from orchestrator.tracking.store import ARTIFACTS, check_database, database_of, refuse_password, relocate, sqlite_uri
+from orchestrator.tracking.views import TREE, experiment_tags, link
 from scoring.errors import InputError
 
 # MLflow sets its own level when imported, and reports each step of making its database.
@@ -40,6 +41,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # nor nee
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 _MARK = "record"  # tag: stands for the record or result that a run shows in full
+_SERVER = ("http://", "https://")
 _WEIGHTS = "weights/"  # metrics of a system, by configuration
 
 
@@ -58,9 +60,8 @@ class Tracker:
         return MlflowClient(self.uri)
 
     def check(self) -> None:
-        """Raise `InputError` at once if the store is a server that does not answer; a client would try for minutes."""
-        if self.uri.startswith(("http://", "https://")):
-            require_server(self.uri, "MLflow server", "check --tracking-uri")
+        """Raise `InputError` if the store does not answer or cannot be written to; a client would try for minutes."""
+        _check(self.uri, writing=True)
 
     def tables(self, run: Run, folder: Path) -> list[Path]:
         """Copies in `folder` of all score tables of a branch's run.
@@ -175,15 +176,16 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 
     Raises InputError if the store cannot be reached.
     """
-    new_folder_id(out)
+    store = _store(uri, out)
+    _check(store, writing=True)
+    new_folder_id(out, shared=uri is not None)
     if uri is None:
-        with reaching(str(out / "mlflow.db")):
-            relocate(out)
+        with reaching(store):
+            relocate(out / "mlflow.db", out)
     tracker = find_tracker(uri, out, experiment)
     if tracker is not None:
         return tracker
     location = (out.resolve() / ARTIFACTS).as_uri() if uri is None else None
-    store = _store(uri, out)
     with reaching(store):
         created = MlflowClient(store).create_experiment(experiment, artifact_location=location)
     return Tracker(store, experiment, created, folder_id(out))
@@ -192,6 +194,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     """The experiment in the store, or None; a store that is there stays as it is. See `open_tracker`."""
     store = _store(uri, out)
+    _check(store, writing=False)
     with reaching(store):
         stored = MlflowClient(store).get_experiment_by_name(experiment)
     if stored is None:
@@ -202,15 +205,36 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
 
 
 def _store(uri: str | None, out: Path) -> str:
-    """The store's URI, absolute, since the working directory changes; a server must answer at once."""
+    """The store's URI, absolute, since the working directory changes."""
     if uri is None:
         return sqlite_uri(out / "mlflow.db")
     refuse_password(uri)
-    if uri.startswith(("http://", "https://")):
+    return sqlite_uri(database_of(uri), urlsplit(uri).query) if uri.startswith("sqlite:///") else uri
+
+
+def where_shown(uri: str | None, out: Path) -> str:
+    """The command or the address that shows the runs of a folder which were sent to the store at a URI."""
+    if uri is None:
+        return f"tutti ui --out {out}"
+    if not uri.startswith(_SERVER):
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    record, tracker = read_record(out), None
+    with suppress(InputError):  # it may be gone by now
+        tracker = find_tracker(uri, out, record.tags["experiment"]) if record else None
+    return link(uri, tracker.experiment_id, TREE) if tracker else uri
+
+
+def _check(uri: str, writing: bool) -> None:
+    """Raise `InputError` if nothing answers there, or a database cannot be read or written to."""
+    if uri.startswith(_SERVER):
         require_server(uri, "MLflow server", "check --tracking-uri")
-    elif uri.startswith("sqlite:///"):
-        return sqlite_uri(database_of(uri), urlsplit(uri).query)
-    return uri
+    elif uri.startswith("sqlite"):
+        with reaching(uri):
+            check_database(database_of(uri), writing)
+
+
+class StoreRefuses(InputError):
+    """A store that is there cannot be used now: it is locked, may only be read, is damaged or another MLflow's."""
 
 
 @contextmanager
@@ -221,5 +245,13 @@ def reaching(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no MLflow store at {uri} ({reason}); check --tracking-uri") from error
+        reason, database = first_line(error).partition(". ")[0], database_of(uri)
+        if "database schema" in reason:
+            remedy = f"run `mlflow db upgrade {shlex.quote(uri)}` if an older MLflow made it, "
+        elif not uri.startswith("sqlite") or not database.exists():
+            raise InputError(f"no MLflow store at {uri} ({reason}); check --tracking-uri") from error
+        else:
+            remedies = {"locked": "end the process that uses it, ", "readonly": "make it writable, "}
+            remedy = next((remedies[word] for word in remedies if word in reason), "")
+        remedy += f"{'or ' * bool(remedy)}move it away, and the next run makes another"
+        raise StoreRefuses(f"the MLflow store {uri} cannot be used ({reason}); {remedy}") from error

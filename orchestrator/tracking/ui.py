@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NoReturn
 
 from orchestrator.tracking.store import relocate, sqlite_uri
@@ -32,24 +34,35 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> NoReturn:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputError(f"port {port} is taken; give another --port") from None
-    try:
-        relocate(out)
-        experiments = _experiments(database)
-    except sqlite3.Error as error:
-        raise InputError(f"{database}: no MLflow store ({error}); remove it, and the next run makes another") from None
+    if not os.access(database, os.W_OK) or not os.access(database.parent, os.W_OK):
+        database = _copied(database)
+    from orchestrator.tracking.tracker import find_tracker, reaching
+
     server, store = f"http://127.0.0.1:{port}", sqlite_uri(database)
+    with reaching(store):
+        relocate(database, out)
+        experiments = _experiments(database)
+    find_tracker(store, out, "Default")  # of another MLflow the server would print a traceback
     for experiment in experiments:
         say(f"tree:     {link(server, experiment, TREE)}\nbranches: {link(server, experiment, BRANCHES)}")
     say(f"MLflow on {database} answers there in some seconds; Ctrl-C stops it")
     stores = ["--backend-store-uri", store, "--registry-store-uri", store]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    os.chdir(out)  # where MLflow puts what has no place of its own
+    os.chdir(database.parent)  # where MLflow puts what has no place of its own
     os.environ |= {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
     sys.stdout.flush()
     os.execv(
         sys.executable,
         [sys.executable, "-m", "mlflow", "ui", *stores, *quiet, "--host", "127.0.0.1", "--port", str(port)],
     )
+
+
+def _copied(database: Path) -> Path:
+    """A copy in a temporary folder: MLflow writes to what it shows."""
+    folder = Path(mkdtemp(prefix="tutti-ui-"))
+    for file in database.parent.glob(f"{database.name}*"):  # with its journal, if a process was killed
+        shutil.copyfile(file, folder / file.name)
+    return folder / database.name
 
 
 def _experiments(database: Path) -> list[str]:

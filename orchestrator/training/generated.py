@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock
 
 from branches.spec import TRAINING_VERSION, BranchSpec, GeneratorSpec
 from orchestrator.ledger.storage import LAST, Storage
 from orchestrator.plan import Branch, digest, identity
 from orchestrator.training.job import Job, StageReport
+from scoring.locks import locked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def generated_clips(
     from branches.generator import accepted_samples, generate, real_clips, train_generator
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         storage, name = Storage(job.storage, job.out) if job.storage else None, folder.relative_to(job.out).as_posix()
         if storage is not None:
             storage.pull(name)

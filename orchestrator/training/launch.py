@@ -23,7 +23,7 @@ from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_branches, check_lengths, notes_on
 from orchestrator.training.generated import in_order, on_sets, set_folders
 from orchestrator.training.job import Job, RunOptions, StageReport
-from orchestrator.training.process import KILLED, packed, trial
+from orchestrator.training.process import KILLED, MEMORY_FULL, MEMORY_REMEDY, packed, trial
 from orchestrator.training.worker import branch_record, train_and_score
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,6 @@ class BranchesFailed(RuntimeError):
     """Some branches could not be trained; the others are finished and recorded."""
 
 
-class RunInterrupted(BranchesFailed):
-    """The run was stopped from outside; what it had finished is kept."""
-
-
 def unfinished(branches: Sequence[Branch], out: Path) -> list[Branch]:
     """The branches whose score tables are not all in the ledger, intact."""
     return [b for b in branches if not is_finished(out, b.branch_id, b.tables)]
@@ -59,7 +55,7 @@ def train_missing(
     """Train and score the branches that are not finished; what to say of those that failed.
 
     Raises InputError if the data, a checkpoint, the cluster or this installation cannot be used; before anything is
-    trained. Raises RunInterrupted if it was stopped from outside.
+    trained.
     """
     storage = Storage(options.storage, options.out) if options.storage else None
     if storage is not None:
@@ -81,13 +77,15 @@ def train_missing(
         versions=versions(),
         frozen=tuple(wanted for branch in plan.branches for wanted in branch.spec.frozen_inputs(branch.embeddings)),
     )
+    if options.address != "local":
+        connect()  # a cluster that cannot be used is refused before minutes go into decoding
     _prepare(job, dataset.index, missing)
     if storage is not None:
         storage.push(job.cache.relative_to(job.out).as_posix())
     connect()
     job = replace(job, gpus_per_branch=gpus_of_a_branch(options.gpus_per_branch))
     require(job.resources)
-    failures = launch(missing, job, dataset.index)
+    failures = launch(missing, job, dataset.index, finished=finished)
     if storage is not None:
         for branch in missing:
             storage.pull_branch(branch.branch_id)
@@ -124,12 +122,14 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
         log.warning(note)
 
 
-def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = train_and_score) -> dict[str, str]:
+def launch(
+    branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = train_and_score, finished: int = 0
+) -> dict[str, str]:
     """Train and score branches on the connected Ray cluster; why they failed, by branch_id.
 
     Branches that are killed again and again are tried at the end with more memory, and so have fewer beside them.
 
-    Raises RunInterrupted if it was stopped from outside.
+    finished: branches of the run that were so before, for the display
     """
     # The longest first: a long branch that starts last leaves the other slots idle at the end.
     ordered = in_order(sorted(branches, key=lambda branch: petaflop(branch.spec, index.num_rows), reverse=True), job)
@@ -137,19 +137,24 @@ def launch(branches: Sequence[Branch], job: Job, index: pa.Table, work: Work = t
     for scale in SCALES:
         if failures:
             log.info("%d branches were killed, most likely for lack of memory; retrying with more", len(ordered))
+        before = (finished + sum(not reason for reason in failures.values()), finished + len(branches))
         failures |= dict.fromkeys((branch.branch_id for branch in ordered), "") | _launch(
-            ordered, job, index, work, scale
+            ordered, job, index, work, scale, before
         )
         # By the kernel or by Ray, and not with a node that was lost.
-        killed = (KILLED, "ray.exceptions.OutOfMemoryError")
-        ordered = [branch for branch in ordered if any(word in failures[branch.branch_id] for word in killed)]
+        ordered = [b for b in ordered if any(word in failures[b.branch_id] for word in (KILLED, MEMORY_FULL))]
         if not ordered:
             break
     return {branch_id: reason for branch_id, reason in failures.items() if reason}
 
 
-def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int) -> dict[str, str]:
-    """One experiment of Tune, with so many times the memory; why branches failed, by branch_id."""
+def _launch(
+    ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, scale: int, before: tuple[int, int]
+) -> dict[str, str]:
+    """One experiment of Tune, with so many times the memory; why branches failed, by branch_id.
+
+    before: finished branches, and all of the run
+    """
     from ray import tune
 
     from orchestrator.training.progress import shown
@@ -162,7 +167,7 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
     with (
         # Tune's own files are not among the run's: a full disk there must not take Tune along.
         tempfile.TemporaryDirectory(prefix="tutti-tune-", ignore_cleanup_errors=True) as folder,
-        shown(ordered, index.num_rows, asked) as watcher,
+        shown(ordered, index.num_rows, asked, before) as watcher,
         # Standard output belongs to the result; Tune says some things at any verbosity.
         redirect_stdout(io.StringIO()),
     ):
@@ -178,13 +183,17 @@ def _launch(ordered: Sequence[Branch], job: Job, index: pa.Table, work: Work, sc
                 verbose=0,
             ),
         )
-        results = tuner.fit()
-    failures = {r.config["branch_id"]: str(r.error) for r in results if r.error is not None}
-    failures |= {r.config["branch_id"]: r.metrics["failure"] for r in results if r.metrics and "failure" in r.metrics}
-    scored = {r.config["branch_id"] for r in results if r.metrics and "omega" in r.metrics}
-    if stopped := by_id.keys() - failures.keys() - scored:  # Tune ends like this on Ctrl-C
-        raise RunInterrupted(f"interrupted with {len(stopped)} branches unfinished; run again to continue")
+        results = dict(zip(by_id, tuner.fit(), strict=False))  # one that never began has no config in its result
+    failures = {branch_id: _told(str(r.error)) for branch_id, r in results.items() if r.error}
+    failures |= {branch_id: r.metrics["failure"] for branch_id, r in results.items() if "failure" in r.metrics}
+    if by_id.keys() - failures.keys() - {branch_id for branch_id, r in results.items() if "omega" in r.metrics}:
+        raise KeyboardInterrupt  # Tune ends like this on a SIGUSR1
     return failures
+
+
+def _told(error: str) -> str:
+    """What Tune says of a branch, whose last line says what went wrong."""
+    return f"{error}\n{MEMORY_REMEDY}" if MEMORY_FULL in error else error
 
 
 def _asked(resources: Mapping[str, float], scale: int) -> dict[str, float]:
@@ -200,7 +209,8 @@ def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mar
     for branch in left:
         reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
         path = record_failure(out, branch.branch_id, branch_record(branch, mark), reason)
-        line = f"{branch.name} (system {', '.join(branch.systems)}): {reason.strip().splitlines()[-1]} [{path}]"
+        of = f" (system {', '.join(branch.systems)})" if branch.systems else ""
+        line = f"{branch.name}{of}: {reason.strip().splitlines()[-1]} [{path}]"
         if branch.systems:
             lines.append(line)
         else:  # no reason to keep back what the branches gave

@@ -40,6 +40,12 @@ _LOADED = {
 # The forkserver's socket lies in the temporary folder, with 27 bytes of its own of the 107 that a path may have.
 _LONGEST_FOLDER = 80
 KILLED = "its process was killed, most likely for lack of memory"  # as the kernel does
+# What Ray says where it has killed, before pages of figures, and what people are told.
+MEMORY_FULL = "killed due to the node running low on memory"
+MEMORY_REMEDY = (
+    "killed, since the machine's memory is fuller than Ray's threshold, by default 95 %; end other programs, or raise "
+    "it: RAY_memory_usage_threshold=0.98 tutti run …"
+)
 _context = multiprocessing.get_context("forkserver")
 
 

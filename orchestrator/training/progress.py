@@ -7,47 +7,66 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
+from rich.text import Text
 
 from cluster.capacity import amount
 from orchestrator.cost import duration, petaflop
 from orchestrator.plan import Branch
+from orchestrator.training.process import MEMORY_FULL, MEMORY_REMEDY
 
 LINE_SECONDS = 30.0  # between two lines of one branch
 
 
 @contextmanager
-def shown(branches: Sequence[Branch], clips: int, resources: Mapping[str, float]) -> Iterator[tune.Callback]:
+def shown(
+    branches: Sequence[Branch], clips: int, resources: Mapping[str, float], before: tuple[int, int]
+) -> Iterator[tune.Callback]:
     """A callback for Tune that keeps people informed until the block ends.
 
     clips: of the data set
     resources: of one branch, memory in bytes
+    before: branches of the run that were finished before, and all of them
     """
     each = ", ".join(amount(name, value) for name, value in resources.items())
     progress = Progress(
-        _text("{task.description}"),
+        _NameColumn(table_column=Column(ratio=1, no_wrap=True)),
         BarColumn(10),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        _text("{task.fields[text]}"),
+        # What stands in it is no markup.
+        TextColumn(
+            "{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         console=Console(stderr=True),
         redirect_stdout=False,  # which belongs to the result
         expand=True,
     )
     live = sys.stderr.isatty()
-    watcher = Watcher(branches, clips, each, progress, lines=not live)
+    watcher = Watcher(branches, clips, each, before, progress, lines=not live)
     if not live:
-        yield watcher
+        with watcher.stopping():
+            yield watcher
         return
     # Lines that are logged meanwhile go through the display's own stream, which puts them above it.
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    with progress:
+    with progress, watcher.stopping():
         old = [handler.setStream(sys.stderr) for handler in handlers]
         try:
             yield watcher
@@ -56,22 +75,44 @@ def shown(branches: Sequence[Branch], clips: int, resources: Mapping[str, float]
                 handler.setStream(stream)
 
 
-def _text(content: str) -> TextColumn:
-    """A column that gives way where there is too little room; what stands in it is no markup."""
-    return TextColumn(content, markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+class _NameColumn(ProgressColumn):
+    """Names that are cut in the middle where there is too little room: the end, a seed, tells them from each other."""
+
+    def render(self, task: Task) -> _Name:
+        return _Name(task.description)
+
+
+@dataclass(frozen=True)
+class _Name:
+    name: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        spare = len(self.name) - options.max_width
+        end = len(self.name) - options.max_width // 2
+        yield Text(self.name if spare <= 0 else f"{self.name[: end - spare - 1]}…{self.name[end:]}")
 
 
 class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
     """Keeps the progress of all branches, and prints lines when one starts, ends or fails, and now and then between.
 
     each: what a branch sets aside, for people
+    before: branches of the run that were finished before, and all of them
     progress: gets a task for each branch that runs or has failed, below one for all, which counts roughly PFLOP
     """
 
-    def __init__(self, branches: Sequence[Branch], clips: int, each: str, progress: Progress, lines: bool) -> None:
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        clips: int,
+        each: str,
+        before: tuple[int, int],
+        progress: Progress,
+        lines: bool,
+    ) -> None:
         self._names = {branch.branch_id: branch.name for branch in branches}
         self._costs = {branch.branch_id: max(petaflop(branch.spec, clips), 1e-6) for branch in branches}
         self._each, self._progress, self._lines = each, progress, lines
+        self._before, self._total = before
         self._all = progress.add_task("", total=sum(self._costs.values()), text="")
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, float] = {}  # of each branch's cost, 0 to 1
@@ -86,7 +127,7 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         branch_id = trial.config["branch_id"]
         self._remove(branch_id)
-        self._tasks[branch_id] = self._progress.add_task(self._names[branch_id], total=None, text="")
+        self._task(branch_id)
         self._say(branch_id, "started")
 
     def on_trial_result(
@@ -122,10 +163,16 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
         if well:
             self._remove(branch_id)
         else:
-            self._progress.stop_task(self._tasks[branch_id])
-            self._progress.update(self._tasks[branch_id], text=f"failed: {text}")
+            task = self._task(branch_id)  # it may never have begun
+            self._progress.stop_task(task)
+            self._progress.update(task, text=f"failed: {text}")
         self._count()
         self._say(branch_id, text)
+
+    def _task(self, branch_id: str) -> TaskID:
+        if branch_id not in self._tasks:
+            self._tasks[branch_id] = self._progress.add_task(self._names[branch_id], total=None, text="")
+        return self._tasks[branch_id]
 
     def _remove(self, branch_id: str) -> None:
         if branch_id in self._tasks:
@@ -133,22 +180,35 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
 
     def _count(self) -> None:
         """Say how many branches there are of each kind, and what is done of all."""
-        well, failed = sum(self._ended.values()), sum(not well for well in self._ended.values())
+        well, failed = self._before + sum(self._ended.values()), sum(not well for well in self._ended.values())
         running = f"{len(self._tasks) - failed} running"
         text = f"{running}, {failed} failed, {self._each} each" if failed else f"{running}, {self._each} each"
         done = sum(cost * self._done.get(branch_id, 0.0) for branch_id, cost in self._costs.items())
-        description = f"{well} of {len(self._names)} branches finished"
+        description = f"{well} of {self._total} branches finished"
         self._progress.update(self._all, description=description, completed=done, text=text)
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Say at once that the run ends, if it is stopped in this block; Ray and MLflow take some seconds to close."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._progress.update(self._all, description="stopping …", text="", refresh=True)
+            if self._lines:
+                print("stopping …", file=sys.stderr, flush=True)
+            raise
 
     def _say(self, branch_id: str, text: str) -> None:
         self._said[branch_id] = time.monotonic()
         if self._lines:
-            counts = f"[{len(self._ended)}/{len(self._names)}] {self._names[branch_id]}"
+            counts = f"[{self._before + len(self._ended)}/{self._total}] {self._names[branch_id]}"
             passed = duration(time.monotonic() - self._began)
             print(f"{counts}: {text} ({passed})", file=sys.stderr, flush=True)
 
 
 def reason(text: str) -> str:
     """The last line of a traceback, which says what went wrong."""
+    if MEMORY_FULL in text:
+        return MEMORY_REMEDY
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "failed; its process was lost"

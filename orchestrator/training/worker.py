@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from branches.spec import BranchSpec, EmbeddingSpec, FrozenInput
@@ -23,6 +22,7 @@ from orchestrator.training.generated import generated_clips
 from orchestrator.training.job import Job, StageReport
 from scoring.banks import score_table
 from scoring.errors import InputError
+from scoring.locks import locked
 from scoring.metrics import Metrics, has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
@@ -77,7 +77,7 @@ def _exchanged(branch: Branch, job: Job, checkpoint: Path) -> Iterator[None]:
         yield
         return
     storage = Storage(job.storage, job.out)
-    with FileLock(job.out / "pull.lock"):  # for the branches of this node
+    with locked(job.out / "pull.lock"):  # for the branches of this node
         storage.pull(job.cache.relative_to(job.out).as_posix())
     storage.pull_branch(branch.branch_id)
     with storage.following(checkpoint, min(job.checkpoint_seconds, LOOK_SECONDS)):

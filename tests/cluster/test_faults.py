@@ -37,7 +37,8 @@ def test_a_killed_worker_a_branch_out_of_memory_and_a_second_driver(undisturbed,
 
 
 def test_ctrl_c_then_sigterm_then_damaged_checkpoints_then_a_damaged_ledger(undisturbed, trial):
-    for sent, begun in ((signal.SIGINT, lambda run: trial.training()), (signal.SIGTERM, branches_of)):
+    moments = {signal.SIGINT: lambda run: trial.training(), signal.SIGTERM: branches_of, signal.SIGHUP: branches_of}
+    for sent, begun in moments.items():
         run = trial.start()
         wait_for(lambda begun=begun, run=run: begun(run))
         os.killpg(run.pid, sent)  # Ray's own processes get it, too

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -15,11 +16,12 @@ from unittest.mock import patch
 import psutil
 import pytest
 import ray
+from ray._private.utils import check_version_info
 
 import scoring.errors
 from cluster.capacity import GIB, gpus_of_a_branch, largest_memory, memory_share, require, slots
 from cluster.jobs import submit_job
-from cluster.session import check_address, first_line, prepare_environment, session
+from cluster.session import _refusal, check_address, first_line, prepare_environment, session
 from scoring.errors import InputError
 from tests.cluster.conftest import below, ray_cluster
 
@@ -47,6 +49,8 @@ def test_what_ray_is_told_is_explicit_and_what_is_set_stays(address, folder, giv
     first, second = told
     assert (first["RAY_AUTH_MODE"], first["RAY_TMPDIR"], first["RAY_USAGE_STATS_ENABLED"]) == (mode, temporary, "0")
     assert given.items() <= first.items()
+    assert first["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"  # else all packages are uploaded under `uv run`
+    assert first.get("RAY_worker_niceness") == ("0" if address == "local" else None)
     if address == "local" and mode == "token":
         assert len(first["RAY_AUTH_TOKEN"]) == 64
         assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
@@ -88,7 +92,10 @@ def test_an_address_without_a_port_has_that_of_rays_clients():
 
 @pytest.mark.parametrize(
     ("folder", "reason"),
-    [("/proc/nowhere", "/proc/nowhere"), (100 * "x", "AF_UNIX path length .* a RAY_TMPDIR must be short")],
+    [
+        ("/proc/nowhere", "No such file.*; /proc/nowhere must be a folder that you may write to, or name another"),
+        (100 * "x", "AF_UNIX path length .*; its sockets need a short folder: export RAY_TMPDIR=/tmp"),
+    ],
 )
 def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(folder, reason, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / folder))
@@ -98,6 +105,15 @@ def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(folder, rea
     assert caplog.text.count("trying once more") == 1
     assert not ray.is_initialized()
     assert [first_line(e) for e in (ValueError("\n what \nTraceback\n"), TimeoutError())] == ["what ", "TimeoutError"]
+
+
+def test_another_version_is_named_beside_ones_own():
+    for theirs in (("2.40.0", "3.11.7"), (ray.__version__, "3.9.1")):
+        with pytest.raises(RuntimeError) as differs:
+            check_version_info(dict(zip(("ray_version", "python_version"), theirs, strict=True)), "node", True)
+        told = "the cluster at host:6379 has Ray {} (Python {}), this is Ray {} (Python {}); install the same versions"
+        ours = (ray.__version__, platform.python_version())
+        assert _refusal("host:6379", differs.value) == f"{told.format(*theirs, *ours)} on both"
 
 
 INTERRUPTED = """
@@ -150,10 +166,10 @@ def test_a_session_leaves_nothing_be_its_start_interrupted_or_its_folder_of_any_
 
 
 @pytest.mark.slow
-def test_a_local_session_leaves_room_for_others_lets_no_stranger_in_and_outlives_a_sigterm_to_all():
+def test_a_local_session_has_its_share_lets_no_stranger_in_and_outlives_a_signal_to_all():
     with session(num_cpus=2):
         assert ray.cluster_resources()["CPU"] == 2
-        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == 15
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
         visitor = "from ray._raylet import GcsClient; GcsClient(sys.argv[1]).check_alive([], 5); print('in')"
         command = [sys.executable, "-c", f"import sys; {visitor}", ray.get_runtime_context().gcs_address]
         nothing = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_MODE": "disabled"}
@@ -165,6 +181,7 @@ def test_a_local_session_leaves_room_for_others_lets_no_stranger_in_and_outlives
         for process in running:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGHUP)
         ended, _ = psutil.wait_procs([p for p in running if p.name() in ("raylet", "gcs_server")], 1)
         assert not ended
         assert ray.get(ray.remote(lambda: 1).remote()) == 1

@@ -9,7 +9,6 @@ from orchestrator.fuse.result import fuse_into
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, Record, write_record
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.store import sqlite_uri
-from orchestrator.tracking.tracker import open_tracker
 from scoring.table import file_sha256, write_table
 from tests.fusion.pools import make_pool
 
@@ -52,7 +51,7 @@ class Ledger:
 
     @property
     def outbox(self):
-        return Outbox(open_tracker(self.uri, self.out, EXPERIMENT), self.out)
+        return Outbox(self.uri, self.out, EXPERIMENT)
 
     @property
     def experiment(self):

@@ -199,7 +199,7 @@ def test_the_cache_is_made_once_of_one_data_set_and_whole_where_locks_do_not_hol
         yield noise(seed=2)
 
     faster = []
-    monkeypatch.setattr(cache_module, "FileLock", lambda path: nullcontext())
+    monkeypatch.setattr(cache_module, "locked", lambda path: nullcontext())
     for cache in (cached(tmp_path / "z" / "z", slowly), *faster):
         np.testing.assert_array_equal(cache.samples, noise(seed=1).ravel())
     assert [path.name for path in (tmp_path / "z").iterdir()] == ["z"]

@@ -1,8 +1,14 @@
 """What a record has committed stays, and goes from node to node; a whole run on such nodes is in tests/cluster."""
 
+import errno
+import fcntl
 import json
 import os
+import re
 import resource
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -77,6 +83,48 @@ def test_a_folder_has_one_id_and_one_driver_who_can_write_there(tmp_path):
     for out, message in told.items():
         with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match=message), ledger.only_driver(out):
             pass
+
+
+DIES = """
+import fcntl, os, signal, sys
+from pathlib import Path
+from scoring import locks
+def flock(*_):
+    raise OSError(int(sys.argv[2]), "no flock")
+fcntl.flock, locks.LEASE_SECONDS = flock, 0.3
+with locks.locked(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EIO])
+def test_without_flock_a_lease_keeps_a_second_driver_out_until_the_first_has_ended_or_died(tmp_path, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, "no flock")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("scoring.locks.LEASE_SECONDS", 0.3)
+    lease = tmp_path / ".lock.lease.lock"
+    for host in ("", "elsewhere"):
+        with ledger.only_driver(tmp_path), pytest.raises(InputError, match="another run is writing to this folder"):
+            ledger.only_driver(tmp_path).__enter__()
+        assert (tmp_path / ".lock").exists()  # of the lock that there is not: it is nobody's
+        subprocess.run([sys.executable, "-c", DIES, tmp_path / ".lock", str(code)], check=False)
+        lease.write_text(re.sub("(?<=host=).*", lambda name, host=host: host or name[0], lease.read_text()))
+
+
+def test_a_copy_of_a_folder_is_another_run_in_a_store_of_many_and_one_that_has_moved_the_same(tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    own = ledger.new_folder_id(first, shared=True)
+    copy, link = shutil.copytree(first, tmp_path / "copy"), tmp_path / "link"
+    link.symlink_to(first)
+    assert [ledger.new_folder_id(out, shared=True) == own for out in (link, first)] == [True, True]
+    assert ledger.new_folder_id(copy) == own  # in the store that was copied with it
+    other = ledger.new_folder_id(copy, shared=True)
+    assert own != other == ledger.new_folder_id(copy, shared=True)
+    moved = first.rename(tmp_path / "moved")
+    assert [ledger.new_folder_id(moved, shared=True) for _ in "ab"] == [own, own]
 
 
 class Node(Storage):
@@ -216,7 +264,7 @@ def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes, sign
         two.drive()
     (two.out / "report.html").rmdir()
     assert two.drive() == "old"
-    assert files(two.out) == [".id", ".node", *moved[1:]]  # nothing that is each node's own
+    assert files(two.out) == [".id", ".node", ".place", *moved[1:]]  # nothing that is each node's own
     two.drive("new")
     assert one.drive() == "new"
     one.put("report.html", text="newest, of a driver that was killed before it had stored it")

@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -149,7 +151,8 @@ def test_a_failed_branch_says_why_until_it_succeeds(ledger):
 
 def test_what_cannot_be_sent_is_told_once_and_sent_later(ledger, tmp_path, caplog):
     finished_branch(ledger.out, "a/b/0")
-    away = Outbox(Tracker(f"http://127.0.0.1:{free_port()}", EXPERIMENT, "1", "f"), ledger.out)
+    away = ledger.outbox
+    away._tracker = Tracker(f"http://127.0.0.1:{free_port()}", EXPERIMENT, "1", "f")
     assert [away.send(), away.send(), away.close("FINISHED")] == [1, 1, 2]
     assert caplog.text.count("no MLflow server answers") == 1
     assert f"results are kept in {ledger.out} and sent later" in caplog.text
@@ -170,7 +173,7 @@ def test_what_cannot_be_sent_is_told_once_and_sent_later(ledger, tmp_path, caplo
 def test_a_moved_run_keeps_its_artifacts(ledger, monkeypatch):
     """And a relative folder is found when the working directory changes, as while Ray starts."""
     monkeypatch.chdir(ledger.out.parent)
-    outbox = Outbox(open_tracker(None, Path("out"), EXPERIMENT), Path("out"))
+    outbox = Outbox(None, Path("out"), EXPERIMENT)
     os.chdir("/")
     branch(ledger)
     assert outbox.close("FINISHED") == 0
@@ -193,9 +196,30 @@ def test_an_experiment_keeps_its_name_and_is_not_made_again_when_it_was_deleted(
     ledger.client.delete_experiment(ledger.experiment.experiment_id)
     with pytest.raises(InputError, match=r"was deleted in .*; restore it there, or give another --out"):
         print(ledger.outbox)
-    (ledger.out / "mlflow.db").write_bytes(b"no database" * 100)
-    with pytest.raises(InputError, match=r"no MLflow store at .*mlflow.db \(.*\); check --tracking-uri"):
-        print(ledger.outbox)
+
+
+UPGRADE = r"\); run `mlflow db upgrade sqlite:.* if an older MLflow made it, or move it away"
+FAULTS = {
+    "BEGIN EXCLUSIVE": r"\(database is locked\); end the process that uses it, or move it away",
+    "UPDATE alembic_version SET version_num = 'bd07f7e963c5'": rf"found version bd07f7e963c5.*{UPGRADE}",
+    "DROP TABLE alembic_version": rf"found version None.*{UPGRADE}",
+}
+
+
+@pytest.mark.parametrize(("statement", "told"), FAULTS.items(), ids=["locked", "of another MLflow", "of none"])
+def test_a_store_that_refuses_ends_no_run(tmp_path, shared, statement, told, caplog):
+    uri = empty_store(shared, tmp_path / "mlflow.db")
+    finished_branch(tmp_path, "a/b/0")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other:
+        other.execute(statement)
+        assert Outbox(None, tmp_path, EXPERIMENT).close("FINISHED") == 2
+    (line,) = caplog.messages
+    assert re.search(f"^MLflow: the MLflow store {uri} cannot be used .*{told}.* and sent later$", line)
+    if "BEGIN" in statement:
+        assert Outbox(None, tmp_path, EXPERIMENT).close("FINISHED") == 0
+    else:
+        with pytest.raises(InputError, match=told):
+            serve(tmp_path, free_port(), print)
 
 
 @pytest.mark.parametrize("name", ["run?1", "run%201", "a b#c&d=e", "Läufe's+100%"])
@@ -218,7 +242,7 @@ def test_a_password_and_what_cannot_be_served_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such store; a run with --tracking-uri is shown by that server"):
         serve(tmp_path, 0, print)
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
-    with pytest.raises(InputError, match=r"mlflow.db: no MLflow store \(file is not a database\)"):
+    with pytest.raises(InputError, match=r"mlflow.db cannot be used \(file is not a database\); move it away"):
         serve(tmp_path, 0, print)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InputError, match="taken; give another --port"):
         serve(tmp_path, other.getsockname()[1], print)
