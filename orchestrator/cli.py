@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -27,9 +30,12 @@ class _Commands(click.Group):
         except InputError as error:
             message = str(error)
         except OSError as error:
-            if error.errno not in PLACE_ERRNOS:
+            if _is_of_output(error):
+                message = f"standard output: {error.strerror}"
+            elif error.filename is None and error.errno not in PLACE_ERRNOS:
                 raise
-            message = place_error(error)
+            else:
+                message = place_error(error)
         except ImportError as error:
             message = f"{error}; `tutti doctor` says which package to install"
         except KeyboardInterrupt:
@@ -37,6 +43,15 @@ class _Commands(click.Group):
             return ctx.exit(130)
         click.echo(f"Error: {message}", err=True)
         return ctx.exit(2)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether standard output takes no more, which has no name in an error; what is left for it is dropped then."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_code is not click.echo.__code__ or error.errno == errno.EPIPE:  # where click ends quietly
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from scoring.errors import naming
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -22,13 +24,15 @@ def atomic(path: Path) -> Iterator[Path]:
     with a dot and ends in `.tmp`, which nothing reads.
     """
     temporary = _beside(path)
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush_names(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush_names(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 @contextmanager
@@ -39,17 +43,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     dot and end in `.tmp`; no moment is without a whole one, the old or the new, under its own name or such a one.
     """
     new = _beside(path)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for part in new.rglob("*"):
-            (_flush_names if part.is_dir() else _flush)(part)
-        _flush_names(new)
-        while not _exchanged(path, new):
-            pass
-        _flush_names(path.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with naming(path, new):
+        new.mkdir(parents=True)
+        try:
+            yield new
+            for part in new.rglob("*"):
+                (_flush_names if part.is_dir() else _flush)(part)
+            _flush_names(new)
+            while not _exchanged(path, new):
+                pass
+            _flush_names(path.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _exchanged(path: Path, new: Path) -> bool:

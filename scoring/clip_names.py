@@ -8,6 +8,7 @@ normal_id_06_00000933.wav                         2020: the id is the section, t
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import NamedTuple
 
 _SECTION_NAME = re.compile(
@@ -60,3 +61,13 @@ def attribute_pairs(text: str) -> tuple[tuple[str, str], ...]:
 def is_of_2020(name: str) -> bool:
     """Whether a name has the form of 2020, whose figures follow another rule."""
     return _ID_NAME.fullmatch(name) is not None
+
+
+def nfc(name: str) -> str:
+    """The form in which names are compared: `ü` may be one character, as typed, or two, as a Mac writes it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def unicode_forms(name: str) -> tuple[str, str, str]:
+    """A name as it is, and in the two forms that a file system may hold it in."""
+    return name, nfc(name), unicodedata.normalize("NFD", name)

@@ -1,12 +1,15 @@
 """The one error for what a user gave wrongly, and what a file system that refuses says."""
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Faults of the place that a user has chosen, not of the program; another try meets them again.
 PLACE_ERRNOS = frozenset(
     [
         *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
     ]
 )
 
@@ -19,7 +22,24 @@ class InputError(ValueError):
     """
 
 
+@contextmanager
+def naming(path: os.PathLike[str], alias: os.PathLike[str] | None = None) -> Iterator[None]:
+    """Give the path to what a file system says without one, as of writing to an open file.
+
+    alias: what `path` is called while it is written, which means nothing to a user
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and type(error) is OSError:  # no connection's, and no other package's
+            error.filename = os.fspath(path)
+        elif error.filename is not None and alias is not None:
+            error.filename = os.fsdecode(error.filename).replace(os.fspath(alias), os.fspath(path))
+        raise
+
+
 def place_error(error: OSError) -> str:
-    """What a file system that refuses says, in one line with the remedy; NumPy and Arrow name no file."""
+    """What a file system that refuses says, in one line with the remedy."""
     where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}; make room, or give another path"
+    room = "make room, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
+    return f"{where}{error.strerror or error}; {room} another path"

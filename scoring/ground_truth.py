@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from scoring.clip_names import parse_clip_name
+from scoring.clip_names import nfc, parse_clip_name
 from scoring.errors import InputError
 from scoring.table import KEY, REPORT_ONLY, SCHEMA, metadata_of, rows_of
 
@@ -100,7 +100,7 @@ def read_ground_truth(folder: Path) -> GroundTruth:
     for path in sorted(folder.rglob("ground_truth_*.csv")):
         if match := _FILE.fullmatch(path.name):
             kind = path.parent.name if path.parent.name in (_DOMAIN, _ATTRIBUTES) else "condition"
-            other = by_kind[kind].setdefault((match["machine"], int(match["section"])), path)
+            other = by_kind[kind].setdefault((nfc(match["machine"]), int(match["section"])), path)
             if other != path:
                 raise InputError(f"{path}: the same machine and section as {other}; give the folder of one year")
     labels = {group: _labels(path, group, by_kind) for group, path in by_kind["condition"].items()}

@@ -1,5 +1,5 @@
 """Recordings as samples at 16 kHz: decoding, resampling, the cache, and cancellation between channels."""
 
-from branches.audio.decoding import Header, decode, read_clip, read_header
+from branches.audio.decoding import Header, decode, read_clip, read_header, write_wav
 
-__all__ = ["Header", "decode", "read_clip", "read_header"]
+__all__ = ["Header", "decode", "read_clip", "read_header", "write_wav"]

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import soundfile
@@ -18,6 +22,18 @@ from scoring.errors import InputError
 # Of 2 or 4 GiB, give or take the headers: what ffmpeg, SoX and arecord write to a pipe where a length belongs.
 _UNKNOWN, _HEADERS = 1 << 31, 0x1100
 _BEHIND = 1 << 17  # bytes of tags or padding behind the stated end that nobody asks about
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A recording's file, open; `InputError` if it cannot be read, or is a pipe or a device, which may never end."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: a folder, pipe or device, not a recording's file; remove it")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); replace or remove it") from None
 
 
 def open_recording(file: BinaryIO, name: str) -> soundfile.SoundFile:
@@ -41,7 +57,8 @@ def open_recording(file: BinaryIO, name: str) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
-        raise InputError(f"{name}: not a readable recording ({error.error_string}); replace or remove it") from None
+        remedy = "convert it (ffmpeg -i FILE FILE.wav), replace or remove it"
+        raise InputError(f"{name}: not a readable recording ({error.error_string}); {remedy}") from None
 
 
 def _data_chunk(file: BinaryIO) -> tuple[int, int] | None:

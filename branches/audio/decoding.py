@@ -10,10 +10,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from branches.audio.containers import open_recording
+from branches.audio.containers import open_recording, opened
 from branches.audio.sample_rate import at_16_khz
 from branches.frames import MIN_SAMPLES, SAMPLE_RATE
-from scoring.errors import InputError
+from scoring.errors import InputError, naming
 
 
 class Header(NamedTuple):
@@ -27,11 +27,8 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """The header of a recording; errors as of `read_clip`, for what can be seen without decoding."""
-    try:
-        with path.open("rb") as content, open_recording(content, str(path)) as file:
-            return Header(file.frames, file.samplerate, file.channels, file.subtype)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    with opened(path) as content, open_recording(content, str(path)) as file:
+        return Header(file.frames, file.samplerate, file.channels, file.subtype)
 
 
 def read_clip(path: Path) -> NDArray[np.float32]:
@@ -40,11 +37,17 @@ def read_clip(path: Path) -> NDArray[np.float32]:
     Raises InputError naming a file that is unreadable, truncated, empty, shorter than one patch, or has a value that is
     not a finite number.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    with opened(path) as file:
+        content = file.read()
     return decode(content, str(path))
+
+
+def write_wav(path: Path, samples: NDArray[np.float32], subtype: str) -> None:
+    """Write samples (n,) or (n, channels) at 16 kHz; of what libsndfile writes itself, it cannot tell why it fails."""
+    content = io.BytesIO()
+    soundfile.write(content, samples, SAMPLE_RATE, format="WAV", subtype=subtype)
+    with naming(path):
+        path.write_bytes(content.getbuffer())
 
 
 def decode(content: bytes, name: str) -> NDArray[np.float32]:

@@ -7,8 +7,9 @@ Understands the layout `<root>/<machine>/{train,test}/`, the names of DCASE Task
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,11 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from branches.data.layout import FOLDERS, clip_paths
+from branches.audio.containers import opened
+from branches.data.layout import FOLDERS, clip_paths, noise_paths
 from branches.spec import BranchSpec
-from scoring.clip_names import parse_clip_name
+from scoring.clip_names import nfc, parse_clip_name
 from scoring.errors import InputError
 from scoring.table import KEY, SCHEMA, groups
+
+log = logging.getLogger(__name__)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -35,7 +39,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Clip:
-    """What a path says of a clip; `path` is relative to the data set's root."""
+    """What a path says of a clip; `path` is relative to the data set's root, and as its file system spells it."""
 
     machine: str
     section: int
@@ -52,7 +56,7 @@ def parse_path(path: str) -> Clip:
 
     Raises InputError if the folder or the name is none of the challenge's, or they contradict each other.
     """
-    machine, folder, name = PurePosixPath(path).parts[-3:]
+    machine, folder, name = map(nfc, PurePosixPath(path).parts[-3:])
     if folder not in FOLDERS:
         raise InputError(f"{path}: the folder is none of {', '.join(FOLDERS)}")
     split, domain = FOLDERS[folder]
@@ -79,13 +83,13 @@ def index_of(paths: Iterable[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, INDEX_SCHEMA).sort_by([(column, "ascending") for column in KEY])
 
 
-def read_index(root: str | Path) -> pa.Table:
-    """The clip index of a data set's folder.
+def read_index(root: str | Path, tell: Callable[[str], object] = log.warning) -> pa.Table:
+    """The clip index of a data set's folder; `tell` is called with a line on each machine and file that is not read.
 
     Raises InputError if `root` is no data set, a name cannot be read or is not UTF-8, two clips share a key, or a
     machine and section has fewer than three training clips.
     """
-    index = index_of(clip_paths(Path(root)))
+    index = index_of(clip_paths(Path(root), tell))
     _check_unique(index)
     _check_training(index)
     return index
@@ -96,8 +100,8 @@ def noise_index(root: str | Path) -> pa.Table:
 
     Since 2025 machines have such a folder, with noise for some and clean sounds of the machine for others.
     """
-    paths = sorted(path.relative_to(root).as_posix() for path in Path(root).glob("*/supplemental/*noise*.wav"))
-    machines = [path.partition("/")[0] for path in paths]
+    paths = noise_paths(Path(root))
+    machines = [nfc(path.partition("/")[0]) for path in paths]
     return pa.table({"machine": pa.array(machines, pa.string()), "path": pa.array(paths, pa.string())})
 
 
@@ -212,15 +216,12 @@ def _digest(root: Path, path: str) -> str:
     changes these blocks; an edit between them that keeps the size goes unnoticed.
     """
     digest = hashlib.sha256()
-    try:
-        with open(root / path, "rb") as file:
-            size = file.seek(0, 2)
-            digest.update(f"{path}\0{size}\0".encode())
-            for start in sorted({0, size // 2, max(0, size - 4096)}):
-                file.seek(start)
-                digest.update(file.read(4096))
-    except OSError as error:
-        raise InputError(f"{root / path}: cannot be read ({error.strerror}); replace or remove it") from None
+    with opened(root / path) as file:
+        size = file.seek(0, 2)
+        digest.update(f"{path}\0{size}\0".encode())
+        for start in sorted({0, size // 2, max(0, size - 4096)}):
+            file.seek(start)
+            digest.update(file.read(4096))
     return digest.hexdigest()[:16]
 
 

@@ -7,36 +7,34 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from branches.audio import read_clip
-from branches.data.layout import RECORDINGS
+from branches.audio import read_clip, write_wav
+from branches.data.folder_names import is_called_anomaly, said_by
+from branches.data.layout import CONVERT, READABLE, RECORDINGS, files, find, kinds
 from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic_folder
-from scoring.clip_names import ClipName, attribute_pairs
+from scoring.clip_names import ClipName, attribute_pairs, nfc
 from scoring.errors import InputError
+from scoring.spreadsheets import read_rows
+
+log = logging.getLogger(__name__)
+
+# Machine, split, condition, and the folder of the recordings.
+Origin = tuple[str, str, str, str]
 
 ORIGINALS = "recordings.csv"
+_REMEDY = "call folders normal, anomaly, train or test, take them out, or list the recordings in a CSV manifest"
 COLUMNS = ("path", "machine", "section", "split", "condition", "domain", "attributes")
-# Folders whose names say something of the recordings in them.
-_FOLDERS = {
-    "train": {"split": "train"},
-    "test": {"split": "test"},
-    "normal": {"condition": "normal"},
-    "anomaly": {"condition": "anomaly"},
-    "abnormal": {"condition": "anomaly"},
-    "source": {"domain": "source"},
-    "target": {"domain": "target"},
-}
 _ALLOWED = {
     "split": ("train", "test"),
     "condition": ("normal", "anomaly", ""),
@@ -46,9 +44,10 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class Original:
-    """One recording, and what is known of it; text is empty where nothing is."""
+    """One recording, the folder it was found in, and what is known of it; text is empty where nothing is."""
 
     path: Path
+    folder: str
     machine: str
     section: int
     split: str
@@ -64,57 +63,107 @@ class Original:
 
 
 def originals(source: Path, machine: str | None = None) -> list[Original]:
-    """The recordings that a folder or a CSV manifest names.
+    """The recordings that a folder or a CSV manifest names; what is left out, or taken as it may not be, is logged.
 
-    source: a folder, in which folders called train, test, normal, anomaly, source or target say so of what is in
-        them and the outermost other folder is the machine; or a CSV file with some of `COLUMNS`, `path` being
-        relative to it
+    source: a folder, in which names of folders say what is in them (`_described`); or a CSV file with some of
+        `COLUMNS`, `path` being relative to it
     machine: of recordings whose machine is not said
 
-    Raises InputError if there are no recordings, or one's machine or values are missing or contradict each other.
+    Raises InputError if there are no recordings, one's machine or values are missing or contradict each other, or a
+    folder beside others that say what is in them says nothing.
     """
     rows = _manifest(source) if source.is_file() else _folder(source)
     recordings = [_original(where, row, machine) for where, row in rows]
     if not recordings:
-        kinds = ", ".join(f"*{suffix}" for suffix in RECORDINGS)
-        raise InputError(f"{source}: no recordings in it ({kinds})")
+        raise InputError(f"{source}: no recordings in it (*.wav, *.flac and whatever else libsndfile reads)")
+    named = {recording.machine for recording in recordings}
+    if machine and nfc(machine) not in named:
+        log.warning("--machine %s is not used: folders or rows name machines: %s", machine, ", ".join(sorted(named)))
     return recordings
 
 
-def _folder(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _folder(source: Path) -> list[tuple[str, dict[str, str]]]:
     if not source.is_dir():
         raise InputError(f"{source}: no such folder or manifest")
-    for folder, inner, names in os.walk(source, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        parts = Path(folder).relative_to(source).parts
-        row = {"machine": next((part for part in parts if part.lower() not in _FOLDERS), "")}
-        for part in parts:
-            row |= _FOLDERS.get(part.lower(), {})
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() in RECORDINGS and not name.startswith("."):
-                yield str(path), {**row, "path": str(path)}
+    found = files(source)
+    recordings = [path for path in found if path.suffix.lower() in READABLE]
+    if others := [path for path in found if path.suffix.lower() not in READABLE and path.name != ORIGINALS]:
+        left_out = f"left out, as libsndfile reads no such files: {kinds(others)}"
+        remedy = f"; {CONVERT}" if any(path.suffix.lower() in RECORDINGS for path in others) else ""
+        if not recordings:
+            raise InputError(f"{source}: no recordings in it; {left_out}{remedy}")
+        log.warning("%s: %s%s", source, left_out, remedy)
+    return [(str(path), row) for path, row in zip(recordings, _described(source, recordings), strict=True)]
+
+
+def _described(source: Path, recordings: Sequence[Path]) -> Iterator[dict[str, str]]:
+    """What is known of each recording: what its folders say, and if these leave its condition open, its own name."""
+    inside: dict[Path, set[str]] = defaultdict(set)  # of a folder the names of those within, and "" for a recording
+    for path in recordings:
+        name = ""
+        for folder in path.parents[: len(path.relative_to(source).parts)]:
+            inside[folder].add(name)
+            name = folder.name
+    said = {folder: _said(source, folder, inside) for folder in {path.parent for path in recordings}}
+    doubted: set[str] = set()
+    for path in recordings:
+        row, silent = said[path.parent]
+        condition = row.get("condition") or said_by(path.stem).get("condition", "")
+        for folder in silent if not condition else ():
+            if speaking := sorted(name for name in inside[folder.parent] if said_by(name)):
+                beside = ", ".join(speaking[:5])
+                raise InputError(f"{folder}: beside {beside}, whose names say what is in them, its does not; {_REMEDY}")
+            doubted |= {str(folder)} if len(inside[folder.parent]) > 1 else set()
+        yield {**row, "condition": condition, "path": str(path)}
+    if doubted:
+        log.warning(
+            "normal or anomalous? the names of %d folders do not say, so their recordings are taken as normal, or "
+            "below a folder test as unlabelled: %s",
+            len(doubted), ", ".join(sorted(doubted)[:5]) + ", …" * (len(doubted) > 5),
+        )  # fmt: skip
+
+
+def _said(source: Path, folder: Path, inside: Mapping[Path, set[str]]) -> tuple[dict[str, str], list[Path]]:
+    """What the names of the folders down to this one say, and those folders of which neither they nor places tell.
+
+    The outermost that says nothing is the machine, unless others beside it say something. Beside `test/good`, as in
+    MVTec AD, are kinds of anomalies.
+    """
+    row, silent, above = {"folder": folder.relative_to(source).as_posix()}, [], source
+    for name in folder.relative_to(source).parts:
+        beside, says = [said_by(other) for other in inside[above]], said_by(name)
+        if not says and row.get("split") == "test" and "normal" in {other.get("condition") for other in beside}:
+            says = {"condition": "anomaly"}
+        above /= name
+        for key, value in says.items():
+            if row.setdefault(key, value) != value:
+                raise InputError(f"{above}: names of folders say both {row[key]} and {value}; {_REMEDY}")
+        if not says and ("machine" in row or any(beside)):
+            silent.append(above)
+        elif not says:
+            row["machine"] = name
+    return row, silent
 
 
 def _manifest(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    try:
-        with open(source, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            if "path" not in header or (unknown := set(header) - set(COLUMNS)):
-                fault = f"unknown column {', '.join(sorted(unknown))}" if "path" in header else "no column path"
-                raise InputError(f"{source}: {fault}; the columns are {', '.join(COLUMNS)}, all but path as you like")
-            for number, row in enumerate(reader, start=2):
-                values = {key: (value or "").strip() for key, value in row.items() if key}
-                if "\0" in "".join(values.values()):
-                    raise csv.Error("a zero byte")
-                yield f"{source}, line {number}", {**values, "path": str(source.parent / values["path"])}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{source}: cannot be read as CSV ({error})") from None
+    """The rows of a manifest, with where they are; the path as the file system spells it."""
+    doubted = 0
+    for line, row in read_rows(source, ("path",), COLUMNS):
+        where, path = f"{source}, line {line}", row["path"]
+        found = find(source.parent, path)
+        if found is None and "\\" in path:
+            raise InputError(f"{where}: there is no {path!r}; write the path with / in place of \\")
+        doubted += is_called_anomaly(Path(path)) and not row.get("condition") and row.get("split") != "test"
+        yield where, {**row, "path": str(found or source.parent / path), "folder": os.path.dirname(path) or "."}
+    if doubted:
+        log.warning(
+            "%s: names of %d recordings say anomaly, and are taken as normal, since no condition says otherwise",
+            source, doubted,
+        )  # fmt: skip
 
 
 def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
-    machine = row.get("machine") or machine
+    machine = nfc(row.get("machine") or machine or "")
     if not machine:
         raise InputError(f"{where}: of which machine? give --machine, a folder for each, or a column machine")
     if machine in (".", "..") or machine.startswith(".") or "/" in machine or "\\" in machine:
@@ -133,27 +182,35 @@ def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
     if not section.isdecimal() or len(section) > 9:
         raise InputError(f"{where}: section is {section!r}; it must be a whole number")
     attributes = re.sub(r"[^\w.+-]", "-", row.get("attributes", ""))
-    return Original(Path(row["path"]), machine, int(section), **values, attributes=attributes)
+    return Original(Path(row["path"]), row["folder"], machine, int(section), **values, attributes=attributes)
 
 
 def import_recordings(
     recordings: Iterable[Original], out: Path, clip_seconds: float | None = None
-) -> tuple[int, float]:
-    """Write recordings as clips of the layout into `out`; the number of clips, and the seconds that became none.
+) -> tuple[Counter[Origin], float]:
+    """Write recordings as clips of the layout into `out`.
 
     clip_seconds: cut recordings into clips of this length; None makes each a clip. What is left at the end is dropped
+
+    Returns
+    -------
+    clips: how many were made of each machine, split and condition, by the folder of the recordings
+    dropped: seconds that became no clip
 
     Raises InputError if `out` exists or a recording cannot be used; nothing is written then.
     """
     if out.exists():
         raise InputError(f"{out}: exists already; give another folder, or remove it")
     numbers: Counter[tuple[str, str]] = Counter()
+    made: Counter[Origin] = Counter()
     rows: list[tuple[object, ...]] = []
     dropped = 0.0
     with atomic_folder(out) as folder:
         for original in recordings:
             samples = read_clip(original.path)
             pieces = _pieces(samples, clip_seconds)
+            condition = original.condition or "unlabelled"
+            made[original.machine, original.split, condition, original.folder] += len(pieces)
             dropped += (len(samples) - sum(map(len, pieces))) / SAMPLE_RATE
             for i, piece in enumerate(pieces):
                 # One count for each machine and split: names are unique, whatever is known of a clip.
@@ -161,12 +218,12 @@ def import_recordings(
                 numbers[original.machine, original.split] += 1
                 path = Path(original.machine, original.split, name)
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(folder / path, piece, SAMPLE_RATE, subtype="FLOAT")
+                write_wav(folder / path, piece, "FLOAT")
                 start = i * (clip_seconds or 0.0)
                 rows.append((path, os.path.abspath(original.path), start, start + len(piece) / SAMPLE_RATE))
         with open(folder / ORIGINALS, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("clip", "recording", "start", "end"), *rows])
-    return len(rows), dropped
+    return made, dropped
 
 
 def _pieces(samples: NDArray[np.float32], seconds: float | None) -> list[NDArray[np.float32]]:

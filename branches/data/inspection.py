@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from branches.audio import Header, read_clip, read_header
+from branches.data.layout import noise_paths
 from scoring.errors import InputError
 
 TOO_LOUD = 2.0  # times full scale, which floats may exceed by a little
@@ -36,7 +37,7 @@ class Inspection:
 
 
 def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) -> Inspection:
-    """Read every clip of the index; `read` is called with 1 after each.
+    """Read every clip of the index, and recordings of noise; `read` is called with 1 after each clip.
 
     Noted are recordings that stand there twice (among the training and the test clips that makes a score look better
     than it is), silent channels, samples far above full scale, and machines whose recordings differ in rate, channels
@@ -64,6 +65,11 @@ def inspect(root: Path, index: pa.Table, read: Callable[[int], object] = int) ->
         other = first.setdefault(hashlib.sha256(samples.tobytes()).digest(), path)
         if other != path:
             inspection.notes.append(f"{path}: the same recording as {other}")
+    for path in noise_paths(root):
+        try:
+            read_clip(root / path)
+        except InputError as error:
+            inspection.problems.append(str(error))
     for machine, recordings in machines.items():
         inspection.formats[machine] = {}
         for name, (value, unit) in PROPERTIES.items():

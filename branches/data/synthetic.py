@@ -8,6 +8,7 @@ alone, so machines can be generated in any order or one at a time.
 """
 
 import logging
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -15,10 +16,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 
+from branches.audio import write_wav
 from branches.data.synthetic_machines import MACHINES, RATE, Machine, OperatingState, Operation, Signal, slow
 from scoring.clip_names import ClipName
 from scoring.errors import InputError
@@ -111,7 +112,15 @@ def write_dataset(root: Path, size: SyntheticSize = DEMO, seed: int = 0, machine
     """
     names = list(dict.fromkeys(MACHINES if machines is None else machines))
     _check(root, seed, names)
-    return sum(_write_machine(root, name, size, seed) for name in names)
+    new = not root.exists()
+    try:
+        return sum(_write_machine(root, name, size, seed) for name in names)
+    except BaseException:  # a part of it would look like a whole one, and keep the next try from this place
+        for name in names:
+            shutil.rmtree(root / name, ignore_errors=True)
+        if new:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
 def render(clip: SyntheticClip, seconds: float, seed: int = 0, faintest: float = 0.0) -> NDArray[np.float32]:
@@ -150,7 +159,7 @@ def _write_machine(root: Path, name: str, size: SyntheticSize, seed: int) -> int
     clips = list(_clips(name, size))
     for clip in clips:
         path = root / name / clip.split / clip.file_name()
-        soundfile.write(path, render(clip, size.seconds, seed, size.faintest), RATE, subtype="PCM_16")
+        write_wav(path, render(clip, size.seconds, seed, size.faintest), "PCM_16")
     log.info("%s: %d clips of %g s", name, len(clips), size.seconds)
     return len(clips)
 

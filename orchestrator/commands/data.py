@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def synth(folder: Path, size: str, seed: int) -> None:
 def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float | None) -> None:
     """Make a data set in FOLDER of the recordings in SOURCE, a folder or a CSV manifest.
 
-    For recordings of your own, of any name, rate, length and number of channels. Folders called train, test, normal,
-    anomaly, source and target label the recordings in them, the outermost other folder is the machine. Everything else
-    is normal training data. A manifest has the column path, and may have machine, section, split, condition, domain
-    and attributes. FOLDER/recordings.csv maps clips to recordings.
+    For recordings of your own, of any name, rate, length and number of channels. Folders label the recordings in them
+    with words such as train, test, normal, OK, anomaly, NG, defect, source and target; the outermost other folder is
+    the machine. Everything else is normal training data. A manifest has the column path, and may have machine, section,
+    split, condition, domain and attributes. FOLDER/recordings.csv maps clips to recordings.
 
     \b
     Example: tutti data import recordings /data/mine --machine press --clip-seconds 10
@@ -56,8 +57,19 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
     sources = originals(source, machine)
     with click.progressbar(sources, label=f"reading {len(sources)} recordings", file=sys.stderr) as recordings:
         clips, dropped = import_recordings(recordings, folder, clip_seconds)
+    kinds: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for (*kind, origin), count in clips.items():
+        kinds[tuple(kind)][origin] += count
+    print_table(
+        ("from", "machine", "split", "condition", "clips"),
+        [(_some(sorted(origins)), *kind, origins.total()) for kind, origins in sorted(kinds.items())],
+    )
     rest = f"; {dropped:.0f} s at the ends of recordings are left out" if dropped >= 0.5 else ""
-    click.echo(f"{clips} clips of {len(sources)} recordings in {folder}{rest}")
+    click.echo(f"{clips.total()} clips of {len(sources)} recordings in {folder}{rest}")
+
+
+def _some(folders: list[str]) -> str:
+    return ", ".join(folders[:3]) + f" and {len(folders) - 3} more" * (len(folders) > 3)
 
 
 @data.command()
@@ -74,10 +86,12 @@ def check(folder: Path, as_json: bool) -> None:
     from branches.data.dataset import counts, read_index
     from branches.data.inspection import PROPERTIES, inspect
 
-    index = read_index(folder)
+    told: list[str] = []
+    index = read_index(folder, told.append)
     label = f"reading {index.num_rows} clips"  # some thousand take minutes
     with click.progressbar(length=index.num_rows, label=label, file=sys.stderr) as progress:
         machines, inspection = counts(index), inspect(folder, index, progress.update)
+    inspection.notes[:0] = told
     if as_json:
         click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(inspection)}))
     else:
@@ -91,5 +105,6 @@ def check(folder: Path, as_json: bool) -> None:
         click.echo(line, err=True)
     if inspection.problems:
         raise InputError(f"{folder}: {len(inspection.problems)} of {index.num_rows} clips cannot be used")
-    noted = f"nothing that stops a run; {len(inspection.notes)} notes" if inspection.notes else "no clip looks wrong"
+    notes = f"{len(inspection.notes)} note{'s' * (len(inspection.notes) != 1)}"
+    noted = f"nothing that stops a run; {notes}" if inspection.notes else "no clip looks wrong"
     click.echo(f"{folder}: {noted}", err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -11,7 +13,22 @@ import click
 from click.shell_completion import CompletionItem
 
 _SYSTEMS = Path(__file__).parent.parent / "systems"  # a shell that completes a word waits for no imports
-path_type = click.Path(path_type=Path)
+
+
+class _PathType(click.Path):
+    """A path that there may be: none that is too long, or whose links lead in a circle, which few calls take well."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        path = super().convert(value, parameter, context)
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+        return path
+
+
+path_type = _PathType(path_type=Path)
 existing_path = click.Path(path_type=Path, exists=True)  # said before torch is loaded
 
 

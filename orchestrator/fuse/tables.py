@@ -29,6 +29,7 @@ from scoring.atomic import atomic_folder
 from scoring.calibration import recalibrate, transductive_normalisation
 from scoring.elsewhere import read_scores, table_path, tables_in
 from scoring.errors import InputError
+from scoring.spreadsheets import read_rows
 from scoring.table import is_transductive, metadata_of, with_scores
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,8 @@ def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
     tree: dict[str, dict[str, list[str]]] = {}
     files: dict[str, Path] = {}
     seeds: set[tuple[str, str, str]] = set()
-    for line, row in enumerate(_rows(path), start=2):
-        name, family, config, seed = values = [(row.get(column) or "").strip() for column in COLUMNS]
+    for line, row in read_rows(path, COLUMNS[:3]):
+        name, family, config, seed = values = [row.get(column, "") for column in COLUMNS]
         file = table_path(folder, name)
         if not all(values[:3]):
             problem = f"has no {COLUMNS[values.index('')]}; the columns are {', '.join(COLUMNS)}"
@@ -123,18 +124,6 @@ def from_index(folder: Path) -> tuple[Tree, dict[str, Path]]:
     if not tree:
         raise InputError(f"{path}: the index names no table")
     return tree, files
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, header = list(reader), reader.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from None
-    if missing := [column for column in COLUMNS[:3] if column not in header]:
-        raise InputError(f"{path}: no column {', '.join(missing)} in its first line, which is {','.join(header)!r}")
-    return rows
 
 
 def read_folder(folder: Path, system: SystemSpec | None) -> tuple[Tree, dict[str, Path]]:

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from branches.audio import read_clip
 from branches.audio.cache import in_memory
 from branches.audio.formats import formats_of
+from branches.data.folder_names import is_called_anomaly
 from orchestrator.model.ensemble import Ensemble, Reference
 from orchestrator.model.manifest import CLIPS, MANIFEST, package_of
 from scoring.atomic import atomic_folder
+from scoring.clip_names import nfc
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
 
     Raises InputError if the model knows the machine and section, `out` exists, or the recordings cannot be used.
     """
+    machine = nfc(machine)
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     ensemble = Ensemble(model)
@@ -40,6 +43,8 @@ def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, sect
     names = [path.name for path in recordings]
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
+    if called := [path for path in recordings if is_called_anomaly(path)]:
+        log.warning("%s and in all %d recordings are called anomalies, and are taken as normal", called[0], len(called))
     same = {"machine": machine, "section": section, "split": "train", "domain": "source", "attributes": []}
     clips = pa.Table.from_pylist([{**same, "clip": name} for name in names], ensemble.clips.schema)
     samples = [read_clip(path) for path in recordings]

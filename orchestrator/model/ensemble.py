@@ -21,6 +21,7 @@ from fusion.scales import on_scale
 from orchestrator.model.manifest import CLIPS, REMEDY, Manifest, package_of, read_manifest
 from scoring.banks import ReferenceBank
 from scoring.calibration import check_varied, location_scale
+from scoring.clip_names import nfc
 from scoring.decisions import gamma_threshold
 from scoring.errors import InputError
 from scoring.table import groups
@@ -115,7 +116,7 @@ class Ensemble:
             self.manifest = self.manifest.model_copy(update={"false_alarms": false_alarms})
         self.clips: pa.Table = _read(self.folder / CLIPS)
         self._banks = {file: _read(self.folder / file) for file in {m.bank_file for m in self.manifest.members}}
-        self.rows = {(machine, section): rows for machine, section, rows in groups(self.clips)}
+        self.rows = {(nfc(machine), section): rows for machine, section, rows in groups(self.clips)}
         self.machines = list(dict.fromkeys(machine for machine, _ in self.rows))
         self.only_machine = self.machines[0] if len(self.machines) == 1 else None
         self._device = torch.device(device)
@@ -136,13 +137,13 @@ class Ensemble:
 
     def warning(self, machine: str, samples: NDArray[np.float32]) -> str:
         """In what a recording (samples, channels) at 16 kHz is unlike the machine's clips; empty if in nothing."""
-        usual = self.manifest.formats.get(machine)
+        usual = {nfc(name): usual for name, usual in self.manifest.formats.items()}.get(nfc(machine))
         differences = usual.differences(samples) if usual else ""
         return f"unlike the clips of {machine}: {differences}" if differences else ""
 
     def reference(self, machine: str, section: int = 0) -> Reference:
         """What is known of a machine and section; fitted when it is first asked for."""
-        key = machine, section
+        key = nfc(machine), section
         if key not in self.rows:
             known = ", ".join(f"{m} section {s}" for m, s in self.rows)
             raise InputError(f"the model does not know machine {machine} section {section}; it knows {known}")

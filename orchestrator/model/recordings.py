@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -14,17 +15,17 @@ import soundfile
 from numpy.typing import NDArray
 
 from branches.audio import read_clip
-from branches.audio.containers import open_recording
+from branches.audio.containers import open_recording, opened
 from branches.audio.sample_rate import at_16_khz, check_rate
 from branches.beats.memory import TooLong
+from branches.data.layout import CONVERT, READABLE, RECORDINGS, files
 from branches.frames import MIN_SAMPLES, SAMPLE_RATE
 from orchestrator.model.ensemble import BATCH, Ensemble
-from scoring.clip_names import parse_clip_name
+from scoring.clip_names import nfc, parse_clip_name
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".wav", ".flac")
 MIN_HOP = 0.01  # seconds; the log-mels have no finer step
 
 # A recording's path, where in it the excerpt begins (seconds; None is all of it), and samples (n, channels) at 16 kHz.
@@ -32,13 +33,26 @@ Excerpt = tuple[Path, float | None, NDArray[np.float32]]
 
 
 def recordings(paths: Iterable[Path]) -> list[Path]:
-    """The files among these paths, and the recordings in folders among them; `InputError` if a folder has none."""
+    """The files among these paths, and the recordings in folders among them; what else lies in these is logged.
+
+    Raises InputError if a folder has none, or cannot be read.
+    """
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise InputError(f"{path}: no .wav or .flac in it")
-        found += inside
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [file for file in files(path) if file.suffix.lower() in RECORDINGS]
+        taken = [file for file in inside if file.parent == path and file.suffix.lower() in READABLE]
+        left = [file for file in inside if file not in {*taken}]
+        where = Counter(f"{file.parent}/*{file.suffix}" for file in left)
+        told = ", ".join(f"{count} {name}" for name, count in where.most_common(5))
+        remedy = f"name folders one by one; {CONVERT} that libsndfile does not read"
+        if not taken:
+            raise InputError(f"{path}: no recordings in it" + (f", but {told}; {remedy}" if left else ""))
+        if left:
+            log.warning("%s: not taken: %s; %s", path, told, remedy)
+        found += taken
     return found
 
 
@@ -71,20 +85,21 @@ def score_clips(
     machine = machine or ensemble.only_machine
     by_group: dict[tuple[str, int], list[Path]] = {}
     for path in recordings(paths):
-        group = machine or _machine_of(path, ensemble.machines), section_of(path) if section is None else section
+        of = nfc(machine or _machine_of(path, ensemble.machines))
+        group = of, section_of(path) if section is None else section
         by_group.setdefault(group, []).append(path)
-    for group, files in by_group.items():
+    for group, paths_of in by_group.items():
         ensemble.reference(*group)  # an unknown machine is told before minutes of work
         normals = set(ensemble.clips.filter(ensemble.rows[group])["clip"].to_pylist())
-        if banked := [path for path in files if path.name in normals]:
+        if banked := [path for path in paths_of if path.name in normals]:
             log.warning(
                 "%s and in all %d recordings of %s are called like normal clips of the model; if they are, their "
                 "scores are too low, since they are in their own reference: fused.parquet has cross-fitted ones",
                 banked[0], len(banked), group[0],
             )  # fmt: skip
     tables = []
-    for group, files in by_group.items():
-        excerpts = chain.from_iterable(_excerpts(path, window, hop) for path in files)
+    for group, paths_of in by_group.items():
+        excerpts = chain.from_iterable(_excerpts(path, window, hop) for path in paths_of)
         while batch := list(islice(excerpts, BATCH)):
             tables.append(_scored(ensemble, *group, batch))
     return pa.concat_tables(tables)
@@ -115,7 +130,7 @@ def _excerpts(path: Path, window: float | None, hop: float | None) -> Iterator[E
             f"a hop at least {MIN_HOP:g} s and at most a window"
         )
     try:
-        with path.open("rb") as content, open_recording(content, str(path)) as file:
+        with opened(path) as content, open_recording(content, str(path)) as file:
             check_rate(file.samplerate, str(path))
             length, step = round(window * file.samplerate), round(hop * file.samplerate)
             if file.frames < length:
@@ -126,7 +141,7 @@ def _excerpts(path: Path, window: float | None, hop: float | None) -> Iterator[E
                     raise InputError(f"{path} at {start:.1f} s: a sample is not a finite number")
                 if len(block) == length:
                     yield path, start, at_16_khz(block, file.samplerate, str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
+    except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: not a readable recording ({error})") from None
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from branches.data.importing import original_names
+from branches.data.layout import FOLDERS, find
 from orchestrator.report.collect import System
 from scoring.errors import InputError
 from scoring.table import rows_of
@@ -64,7 +65,8 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
     recordings = []
     for mistake, (rows, order) in mistakes.items():
         for row in [row for row in np.argsort(order, kind="stable") if rows[row]][:count]:
-            path = next((root / machine[row]).glob(f"*/{clip[row]}"), None)
+            found = (find(root, f"{machine[row]}/{folder}/{clip[row]}") for folder in FOLDERS)
+            path = next(filter(None, found), None)
             if path is None:
                 raise InputError(f"{root / machine[row]}: no {clip[row]} in it; name the run's data set with --data")
             name = before.get(path.relative_to(root).as_posix(), path.name)

@@ -65,6 +65,7 @@ def test_the_shell_completes_commands_systems_and_files(words, completions):
         (OSError(errno.ENOSPC, "No space left", "/full"), 2, "Error: /full: No space left; make room, or give another"),
         (ImportError("no libarrow"), 2, "Error: no libarrow; `tutti doctor` says which package to install\n"),
         (KeyboardInterrupt(), 130, "Error: interrupted; what is finished is kept, run again to continue\n"),
+        (OSError(errno.EIO, "Input/output error", "/disk"), 2, "Error: /disk: Input/output error; give another path\n"),
         (OSError(errno.EIO, "Input/output error"), 1, None),
         (ZeroDivisionError(), 1, None),
     ],
@@ -74,6 +75,19 @@ def test_a_fault_of_the_user_or_place_is_one_line_and_of_the_program_a_traceback
     run = tutti_here("systems")
     assert run.exit_code == code
     assert run.stderr.startswith(told) if told else run.exception is raised
+
+
+def test_an_output_that_takes_no_more_is_named_and_a_path_that_cannot_be(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([TUTTI, "systems"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (2, "Error: standard output: No space left on device\n")
+    for path, told in (
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / "loop" / "x", "Too many levels of sym"),
+    ):
+        refused = tutti_here("plan", "demo", "--data", tmp_path, "--out", path)
+        assert (refused.exit_code, refused.stderr.startswith(f"Error: {path}: {told}")) == (2, True)
 
 
 RUN, SUBMIT = "run demo --data {data} --out {out}", "submit demo --out {out} --address"

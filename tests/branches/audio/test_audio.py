@@ -84,7 +84,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
             decode(content, "clip")
     assert len(decode(encoded(SAMPLES[:MIN_SAMPLES]), "clip")) == MIN_SAMPLES
     for read in (read_clip, read_header):
-        with pytest.raises(InputError, match=r"absent\.wav: cannot be read \(No such file or directory\)$"):
+        with pytest.raises(InputError, match=r"absent\.wav: cannot be read \(No such file or directory\); replace"):
             read(tmp_path / "absent.wav")
     with (tmp_path / "long.wav").open("w+b") as file:  # 2**32 bytes more than its header can say, a hole
         file.write(WAV)

@@ -1,6 +1,7 @@
 import gzip
 import os
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import soundfile
 from branches.audio import read_clip
 from branches.data import synthetic
 from branches.data.dataset import Dataset, class_labels, counts, index_of, noise_index, parse_path, read_index
+from branches.data.folder_names import said_by
 from branches.data.importing import ORIGINALS, import_recordings, original_names, originals
 from branches.data.inspection import inspect
-from branches.data.layout import clip_paths
+from branches.data.layout import clip_paths, files, find
 from branches.data.synthetic import DEFAULT, DEMO, SyntheticClip, SyntheticSize, render, write_dataset
 from branches.data.synthetic_machines import MACHINES, RATE, Operation
 from branches.spec import BranchSpec
@@ -132,7 +134,9 @@ def test_a_fingerprint_is_of_names_and_contents_and_that_of_a_training_of_its_cl
         ("fan/train/readme.txt", "fan: missing from the data set: no recording in it"),
         ("pump/dev/a.wav", "pump: recordings that are not read: 1 in dev; only .*wav in train, test, .* are"),
         ("pump/test/a.WAV", r"pump: recordings that are not read: 1 in test \(\*\.WAV\)"),
+        ("pump/supplemental/noise.WAV", r"pump: recordings that are not read: 1 in supplemental \(\*\.WAV\)"),
         ("pump/supplemental/noise.wav", "^$"),
+        ("noise.wav", "set: recordings that are not read: 1 in .; only"),
         ("docs/readme.md", "^$"),
         (".cache/train/a.wav", "^$"),
         (TRAIN.format("pump", 0, "noAttribute").replace("section", "._section"), "^$"),
@@ -216,7 +220,8 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
     record(tmp_path / "in" / "Anomaly" / "damage.flac", 1.2, 48_000, 1)
     (tmp_path / "in" / "._good.wav").write_bytes(b"what macOS leaves")
     clips, dropped = import_recordings(originals(tmp_path / "in", "press"), tmp_path / "out", 1.0)
-    assert (clips, round(dropped, 6)) == (13, 2.2)
+    assert (clips.total(), round(dropped, 6)) == (13, 2.2)
+    assert clips["press", "test", "anomaly", "abnormal"] == clips["press", "test", "unlabelled", "test"] == 1
     index = read_index(tmp_path / "out")
     kinds = {"train source": 8, "train target": 1, "test source anomaly": 2, "test source normal": 1}
     assert counts(index) == {"press": {"sections": 1, **kinds, "test hidden hidden": 1}}
@@ -226,7 +231,7 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
     (second,) = [clip for clip, name in names.items() if name == f"{first}, from 1 s"]
     assert f"{second},{first},1.0,2.0\n" in (tmp_path / "out" / ORIGINALS).read_text()
     assert np.array_equal(read_clip(tmp_path / "out" / second), read_clip(first)[16_000:32_000])
-    for name in ("a.wav", "b.wav", "c.wav", "set/fan/monday/x.wav", "set/train/pump/x.wav", "set/.hidden/x.wav"):
+    for name in ("a.wav", "b.wav", "c.wav", "set/train/fan/monday/x.wav", "set/train/pump/x.wav", "set/.hidden/x.wav"):
         record(tmp_path / name)
     (tmp_path / "list.csv").write_text(
         "\ufeffpath,machine,section,split,condition,domain,attributes\n"
@@ -241,10 +246,85 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
     assert [(o.machine, o.path.name) for o in originals(tmp_path / "set")] == [("fan", "x.wav"), ("pump", "x.wav")]
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("OK good NORMALS 0_normal NormalSound_IND undamaged no_leak leak-free faultless i.O. 正常 OK品", ["normal"]),
+        (
+            "NG 1_anomaly AnomalousSound_IND défaut bad broken_large not_ok notOK n.i.O. unhealthy 異常音 KO",
+            ["anomaly"],
+        ),
+        ("ToyTrain test_bench normalised default broker normal_and_abnormal id_00 low_pass", []),
+        ("SourceTestData source_test TEST-source", ["test", "source"]),
+    ],
+)
+def test_words_in_names_tell_normal_from_anomalous_whatever_their_form_and_machines_stay_machines(names, said):
+    for name in names.split():
+        assert [*said_by(name).values()] == said, name
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        ("test/good test/hole train/good", ({"test normal", "test anomaly", "train normal"}, False)),
+        ("id_00/normal id_02/abnormal", ({"train normal", "test anomaly"}, False)),
+        ("monday tuesday", ({"train normal"}, True)),
+        (". monday", ({"train normal"}, True)),
+        (
+            "normal hole",
+            "press/hole: beside normal, whose names say what is in them, its does not; call folders normal",
+        ),
+        ("train test noise", "press/noise: beside test, train, whose names say what is in them"),
+        ("faults/normal", "press/faults/normal: names of folders say both anomaly and normal"),
+    ],
+)
+def test_no_anomaly_becomes_a_training_clip_without_a_word(folders, told, tmp_path, caplog):
+    for folder in folders.split():
+        touch(tmp_path / "press" / folder / "x.wav")
+    if isinstance(told, str):
+        with pytest.raises(InputError, match=f"/{told}"):
+            originals(tmp_path, "fan")
+        return
+    found = originals(tmp_path, "fan")
+    assert ({f"{o.split} {o.condition}" for o in found}, "do not say" in caplog.text) == told
+    assert "--machine fan is not used: folders or rows name machines: press" in caplog.text
+
+
+def test_what_is_no_recording_is_named_and_a_folder_read_once_wherever_links_lead(tmp_path, caplog):
+    for name in ("rec/a.oga", "rec/b/c.RF64", "rec/d.M4A", "rec/e.wma", "rec/lost+found/f.wav", "away/g.wav"):
+        touch(tmp_path / name)
+    for link, target in (("up", ".."), ("rec/self", "."), ("rec/b/away", "../../away"), ("away/back", "../rec/b")):
+        (tmp_path / link).symlink_to(target)
+    found = originals(tmp_path / "rec", "fan")
+    assert [o.path.relative_to(tmp_path / "rec").as_posix() for o in found] == ["a.oga", "b/away/g.wav", "b/c.RF64"]
+    assert "rec: left out, as libsndfile reads no such files: 1 *.M4A, 1 *.wma; ffmpeg" in caplog.text
+    assert caplog.text.count("rec/self: a link") == caplog.text.count("b/away/back: a link") == 1
+    with pytest.raises(InputError, match=r"no recordings in it; left out, .*: 1 \*\.txt$"):
+        originals(touch(tmp_path / "text" / "notes.txt").parent)
+    with pytest.raises(InputError, match=r"/x+: cannot be read \(File name too long\); make it readable"):
+        files(tmp_path / ("x" * 300))
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(InputError, match=r"pipe\.wav: a folder, pipe or device, not a recording's file"):
+        read_clip(tmp_path / "pipe.wav")
+
+
+def test_names_that_look_alike_are_one(root):
+    composed, apart = (unicodedata.normalize(form, "Lüfter") for form in ("NFC", "NFD"))
+    for machine, split in ((composed, "train"), (apart, "test")):
+        (root / machine).mkdir()
+        (root / "pump" / split).rename(root / machine / split)
+    assert list(counts(read_index(root))) == [composed, "rotor"]
+    assert find(root, f"{composed}/test") == root / apart / "test"
+    assert find(root, f"{apart}/train") == root / composed / "train"
+
+
 def test_mistakes_are_told_and_nothing_is_left_of_an_import_that_fails(tmp_path):
     for text, message in (
-        ("file\na.wav\n", "no column path; the columns are path, machine, section, "),
+        ("file\na.wav\n", "no column path in its first line, which is 'file'; the columns are path, machine, "),
         ("path,colour\na.wav,red\n", "unknown column colour"),
+        ("path,Path\na.wav,b.wav\n", "twice the column path"),
+        ("path,attributes\na.wav,spd_1,load_2\n", "line 2: a cell without a column: 'a.wav,spd_1,load_2'; "),
+        ("sep=;\npath;machine\n\nin\\a.wav;fan\n", r"line 4: there is no 'in\\\\a.wav'; write the path with /"),
         ("path\na.wav\n", "line 2: of which machine"),
         ("path,machine,split\na.wav,fan,eval\n", "line 2: split is 'eval'; it must be train or test, or empty"),
         ("path,machine,domain\na.wav,fan,moon\n", "domain is 'moon'; it must be source or target"),
@@ -252,10 +332,10 @@ def test_mistakes_are_told_and_nothing_is_left_of_an_import_that_fails(tmp_path)
         ("path,machine,section\na.wav,fan,x\n", "section is 'x'; it must be a whole number"),
         ("path,machine\na.wav,a/b\n", "machine 'a/b' cannot be a folder's name"),
         ("path,machine\na.wav,.b\n", "machine '.b' cannot be a folder's name"),
-        ("path,machine\n", r"no recordings in it \(\*\.wav, "),
+        ("path,machine\n", "no recordings in it"),
         (f"path,machine,section\na.wav,fan,{'9' * 5000}\n", "section is '9+'; it must be a whole number"),
         ("path,machine\n\0.wav,fan\n", r"cannot be read as CSV \(a zero byte\)$"),
-        ("path,machine\n\udcff.wav,fan\n", r"cannot be read as CSV \([^\n]+\)$"),
+        ("path,machine\n\udcff.wav,fan\n", r"cannot be read as CSV .*; save it as CSV UTF-8$"),
     ):
         (tmp_path / "list.csv").write_text(text, errors="surrogateescape")
         with pytest.raises(InputError, match=rf"^{tmp_path}/list\.csv.* {message}"):

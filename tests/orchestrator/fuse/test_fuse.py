@@ -185,7 +185,7 @@ def test_what_is_wrong_is_told_in_one_line(fused, tmp_path):
         ("line 2 has no family", [("g0", "", "good", "")], HEADER),
         ("names no table", [], HEADER),
         ("line 3 has seed 0 of a/poor a second time", [ROWS[2], ("g1", "a", "poor", "0")], HEADER),
-        ("no column table in its first line, which is 'Table,family,config,seed,source'", [], ("Table", *HEADER[1:])),
+        ("no column table in its first line, which is 'name,family,config,seed,source'", [], ("name", *HEADER[1:])),
     ):
         assert told in refused("--tables", write_pool(tmp_path, POOL, rows, header), *out)
     for told, changed in (

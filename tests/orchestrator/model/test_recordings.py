@@ -176,7 +176,7 @@ def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, e
         ("score {text} --machine rotor", "text.wav: not a readable recording"),
         ("score {text} --machine rotor --window 1", "text.wav: not a readable recording"),
         ("score {odd} --machine rotor --window 1 --hop 1", "odd.wav at 2.0 s: a sample is not a finite number"),
-        ("score {empty} --machine rotor", "no .wav or .flac in it"),
+        ("score {empty} --machine rotor", "empty: no recordings in it"),
         ("score {night} --machine press", "does not know machine press section 0; it knows pump section 0, rotor"),
         ("score {night} --machine rotor --window 1 --section 4", "does not know machine rotor section 4"),
         ("score {night} --machine rotor --out scores.txt", "scores.txt: give a file that ends in .csv or"),
