@@ -9,6 +9,7 @@ cross-fitted scores, so that calibration and thresholds see scores like those of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from scoring.calibration import calibrate
 from scoring.detectors import DetectorSpec
+from scoring.domains import Arrays, Detector
 from scoring.errors import InputError
 from scoring.table import conform, groups, rows_of, with_scores
 
@@ -49,7 +51,7 @@ def score_table(
     for machine, section, group in groups(clips):
         train, test = np.flatnonzero(group & (split == "train")), np.flatnonzero(group & (split == "test"))
         try:
-            bank = ReferenceBank(detector, X[train], domain[train])
+            bank = ReferenceBank.fit(detector, X[train], domain[train])
             score[train], score[test] = bank.train_scores, bank.scores(X[test])
         except InputError as error:
             raise InputError(f"machine {machine} section {section}: {error}") from None
@@ -78,30 +80,47 @@ def _check_finite(clips: pa.Table, X: NDArray[np.floating]) -> None:
 
 
 class ReferenceBank:
-    """The normals of one machine and section as one detector knows them.
+    """The n normals of one machine and section as one detector knows them; made by `fit`, or by `restored` from files.
 
     Parameters
     ----------
-    X: (n, …) embeddings of normal clips, with the domain of each (n,)
+    domain: (n,) number of each clip's domain
+    held_out: (n, domains) distances of the clips, each as if it had not been among them
 
     Attributes
     ----------
     train_scores: (n,) cross-fitted: no clip is in its own reference
-
-    Raises InputError if there are too few clips, the domain of one is not known, or embeddings have not the form that
-    the detector needs.
     """
 
-    def __init__(self, detector: DetectorSpec, X: NDArray[np.floating], domain: NDArray[np.object_]) -> None:
+    def __init__(self, detector: DetectorSpec, fitted: Detector, domain: NDArray[np.int64], held_out: Array) -> None:
+        self._spec, self._fitted, self._domain, self._held_out = detector, fitted, domain, held_out
+        self.train_scores: Array = _nearest(standardised(held_out, domain, held_out[:0])[0])
+
+    @classmethod
+    def fit(cls, detector: DetectorSpec, X: NDArray[np.floating], domain: NDArray[np.object_]) -> Self:
+        """Of embeddings X (n, …) of normal clips, with the domain of each (n,).
+
+        Raises InputError if there are too few clips, the domain of one is not known, or embeddings have not the form
+        that the detector needs.
+        """
         if len(X) < MIN_CLIPS:
             raise InputError(f"{len(X)} training clips; scoring needs at least {MIN_CLIPS}")
         if None in domain:
             raise InputError("the domain of a training clip is not known; name it source or target")
         names = np.full(len(X), "all") if detector.pools_domains else domain.astype(str)
-        self._domain = np.unique(names, return_inverse=True)[1]
-        self._spec, self._fitted = detector, detector.build().fit(in_form(X, detector), self._domain)
-        self._held_out = self._fitted.held_out_distances()
-        self.train_scores: Array = _nearest(standardised(self._held_out, self._domain, self._held_out[:0])[0])
+        number = np.unique(names, return_inverse=True)[1]
+        fitted = detector.build().fit(in_form(X, detector), number)
+        return cls(detector, fitted, number, fitted.held_out_distances())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `restored` makes a bank of that gives the same scores, by name."""
+        return {"domain": self._domain, "held_out": self._held_out, **self._fitted.arrays()}
+
+    @classmethod
+    def restored(cls, detector: DetectorSpec, arrays: Arrays) -> Self:
+        """The bank whose `arrays` these are; nothing is fitted."""
+        fitted = {name: array for name, array in arrays.items() if name not in ("domain", "held_out")}
+        return cls(detector, detector.build().restore(fitted), arrays["domain"], arrays["held_out"])
 
     def scores(self, X: NDArray[np.floating]) -> Array:
         """Scores (m,) of other clips' embeddings X (m, …), against all normals of the bank."""

@@ -1,20 +1,15 @@
-"""Detectors' settings, each a class with an entry in `DetectorSpec`; `build` makes the detector (`scoring.domains`).
-
-scikit-learn, which takes a second to load, is imported by `build` alone: a plan needs only the settings.
-"""
+"""Detectors' settings, each a class with an entry in `DetectorSpec`; `build` makes the detector (`scoring.domains`)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from scoring.domains import Detector, DomainBanks
+from scoring.mahalanobis import Mahalanobis
+from scoring.neighbours import NearestNeighbours
 from scoring.settings import DensityWeight, Metric, Settings, by_name
-
-if TYPE_CHECKING:
-    from sklearn.base import BaseEstimator
-
-    from scoring.domains import Detector
 
 # Raised by hand when the same embeddings come to give other scores; every table is scored once more.
 SCORING_VERSION = 2
@@ -47,8 +42,6 @@ class MahalanobisSpec(DetectorSettings):
 
     def build(self) -> Detector:
         """An unfitted detector."""
-        from scoring.mahalanobis import Mahalanobis
-
         return Mahalanobis(self.shrinkage, self.standardised)
 
 
@@ -66,11 +59,9 @@ class BankSettings(DetectorSettings):
 
     def build(self) -> Detector:
         """An unfitted detector."""
-        from scoring.domains import DomainBanks
+        return DomainBanks(self.estimator)
 
-        return DomainBanks(self.estimator())
-
-    def estimator(self) -> BaseEstimator:
+    def estimator(self) -> Any:
         """An unfitted estimator for one bank."""
         raise NotImplementedError
 
@@ -107,10 +98,8 @@ class NeighboursSettings(BankSettings):
     k: int = Field(1, ge=1, description="neighbours whose mean distance counts")
     density: DensitySpec = Field(NoDensitySpec(), description="what a distance counts relative to")
 
-    def estimator(self) -> BaseEstimator:
+    def estimator(self) -> NearestNeighbours:
         """An unfitted estimator for one bank."""
-        from scoring.neighbours import NearestNeighbours
-
         density = {f"density_{key}": value for key, value in self.density if key != "name"}
         own = self.model_dump(include={"metric", "bands"})
         return NearestNeighbours(self.k, density=self.density.name, **density, **own)

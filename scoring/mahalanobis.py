@@ -10,12 +10,11 @@ n times gives the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 
 from scoring.errors import InputError
 from scoring.neighbours import row_blocks
@@ -27,9 +26,10 @@ TINY = 1e-24  # of the squared size: what rounding leaves of no variance
 LOST = 1e-13  # of the variance: what rounding leaves of it when a clip that had all of it is left out
 RIDGE = 1e-9  # of the mean variance: only rounding separates a shrunk covariance from a positive definite one
 EXACT = 1e-16  # of a squared distance, which conjugate gradients may be off
+_FITTED = ("_unit", "means_", "_basis", "_eigenvalues", "_scale", "_rest")  # what distances need
 
 
-class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
+class Mahalanobis:
     """Distance to the nearest group's mean; scikit-learn's contract: lower scores are more abnormal.
 
     Parameters
@@ -77,6 +77,16 @@ class Mahalanobis(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishe
         to_means = [np.asarray(X, np.float64) / self._unit - mean for mean in self.means_]
         squared = [_inner(d, self._solved(d, self._scale, self._rest)) for d in to_means]
         return np.sqrt(np.stack(squared, axis=1))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `distances` needs of the fit, by name."""
+        return {name: np.asarray(getattr(self, name)) for name in _FITTED}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Take over the `arrays` of a fitted one."""
+        for name in _FITTED:
+            setattr(self, name, arrays[name])
+        return self
 
     def score_samples(self, X: ArrayLike) -> Array:
         """Minus the distance (m,) of embeddings X (m, E) to the nearest group: lower = more abnormal."""

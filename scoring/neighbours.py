@@ -7,12 +7,11 @@ near: their entries are corrected, and the matrix then has, row by row, what ref
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 
 from scoring.settings import Density, DensityWeight, Metric
 
@@ -24,7 +23,7 @@ ROUNDING = 2e-14  # of a vector's half squared length, by which a copy seems to 
 SMALL = 1e-12  # a density between copies, or a variance of densities that all are one
 
 
-class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
+class NearestNeighbours:
     """Mean distance to the k nearest clips; scikit-learn's contract: lower scores are more abnormal.
 
     Parameters
@@ -71,17 +70,32 @@ class NearestNeighbours(BaseEstimator):  # type: ignore[misc]  # scikit-learn pu
         """`score_samples` (n,) of the clips of `fit`, each as if it had not been in the bank; n ≥ 3."""
         return self._over_bands([band.held_out_distances() for band in self._bands])
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `score_samples` needs of the fit, by name: embeddings (bands, n, E), densities (bands, n), weights."""
+        return {name: np.stack([getattr(band, name) for band in self._bands]) for name in ("X", "density", "weight")}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Take over the `arrays` of a fitted one."""
+        parts = zip(arrays["X"], arrays["density"], arrays["weight"], strict=True)
+        self._bands = [_Band(self, X, (density, weight)) for X, density, weight in parts]
+        return self
+
     def _over_bands(self, distances: Sequence[Array]) -> Array:
         return -(np.mean(distances, axis=0) if self.bands == "mean" else np.max(distances, axis=0))
 
 
 class _Band:
-    """One band X (n, E) of a bank: who is near whom, and the density around each clip."""
+    """One band X (n, E) of a bank: who is near whom, and the density around each clip, which may be known already."""
 
-    def __init__(self, settings: NearestNeighbours, X: NDArray[np.floating]) -> None:
+    def __init__(
+        self, settings: NearestNeighbours, X: NDArray[np.floating], known: tuple[Array, Array] | None = None
+    ) -> None:
         self.settings, self.X, others = settings, X, len(X) - 1
         # Rounding is relative to the distance from here, which is 1 for all where directions are compared.
         self.centre = X.mean(axis=0, dtype=np.float64) if settings.metric == "euclidean" else np.zeros(X.shape[1])
+        if known is not None:
+            self.density, self.weight = known
+            return
         self.density = np.full(len(X), float(settings.density == "ratio"))
         self.weight = np.full(1, 1.0 if settings.density_weight == "fitted" else settings.density_weight)
         if settings.density != "none" and others:

@@ -76,18 +76,15 @@ def score(
     if out and not out.parent.is_dir():  # said before minutes of work
         raise InputError(f"{out}: there is no folder {out.parent}; make it first")
     click.echo(f"loading {model}", err=True)
-    import pyarrow.csv
-    import pyarrow.parquet
-
     from orchestrator.model.ensemble import Ensemble
     from orchestrator.model.recordings import score_clips
 
     table = score_clips(Ensemble(model, device, false_alarms), clips, machine, section, window, hop)
     scores = table.drop_columns("contributions")
-    if out and out.suffix == ".csv":
-        pyarrow.csv.write_csv(scores, out)
-    elif out:
-        pyarrow.parquet.write_table(table, out)
+    if out:
+        from pyarrow import csv, parquet
+
+        csv.write_csv(scores, out) if out.suffix == ".csv" else parquet.write_table(table, out)
     if as_json:
         click.echo(json.dumps({"scores": table.to_pylist()}))
         return
@@ -101,20 +98,22 @@ def score(
 @click.command()
 @click.argument("model", type=existing_path)
 @click.argument("clips", nargs=-1, required=True, type=existing_path, metavar="CLIP...")
-@click.option("--machine", required=True, help="Name of the new machine.")
+@click.option("--machine", required=True, help="Name of the machine.")
 @click.option("--section", type=click.IntRange(min=0), default=0, help="Of the machine.")
 @click.option("--out", required=True, type=path_type, help="Folder of the new model; must not exist.")
-def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path) -> None:
+@click.option("--replace", is_flag=True, help="In place of the normals by which the model knows this machine.")
+def enrol(model: Path, clips: tuple[Path, ...], machine: str, section: int, out: Path, replace: bool) -> None:
     """Add a machine to a packaged ensemble from normal recordings of it; nothing is trained.
 
-    For a machine that was not in the data of the run.
+    For a machine that was not in the data of the run, or, with --replace, one whose normal sound has changed.
 
     \b
     Example: tutti enrol model normal/*.wav --machine press --out model2
+             tutti enrol model after-repair/*.wav --machine fan --replace --out model2
     """
     click.echo(f"loading {model}", err=True)
     from orchestrator.model.enrolment import enrol as add
     from orchestrator.model.recordings import recordings
 
-    threshold = add(model, machine, recordings(clips), out, section)
+    threshold = add(model, machine, recordings(clips), out, section, replace)
     click.echo(f"{out}: {machine} section {section} enrolled; scores above {threshold:.3f} are anomalies")

@@ -1,4 +1,4 @@
-"""A machine that the ensemble has never heard, from a handful of its normal recordings; nothing is trained."""
+"""Machines that a packaged ensemble learns, or learns anew, from normal recordings of them; no network is trained."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from branches.audio import read_clip
 from branches.audio.cache import in_memory
 from branches.audio.formats import formats_of
 from branches.data.folder_names import is_called_anomaly
-from orchestrator.model.ensemble import Ensemble, Reference
-from orchestrator.model.manifest import CLIPS, MANIFEST, package_of
+from orchestrator.model.ensemble import Ensemble
+from orchestrator.model.manifest import MANIFEST, Normals, package_of
+from orchestrator.model.reference import Reference
 from scoring.atomic import atomic_folder
 from scoring.clip_names import nfc
 from scoring.errors import InputError
@@ -26,44 +25,53 @@ log = logging.getLogger(__name__)
 FEW = 20  # of so many clips each is a twentieth of what the threshold rests on
 
 
-def enrol(model: Path, machine: str, recordings: Sequence[Path], out: Path, section: int = 0) -> float:
+def enrol(
+    model: Path, machine: str, recordings: Sequence[Path], out: Path, section: int = 0, replace: bool = False
+) -> float:
     """Write to `out` a copy of a model that also knows `machine`; the threshold on the scores of that machine.
 
-    The recordings become banks and calibration, as one domain without attributes. What the model knows of other
-    machines stays as it is.
+    The recordings become reference and calibration, as one domain without attributes. What the model knows of other
+    machines and sections stays as it is.
 
-    Raises InputError if the model knows the machine and section, `out` exists, or the recordings cannot be used.
+    replace: the machine and section is one that the model knows, by other recordings
+
+    Raises InputError if the model knows the machine and section and shall not, or the reverse, `out` exists, or the
+    recordings cannot be used.
     """
     machine = nfc(machine)
     if out.exists():
         raise InputError(f"{out}: exists already; give another --out, or remove it")
     ensemble = Ensemble(model)
-    if (machine, section) in ensemble.rows:
-        raise InputError(f"the model knows machine {machine} section {section} already; give another name")
+    known = ensemble.known.get((machine, section))
+    if known and not replace:
+        raise InputError(
+            f"the model knows machine {machine} section {section} already; give another name, or --replace its normals"
+        )
+    if replace and not known:
+        ensemble.reference(machine, section)  # which says what the model knows
     names = [path.name for path in recordings]
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
     if called := [path for path in recordings if is_called_anomaly(path)]:
         log.warning("%s and in all %d recordings are called anomalies, and are taken as normal", called[0], len(called))
-    same = {"machine": machine, "section": section, "split": "train", "domain": "source", "attributes": []}
-    clips = pa.Table.from_pylist([{**same, "clip": name} for name in names], ensemble.clips.schema)
     samples = [read_clip(path) for path in recordings]
-    embeddings = ensemble.embed(samples)
+    clips = pa.table({"machine": [machine] * len(names), "split": ["train"] * len(names), "clip": names})
     try:
-        threshold = Reference(ensemble.manifest, clips, embeddings).threshold
+        one_domain = clips.append_column("domain", pa.array(["source"] * len(names)))
+        reference = Reference.fit(ensemble.manifest, one_domain, ensemble.embed(samples))
     except InputError as error:
         raise InputError(f"{machine} cannot be judged by these recordings: {error}") from None
-    formats = dict(ensemble.manifest.formats)
+    file = known.file if known else f"normals/{len(ensemble.known)}.npz"
     recorded = formats_of(in_memory(samples), clips)[machine]
-    formats[machine] = recorded.joined(formats[machine]) if machine in formats else recorded
+    normals = ensemble.known | {
+        (machine, section): Normals(machine=machine, section=section, file=file, format=recorded)
+    }
     with atomic_folder(out) as unfinished:
         shutil.copytree(model, unfinished, dirs_exist_ok=True)
         folder = package_of(unfinished)
-        for name, added in embeddings.items():
-            np.save(folder / name, np.concatenate([np.load(folder / name), added]))
-        pq.write_table(pa.concat_tables([ensemble.clips, clips]), folder / CLIPS)
-        manifest = ensemble.manifest.model_copy(update={"formats": formats})
+        reference.save(folder / file)
+        manifest = ensemble.manifest.model_copy(update={"normals": tuple(normals.values())})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     if len(names) < FEW:
         log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
-    return threshold
+    return reference.threshold

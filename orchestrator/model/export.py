@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -13,21 +14,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from branches.audio.formats import read_formats
 from branches.checkpoint_files import local_file
-from branches.data.dataset import index_of
 from branches.spec import BUILT_IN, PROJECTION, BranchSpec
 from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import BRANCHES, RECORD, is_intact, read_finished, read_record
-from orchestrator.model.manifest import CLIPS, MANIFEST, Manifest, Member
+from orchestrator.model.manifest import MANIFEST, Manifest, Member, Normals
+from orchestrator.model.reference import Reference
 from orchestrator.system import stored
 from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.decisions import FALSE_ALARMS
 from scoring.errors import InputError
-from scoring.table import file_sha256, metadata_of
+from scoring.table import file_sha256, groups, metadata_of
+
+log = logging.getLogger(__name__)
 
 # The model's entry, and the packages that it imports from, which come along as they are.
 ENTRY = Path(__file__).with_name("mlflow_model.py")
@@ -36,7 +38,7 @@ _PACKAGES = ("orchestrator", "branches", "fusion", "scoring")
 
 # What the entry imports; the rest of what tutti depends on is for training and fusing.
 REQUIRED = (
-    *("torch", "torchaudio", "soundfile", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "psutil"),
+    *("torch", "torchaudio", "soundfile", "numpy", "scipy", "pyarrow", "pydantic", "psutil", "threadpoolctl"),
     *("filelock", "fsspec", "pandas", "mlflow"),
 )
 
@@ -67,12 +69,13 @@ def export_system(run: Path, system: str | None, out: Path, false_alarms: float 
 
 
 def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_alarms: float) -> None:
-    for part in ("backbones", "branches", "banks"):
+    for part in ("backbones", "branches", "normals"):
         (folder / part).mkdir(parents=True)
     names = {branch["table"]: branch["branch"] for branch in result["branches"]}
     weights = {name: weight for name, weight in result["delivered"]["table_weights"].items() if weight > 0}
     members: list[Member] = []
     branches: dict[str, BranchSpec] = {}
+    embeddings: dict[str, NDArray[np.float32]] = {}  # of all clips, in the tables' order
     for name, weight in weights.items():
         branch_id, _, scoring = name.partition("/")
         source = run / BRANCHES / branch_id
@@ -92,11 +95,30 @@ def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_ala
         if branch_id not in branches:
             spec = stored(BranchSpec, json.loads(metadata["spec"]), source)
             branches[branch_id] = _pack_branch(source / WEIGHTS, spec, folder, member.branch_file)
-        _pack_bank(source, member, table, folder)
-    pq.write_table(_normals(table), folder / CLIPS)  # the same in all tables
-    scale, formats = result["delivered"]["scale"], read_formats(run)
-    manifest = Manifest(scale=scale, members=members, branches=branches, formats=formats, false_alarms=false_alarms)
+        embeddings[member.source] = _embeddings(source, member, table)
+    formats, known = read_formats(run), groups(table)  # the same clips in all tables
+    normals = [
+        Normals(machine=machine, section=section, file=f"normals/{i}.npz", format=formats.get(machine))
+        for i, (machine, section, _) in enumerate(known)
+    ]
+    manifest = Manifest(
+        scale=result["delivered"]["scale"],
+        members=members,
+        branches=branches,
+        normals=normals,
+        false_alarms=false_alarms,
+    )
+    _fit(manifest, table, embeddings, folder)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _fit(manifest: Manifest, table: pa.Table, embeddings: Mapping[str, NDArray[np.float32]], folder: Path) -> None:
+    """Pack what is known of each machine and section, from the training rows of a table and embeddings of all rows."""
+    for normals, (machine, section, group) in zip(manifest.normals, groups(table), strict=True):
+        rows = group & (table["split"].to_numpy() == "train")
+        log.info("fitting the %d normals of %s section %d", rows.sum(), machine, section)
+        of_normals = {name: X[rows] for name, X in embeddings.items()}
+        Reference.fit(manifest, table.filter(rows), of_normals).save(folder / normals.file)
 
 
 def _check_intact(branch: Path) -> None:
@@ -107,25 +129,13 @@ def _check_intact(branch: Path) -> None:
         raise InputError(f"{branch / damaged[0]}: lost or damaged; `tutti run` makes it again")
 
 
-def _normals(table: pa.Table) -> pa.Table:
-    """The training clips of a score table, with the attributes that their names tell."""
-    train = table.filter(pc.equal(table["split"], "train"))
-    columns = zip(train["machine"].to_pylist(), train["clip"].to_pylist(), strict=True)
-    index = index_of(f"{machine}/train/{clip}" for machine, clip in columns)
-    return index.select(["machine", "section", "clip", "split", "domain", "attributes"])
-
-
-def _pack_bank(source: Path, member: Member, table: pa.Table, folder: Path) -> None:
-    """Pack a member's embeddings of the normals, once for all members that share them."""
-    target = folder / member.bank_file
-    if target.exists():
-        return
-    train = table["split"].to_numpy() == "train"
+def _embeddings(source: Path, member: Member, table: pa.Table) -> NDArray[np.float32]:
+    """A member's embeddings of all clips, mapped from a branch's folder."""
     file = source / embeddings_file(member.embedding)
-    embeddings = np.load(file, mmap_mode="r")
-    if len(embeddings) != len(train):
-        raise InputError(f"{file}: {len(embeddings)} embeddings of {len(train)} clips; train it again")
-    np.save(target, embeddings[train])
+    embeddings: NDArray[np.float32] = np.load(file, mmap_mode="r")
+    if len(embeddings) != table.num_rows:
+        raise InputError(f"{file}: {len(embeddings)} embeddings of {table.num_rows} clips; train it again")
+    return embeddings
 
 
 def _pack_branch(weights: Path, spec: BranchSpec, folder: Path, file: str) -> BranchSpec:

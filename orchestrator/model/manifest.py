@@ -1,10 +1,9 @@
 """What a packaged ensemble consists of.
 
 ensemble.json               this manifest
-clips.parquet               the normal clips of the banks: machine, section, clip, split, domain, attributes
+normals/<number>.npz        the normals of a machine and section: names, what is fitted to them, cross-fitted distances
 backbones/<digest>.pt       BEATs checkpoints, each once however many branches share it
 branches/<branch_id>.pt     what training changed: adapters, layers, head; absent for a frozen branch
-banks/<branch_id>[.<embedding>].npy   embeddings of the clips of clips.parquet, in its order: float32 (clips, …)
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from branches.audio.formats import Format
-from branches.spec import PROJECTION, BranchSpec, EmbeddingSpec
+from branches.spec import EMBEDDING_VERSION, PROJECTION, BranchSpec, EmbeddingSpec
 from fusion.scales import Scale
 from orchestrator.plan import embedding_name
 from scoring.decisions import FALSE_ALARMS
-from scoring.detectors import DetectorSpec
+from scoring.detectors import SCORING_VERSION, DetectorSpec
 from scoring.errors import InputError
 
 PACKAGE = Path("artifacts") / "ensemble"  # within an MLflow model
 MANIFEST = "ensemble.json"
-CLIPS = "clips.parquet"
 REMEDY = "export the system again"
+VERSIONS = EMBEDDING_VERSION, SCORING_VERSION
 
 
 class Member(BaseModel):
@@ -44,26 +43,42 @@ class Member(BaseModel):
         return f"branches/{self.branch_id}.pt"
 
     @property
-    def bank_file(self) -> str:
-        """Where its bank lies in the package, which members may share that differ in their detectors."""
-        return ".".join(filter(None, [f"banks/{self.branch_id}", embedding_name(self.embedding), "npy"]))
+    def source(self) -> str:
+        """Names its embeddings, which members may share that differ in their detectors."""
+        return ".".join(filter(None, [self.branch_id, embedding_name(self.embedding)]))
+
+
+class Normals(BaseModel):
+    """The normals of a machine and section.
+
+    file: where they lie in the package
+    format: of the machine's clips, if it is known
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    machine: str
+    section: int
+    file: str
+    format: Format | None = None
 
 
 class Manifest(BaseModel):
     """A packaged ensemble; what it was made of stands in the MLflow model's metadata.
 
+    versions: of embeddings and scoring, which what is fitted goes with
     scale: of the scores that the weights apply to
     branches: specs by branch_id; paths of backbones are those within the package
-    formats: of the machines' clips, where they are known
     false_alarms: share of normal clips above a threshold
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    versions: tuple[int, int] = VERSIONS
     scale: Scale
     members: tuple[Member, ...]
     branches: dict[str, BranchSpec]
-    formats: dict[str, Format] = {}
+    normals: tuple[Normals, ...]
     false_alarms: float = FALSE_ALARMS
 
 
@@ -76,9 +91,12 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the package in `folder`; `InputError` if there is none or it is damaged."""
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError:
         raise InputError(f"{folder}: no packaged ensemble; `tutti export` makes one") from None
     except ValidationError as error:
         reason = f"damaged, or of another version of tutti ({error.error_count()} errors)"
         raise InputError(f"{path}: {reason}; {REMEDY}") from None
+    if manifest.versions != VERSIONS:
+        raise InputError(f"{path}: another version of tutti has fitted it; {REMEDY}")
+    return manifest

@@ -51,8 +51,9 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
     """Recordings of machines → scores and decisions; paths are not taken, so that a server opens no file."""
 
     def load_context(self, context: Any) -> None:
-        """Open the package."""
+        """Open the package and read all of it, so that the first request waits for nothing."""
         self._ensemble = Ensemble(Path(context.artifacts["ensemble"]))
+        self._ensemble.warm_up()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score each row, see `Row`; one that cannot be scored raises `Refused`, which a server answers with 400.
@@ -79,7 +80,8 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
         except InputError as error:
             raise Refused(f"row {number}: {error}", INVALID_PARAMETER_VALUE) from None
         contributions = json.dumps({part["branch"]: part["contribution"] for part in scored["contributions"]})
-        return {**scored, "contributions": contributions, "warning": self._ensemble.warning(machine, samples)}
+        warning = self._ensemble.warning(machine, samples, row.section)
+        return {**scored, "contributions": contributions, "warning": warning}
 
 
 set_model(EnsembleModel())

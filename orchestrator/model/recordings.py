@@ -89,8 +89,7 @@ def score_clips(
         group = of, section_of(path) if section is None else section
         by_group.setdefault(group, []).append(path)
     for group, paths_of in by_group.items():
-        ensemble.reference(*group)  # an unknown machine is told before minutes of work
-        normals = set(ensemble.clips.filter(ensemble.rows[group])["clip"].to_pylist())
+        normals = {*ensemble.reference(*group).clips}  # an unknown machine is told before minutes of work
         if banked := [path for path in paths_of if path.name in normals]:
             log.warning(
                 "%s and in all %d recordings of %s are called like normal clips of the model; if they are, their "
@@ -148,7 +147,7 @@ def _excerpts(path: Path, window: float | None, hop: float | None) -> Iterator[E
 def _scored(ensemble: Ensemble, machine: str, section: int, excerpts: Sequence[Excerpt]) -> pa.Table:
     paths, starts, clips = zip(*excerpts, strict=True)
     for path, start, samples in excerpts:
-        if not start and (warning := ensemble.warning(machine, samples)):  # one window tells it of all
+        if not start and (warning := ensemble.warning(machine, samples, section)):  # one window tells it of all
             log.warning("%s is %s, so its score and decision may mean little", path, warning)
     try:
         scores = ensemble.score(machine, clips, section)

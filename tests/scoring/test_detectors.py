@@ -208,8 +208,11 @@ def test_few_clips_and_copies_give_no_score_that_is_rounding(detector, source, t
     X = np.random.default_rng(seed).normal(3, 1, size=(source + target, 2, 4))
     if copied and source > 5:
         X[1 : source - 2 : 2] = X[: source - 3 : 2]
-    bank = ReferenceBank(detector, X, np.array(["source"] * source + ["target"] * target, object))
+    bank = ReferenceBank.fit(detector, X, np.array(["source"] * source + ["target"] * target, object))
     assert np.abs([*bank.train_scores, *bank.scores(X), *bank.scores(X + 1)]).max() < 1e6
+    again = ReferenceBank.restored(detector, bank.arrays())
+    for of in (lambda b: b.train_scores, lambda b: b.scores(X + 1)):
+        np.testing.assert_array_equal(of(again), of(bank))
 
 
 READ = TypeAdapter(detectors.DetectorSpec).validate_python

@@ -11,8 +11,8 @@ from branches.audio import read_clip
 from fusion.joined import apply_weights
 from fusion.scales import SCALES
 from orchestrator.ledger.folders import read_finished
-from orchestrator.model.ensemble import Reference
 from orchestrator.model.manifest import Manifest, Member
+from orchestrator.model.reference import Reference
 from scoring.banks import score_table
 from scoring.decisions import thresholds
 from scoring.errors import InputError
@@ -26,7 +26,7 @@ DETECTORS = [
     {"name": "band_knn", "banks": "pooled", "density": {"name": "difference", "weight": "fitted"}, "bands": "maximum"},
     {"name": "mahalanobis", "standardised": True},
 ]
-BANKS = ["banks/a.npy", "banks/b.npy"]
+SOURCES = ["a", "b"]
 MEMBER = st.tuples(st.sampled_from(DETECTORS), st.sampled_from("ab"), st.floats(0.1, 3))
 
 
@@ -42,9 +42,10 @@ def made(drawn, scale, source, target, test, seed):
     columns["domain"] = pa.array(["source"] * source + ["target"] * target + [None] * test, pa.string())
     clips = pa.table({**columns, "condition": pa.nulls(rows, pa.string())})
     rng = np.random.default_rng(seed)
-    embeddings = {name: rng.normal(size=(rows, 8, 2)).astype(np.float32) for name in BANKS}
-    manifest = Manifest(scale=scale, members=members, branches={})
-    return members, clips, embeddings, Reference(manifest, clips[:train], {k: X[:train] for k, X in embeddings.items()})
+    embeddings = {name: rng.normal(size=(rows, 8, 2)).astype(np.float32) for name in SOURCES}
+    manifest = Manifest(scale=scale, members=members, branches={}, normals=[])
+    of_normals = {name: X[:train] for name, X in embeddings.items()}
+    return members, clips, embeddings, Reference.fit(manifest, clips[:train], of_normals)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -55,7 +56,7 @@ def made(drawn, scale, source, target, test, seed):
 )
 def test_it_is_the_fused_table_and_each_score_stands_alone(drawn, scale, source, target, test, seed):
     members, clips, embeddings, reference = made(drawn, scale, source, target, test, seed)
-    tables = {m.name: score_table(clips, embeddings[m.bank_file], m.detector, {}) for m in members}
+    tables = {m.name: score_table(clips, embeddings[m.source], m.detector, {}) for m in members}
     fused = apply_weights(tables, {m.name: m.weight for m in members}, scale=scale)
     is_test = fused["split"].to_numpy() == "test"
     others = {name: X[source + target :] for name, X in embeddings.items()}
@@ -74,7 +75,7 @@ def test_it_is_the_fused_table_and_each_score_stands_alone(drawn, scale, source,
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: "-".join(map(str, d.values())))
 def test_three_clips_of_an_enrolled_machine_are_enough_and_two_are_not(detector):
     *_, embeddings, reference = made([(detector, "a", 1.0)], "calibrated", 3, 0, 4, 1)
-    assert np.isfinite(reference.score({BANKS[0]: embeddings[BANKS[0]][3:]})["score"].to_numpy()).all()
+    assert np.isfinite(reference.score({SOURCES[0]: embeddings[SOURCES[0]][3:]})["score"].to_numpy()).all()
     with pytest.raises(InputError, match="2 training clips; scoring needs at least 3"):
         made([(detector, "a", 1.0)], "calibrated", 2, 0, 4, 1)
 

@@ -21,7 +21,7 @@ import yaml
 from orchestrator.ledger.folders import read_record, write_record
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.export import REQUIRED, export_system
-from orchestrator.model.manifest import CLIPS, MANIFEST, package_of, read_manifest
+from orchestrator.model.manifest import MANIFEST, package_of
 from scoring.errors import InputError
 from scoring.table import metadata_of, read_table, write_table
 from tests.commands import free_port, tutti_here
@@ -43,8 +43,7 @@ def test_a_shared_backbone_is_stored_once_and_a_lora_branch_is_its_adapters(mode
     assert set(places.values()) == {f"backbones/{stored.name}"}
     trained = {path.stem for path in (package / "branches").iterdir()}
     assert trained == {names[f"trained/{name}"] for name in ("full", "lora", "generated")}
-    banks = {member.bank_file for member in read_manifest(package).members}
-    assert {f"banks/{path.name}" for path in (package / "banks").iterdir()} == banks
+    assert sorted(path.name for path in (package / "normals").iterdir()) == ["0.npz", "1.npz"]
     lora, full = (package / "branches" / f"{names[name]}.pt" for name in ("trained/lora", "trained/full"))
     changed = torch.load(lora, weights_only=True)["changed"]
     assert {name for name in changed if "lora" not in name} == {"projection.weight", "projection.bias"}
@@ -56,12 +55,12 @@ def test_it_holds_no_pickled_object_and_asks_for_the_packages_that_its_code_impo
     assert "python_model" not in described
     files = [path for path in model.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files if "code" not in path.relative_to(model).parts}
-    assert kinds == {"", ".py", ".json", ".yaml", ".txt", ".pt", ".npy", ".parquet"}
+    assert kinds == {"", ".py", ".json", ".yaml", ".txt", ".pt", ".npz"}
     for path in files:
         if path.suffix == ".pt":
             torch.load(path, weights_only=True)
-        elif path.suffix == ".npy":
-            np.load(path, allow_pickle=False)
+        elif path.suffix == ".npz":
+            assert all(array.dtype != object for array in np.load(path, allow_pickle=False).values())
         else:
             assert path.read_bytes()[:1] != b"\x80", path
     assert (model / "requirements.txt").read_text().splitlines()[0].startswith("torch==")
@@ -69,7 +68,7 @@ def test_it_holds_no_pickled_object_and_asks_for_the_packages_that_its_code_impo
     assert packages == {"orchestrator", "branches", "fusion", "scoring"}
     code = "import sys, orchestrator.model.mlflow_model; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=model / "code").split()
-    assert {*REQUIRED} - {"scikit-learn", "torchaudio", "fsspec"} <= {*loaded}  # these when it scores or fetches
+    assert {*REQUIRED} - {"torchaudio", "fsspec"} <= {*loaded}  # these when it scores or fetches
     assert {name for name in loaded if (model / "code" / name).exists()} == packages
 
 
@@ -119,7 +118,7 @@ def refusal(*words):
     return refused.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("part", ["backbones/*.pt", "branches/*.pt", "banks/*.npy", CLIPS])
+@pytest.mark.parametrize("part", ["backbones/*.pt", "branches/*.pt", "normals/*.npz"])
 def test_a_damaged_or_missing_file_is_named_when_the_model_is_opened(run, model, tmp_path, part):
     copied = shutil.copytree(model, tmp_path / "copy")
     victim = sorted(package_of(copied).glob(part))[0]
@@ -128,6 +127,11 @@ def test_a_damaged_or_missing_file_is_named_when_the_model_is_opened(run, model,
         victim.write_bytes(damage)
         with pytest.raises(InputError, match=victim.name):
             Ensemble(copied)
+    if part.startswith("normals"):  # what the list at its end says of it is whole
+        victim.write_bytes(content.replace(b"\x3f", b"\x40"))
+        assert f"{victim.name}: missing or damaged; export the system again" in refusal(
+            "score", copied, *run.clips("pump")
+        )
     victim.unlink()
     assert victim.name in refusal("score", copied, run.clips("rotor")[0])
     (package_of(copied) / MANIFEST).write_text("{}")

@@ -141,7 +141,7 @@ def test_a_few_clips_of_a_machine_or_section_are_enough_and_others_score_as_befo
     assert done.exit_code == 0, done.output
     assert "valve section 0 enrolled; scores above" in done.output
     more = Ensemble(tmp_path / "more")
-    assert list(more.rows) == [("pump", 0), ("rotor", 0), ("valve", 0)]
+    assert list(more.known) == [("pump", 0), ("rotor", 0), ("valve", 0)]
     for machine in MACHINES:
         clips = [read_clip(path) for path in run.clips(machine)]
         assert ensemble.score(machine, clips).equals(more.score(machine, clips))
@@ -152,10 +152,8 @@ def test_a_few_clips_of_a_machine_or_section_are_enough_and_others_score_as_befo
     (other,) = more.score("valve", [sound("rotor", 0)]).to_pylist()
     assert (other["anomaly"], other["score"] > valves[3]) == (True, True)
     enrol(tmp_path / "more", "rotor", normals[3:], tmp_path / "third", section=3)
-    assert list(Ensemble(tmp_path / "third").rows) == [("pump", 0), ("rotor", 0), ("rotor", 3), ("valve", 0)]
+    assert list(Ensemble(tmp_path / "third").known) == [("pump", 0), ("rotor", 0), ("valve", 0), ("rotor", 3)]
     assert "6 recordings tell little of how scores vary" in caplog.text
-    formats = [manifest_of(tmp_path / name)["formats"]["rotor"]["seconds"] for name in ("more", "third")]
-    assert formats == [[1.0, 1.0], [1.0, 19 / 16]]
 
 
 def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, ensemble, tmp_path):
@@ -166,6 +164,19 @@ def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, e
     for name in ("score", "calibrated", "threshold"):
         assert twin[name].to_numpy() == pytest.approx(pump[name].to_numpy(), abs=1e-5)
     assert twin["threshold"][0].as_py() == threshold
+
+
+def test_replaced_normals_are_as_if_no_others_had_been_and_the_rest_stays_as_it_is(run, model, normals, tmp_path):
+    words = ("enrol", model, normals[0].parent, "--machine")
+    for name, arguments in (("fresh", ["valve"]), ("other", ["rotor", "--replace"])):
+        done = tutti_here(*words, *arguments, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+    clips, other = [read_clip(path) for path in run.clips("rotor")], Ensemble(tmp_path / "other")
+    assert other.score("rotor", clips).equals(Ensemble(tmp_path / "fresh").score("valve", clips))
+    assert other.score("pump", clips).equals(Ensemble(model).score("pump", clips))
+    assert other.machines == list(MACHINES)[::-1]
+    assert other.warning("rotor", clips[0][:4000]) == "unlike the clips of rotor: 0.25 s long, those 0.875 to 1.19 s"
+    assert sorted(path.name for path in tmp_path.rglob("*.npz")) == ["0.npz", "0.npz", "1.npz", "1.npz", "2.npz"]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +199,10 @@ def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, e
         ("score {night} --machine rotor --window 1 --hop 0.00001", "a hop at least 0.01 s and at most a window"),
         ("score {night} --machine rotor --device cuda", "torch finds no GPU here"),
         ("enrol {0} {1} {2} --machine rotor --out {out}", "the model knows machine rotor section 0 already"),
+        (
+            "enrol {0} {1} {2} --machine rotor --section 1 --replace --out {out}",
+            "does not know machine rotor section 1",
+        ),
         ("enrol {0} {1} --machine valve --out {out}", "2 training clips; scoring needs at least 3"),
         ("enrol {0} {1} {2} {0} --machine valve --out {out}", "two recordings have the same file name"),
         ("enrol {0} {1} {text} --machine valve --out {out}", "text.wav: not a readable recording"),
