@@ -38,7 +38,7 @@ def uses(tree):
             yield name
             if name == "torch.load" and given.get("weights_only") != "True":
                 yield "pickle"
-            if "allow_pickle" in given or "shell" in given:
+            if given.get("allow_pickle", "False") != "False" or "shell" in given:
                 yield "exec"
 
 
