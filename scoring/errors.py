@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,10 +31,12 @@ def naming(path: os.PathLike[str], alias: os.PathLike[str] | None = None) -> Ite
     """
     try:
         yield
+    except shutil.Error as error:  # of a folder that was copied, of each file
+        raise OSError(None, error.args[0][0][2], os.fspath(path)) from error
     except OSError as error:
         if error.filename is None and type(error) is OSError:  # no connection's, and no other package's
-            error.filename = os.fspath(path)
-        elif error.filename is not None and alias is not None:
+            raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+        if error.filename is not None and alias is not None:
             error.filename = os.fsdecode(error.filename).replace(os.fspath(alias), os.fspath(path))
         raise
 
@@ -41,5 +44,5 @@ def naming(path: os.PathLike[str], alias: os.PathLike[str] | None = None) -> Ite
 def place_error(error: OSError) -> str:
     """What a file system that refuses says, in one line with the remedy."""
     where = f"{error.filename}: " if error.filename is not None else ""
-    room = "make room, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
+    room = "make room, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, None) else "give"  # NumPy has no errno
     return f"{where}{error.strerror or error}; {room} another path"

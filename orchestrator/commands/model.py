@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from orchestrator.commands.options import existing_path, json_option, path_type, print_table
+from scoring.atomic import atomic
 from scoring.errors import InputError
 
 _seconds = click.FloatRange(min=0, min_open=True)
@@ -84,7 +85,8 @@ def score(
     if out:
         from pyarrow import csv, parquet
 
-        csv.write_csv(scores, out) if out.suffix == ".csv" else parquet.write_table(table, out)
+        with atomic(out) as temporary:
+            csv.write_csv(scores, temporary) if out.suffix == ".csv" else parquet.write_table(table, temporary)
     if as_json:
         click.echo(json.dumps({"scores": table.to_pylist()}))
         return

@@ -26,7 +26,7 @@ from orchestrator.model.reference import Reference
 from orchestrator.system import stored
 from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.decisions import FALSE_ALARMS
-from scoring.errors import InputError
+from scoring.errors import InputError, naming
 from scoring.table import file_sha256, groups, metadata_of
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def export_system(run: Path, system: str | None, out: Path, false_alarms: float 
     result = read_result(folders[0])
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as temporary:
+    with naming(out), tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}.") as temporary:
         package, model = Path(temporary) / "ensemble", Path(temporary) / "model"
         _write_package(run, result, package, false_alarms or FALSE_ALARMS)
         about = {key: result[key] for key in ("system", "description", "dataset")}

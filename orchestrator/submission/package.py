@@ -59,7 +59,8 @@ def make_package(
     out.mkdir(parents=True, exist_ok=True)
     form = out / AUTHORS_FORM
     if authors_file is None and not form.exists():
-        form.write_bytes(files("orchestrator").joinpath("templates/authors.yaml").read_bytes())
+        with atomic(form) as temporary:
+            temporary.write_bytes(files("orchestrator").joinpath("templates/authors.yaml").read_bytes())
     form = authors_file or form
     authors = validated(AuthorsFile, read_yaml(form.read_bytes(), form), str(form))
     label = label or authors.label

@@ -116,8 +116,13 @@ def test_a_file_system_may_refuse_to_flush_folders_and_is_named_with_the_remedy_
     with pytest.raises(OSError, match="directory") as raised:
         tmp_path.write_text("")
     assert raised.value.errno in PLACE_ERRNOS
-    assert place_error(raised.value) == f"{tmp_path}: Is a directory; make room, or give another path"
-    assert place_error(OSError("2 of 5 written")) == "2 of 5 written; make room, or give another path"
+    assert place_error(raised.value) == f"{tmp_path}: Is a directory; give another path"
+    with pytest.raises(OSError, match="written") as raised, atomic(tmp_path / "new") as temporary:
+        raise OSError("2 of 5 written")  # as NumPy does
+    assert place_error(raised.value) == f"{tmp_path}/new: 2 of 5 written; make room, or give another path"
+    with pytest.raises(FileNotFoundError) as raised, atomic(tmp_path / "no" / "new") as temporary:
+        temporary.touch()
+    assert raised.value.filename == f"{tmp_path}/no/new"
 
 
 def replaced(table, column, values):
