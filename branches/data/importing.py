@@ -147,18 +147,19 @@ def _said(source: Path, folder: Path, inside: Mapping[Path, set[str]]) -> tuple[
 
 def _manifest(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a manifest, with where they are; the path as the file system spells it."""
-    doubted = 0
+    called: list[str] = []
     for line, row in read_rows(source, ("path",), COLUMNS):
         where, path = f"{source}, line {line}", row["path"]
         found = find(source.parent, path)
         if found is None and "\\" in path:
             raise InputError(f"{where}: there is no {path!r}; write the path with / in place of \\")
-        doubted += is_called_anomaly(Path(path)) and not row.get("condition") and row.get("split") != "test"
+        if is_called_anomaly(Path(path)) and not row.get("condition") and row.get("split") != "test":
+            called.append(path)
         yield where, {**row, "path": str(found or source.parent / path), "folder": os.path.dirname(path) or "."}
-    if doubted:
+    if called:
         log.warning(
-            "%s: names of %d recordings say anomaly, and are taken as normal, since no condition says otherwise",
-            source, doubted,
+            "%d recordings are called anomalies, and taken as normal: %s, …; the column condition may say otherwise",
+            len(called), called[0],
         )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def enrol(
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
     if called := [path for path in recordings if is_called_anomaly(path)]:
-        log.warning("%s and in all %d recordings are called anomalies, and are taken as normal", called[0], len(called))
+        log.warning("%d recordings are called anomalies, and taken as normal: %s, …", len(called), called[0])
     samples = [read_clip(path) for path in recordings]
     clips = pa.table({"machine": [machine] * len(names), "split": ["train"] * len(names), "clip": names})
     try:

@@ -44,14 +44,15 @@ def recordings(paths: Iterable[Path]) -> list[Path]:
             continue
         inside = [file for file in files(path) if file.suffix.lower() in RECORDINGS]
         taken = [file for file in inside if file.parent == path and file.suffix.lower() in READABLE]
-        left = [file for file in inside if file not in {*taken}]
-        where = Counter(f"{file.parent}/*{file.suffix}" for file in left)
-        told = ", ".join(f"{count} {name}" for name, count in where.most_common(5))
-        remedy = f"name folders one by one; {CONVERT} that libsndfile does not read"
+        where = Counter(f"{file.parent}/*{file.suffix}" for file in inside) - Counter(
+            f"{path}/*{f.suffix}" for f in taken
+        )
+        left = ", ".join(f"{count} {name}" for name, count in where.most_common(5))
+        remedy = f"name sub-folders one by one; {CONVERT} that libsndfile does not read"
         if not taken:
-            raise InputError(f"{path}: no recordings in it" + (f", but {told}; {remedy}" if left else ""))
+            raise InputError(f"{path}: no recordings in it" + (f", but {left}; {remedy}" if left else ""))
         if left:
-            log.warning("%s: not taken: %s; %s", path, told, remedy)
+            log.warning("%s: not taken: %s; %s", path, left, remedy)
         found += taken
     return found
 
