@@ -41,6 +41,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # nor nee
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 _MARK = "record"  # tag: stands for the record or result that a run shows in full
+_CHECK = "check --tracking-uri or MLFLOW_TRACKING_URI"
 _SERVER = ("http://", "https://")
 _WEIGHTS = "weights/"  # metrics of a system, by configuration
 
@@ -227,7 +228,7 @@ def where_shown(uri: str | None, out: Path) -> str:
 def _check(uri: str, writing: bool) -> None:
     """Raise `InputError` if nothing answers there, or a database cannot be read or written to."""
     if uri.startswith(_SERVER):
-        require_server(uri, "MLflow server", "check --tracking-uri")
+        require_server(uri, "MLflow server", _CHECK)
     elif uri.startswith("sqlite"):
         with reaching(uri):
             check_database(database_of(uri), writing)
@@ -249,7 +250,7 @@ def reaching(uri: str) -> Iterator[None]:
         if "database schema" in reason:
             remedy = f"run `mlflow db upgrade {shlex.quote(uri)}` if an older MLflow made it, "
         elif not uri.startswith("sqlite") or not database.exists():
-            raise InputError(f"no MLflow store at {uri} ({reason}); check --tracking-uri") from error
+            raise InputError(f"no MLflow store at {uri} ({reason}); {_CHECK}") from error
         else:
             remedies = {"locked": "end the process that uses it, ", "readonly": "make it writable, "}
             remedy = next((remedies[word] for word in remedies if word in reason), "")

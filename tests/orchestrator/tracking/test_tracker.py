@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from orchestrator.ledger.folders import FAILURES, Record, record_failure, write_record
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.store import database_of, refuse_password, sqlite_uri
-from orchestrator.tracking.tracker import Tracker, experiment_name, find_tracker, open_tracker
+from orchestrator.tracking.tracker import Tracker, experiment_name, find_tracker, open_tracker, where_shown
 from orchestrator.tracking.ui import serve
 from scoring.errors import InputError
 from tests.commands import free_port
@@ -231,6 +231,14 @@ def test_a_store_lies_where_its_folder_is_whatever_its_name(tmp_path, shared, na
     assert database.read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert sqlite_uri(tmp_path / "x.db", "timeout=30") == f"sqlite:///{tmp_path / 'x.db'}?timeout=30"
+
+
+def test_where_a_store_is_shown(tmp_path):
+    """What a server shows is in tests/cluster/test_faults.py."""
+    away = f"http://127.0.0.1:{free_port()}"
+    shown = {None: f"tutti ui --out {tmp_path}", "sqlite:///a b.db": "mlflow ui --backend-store-uri 'sqlite:///a b.db'"}
+    for uri, told in {**shown, away: away}.items():
+        assert where_shown(uri, tmp_path) == told
 
 
 def test_a_password_and_what_cannot_be_served_are_refused(tmp_path):
