@@ -90,7 +90,13 @@ def score(
     if as_json:
         click.echo(json.dumps({"scores": table.to_pylist()}))
         return
-    print_table(scores.column_names, [[*row.values()] for row in scores.to_pylist()])
+    rows = scores.to_pylist()
+    for row in rows:
+        if len(rows) > 1 and not row["anomaly"]:
+            row["changed"] = ""
+        elif row["changed"] == "":
+            row["changed"] = "nothing stands out"
+    print_table(scores.column_names, [[*row.values()] for row in rows])
     if table.num_rows == 1:  # one is looked at closely
         (parts,) = table["contributions"].to_pylist()
         ordered = sorted(parts, key=lambda part: -part["contribution"])

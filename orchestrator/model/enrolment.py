@@ -13,6 +13,7 @@ from branches.audio import read_clip
 from branches.audio.cache import in_memory
 from branches.audio.formats import formats_of
 from branches.data.folder_names import is_called_anomaly
+from branches.spectra import spectrum_of
 from orchestrator.model.ensemble import Ensemble
 from orchestrator.model.manifest import MANIFEST, Normals, package_of
 from orchestrator.model.reference import Reference
@@ -58,7 +59,7 @@ def enrol(
     clips = pa.table({"machine": [machine] * len(names), "split": ["train"] * len(names), "clip": names})
     try:
         one_domain = clips.append_column("domain", pa.array(["source"] * len(names)))
-        reference = Reference.fit(ensemble.manifest, one_domain, ensemble.embed(samples))
+        reference = Reference.fit(ensemble.manifest, one_domain, ensemble.embed(samples), spectrum_of(recordings))
     except InputError as error:
         raise InputError(f"{machine} cannot be judged by these recordings: {error}") from None
     file = known.file if known else f"normals/{len(ensemble.known)}.npz"

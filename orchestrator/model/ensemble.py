@@ -64,12 +64,16 @@ class Ensemble:
 
         Returns
         -------
-        table: score, calibrated, threshold, anomaly (the challenge's decision), and contributions: by branch and
-            detector, the score in sum
+        table: score, calibrated, threshold, anomaly (the challenge's decision), contributions: by branch and
+            detector, the score in sum, and changed: what stands out against the normals; empty if nothing does, null if
+            the package does not know their spectrum
 
         Raises InputError if the machine or section is not known, or an embedding is not finite.
         """
-        return self.reference(machine, section).score(self.embed(recordings))
+        reference = self.reference(machine, section)
+        table = reference.score(self.embed(recordings))
+        changed = [reference.spectrum and reference.spectrum.change(samples) for samples in recordings]
+        return table.append_column("changed", pa.array(changed, pa.string()))
 
     def warning(self, machine: str, samples: NDArray[np.float32], section: int = 0) -> str:
         """In what a recording (samples, channels) at 16 kHz is unlike the machine's clips; empty if in nothing."""

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from branches.audio.formats import read_formats
 from branches.checkpoint_files import local_file
+from branches.data.layout import find
 from branches.spec import BUILT_IN, PROJECTION, BranchSpec
+from branches.spectra import spectrum_of
 from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import BRANCHES, RECORD, is_intact, read_finished, read_record
 from orchestrator.model.manifest import MANIFEST, Manifest, Member, Normals
@@ -108,17 +110,25 @@ def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_ala
         normals=normals,
         false_alarms=false_alarms,
     )
-    _fit(manifest, table, embeddings, folder)
+    _fit(manifest, table, embeddings, Path(result["made"].get("data", "unknown")), folder)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _fit(manifest: Manifest, table: pa.Table, embeddings: Mapping[str, NDArray[np.float32]], folder: Path) -> None:
-    """Pack what is known of each machine and section, from the training rows of a table and embeddings of all rows."""
+def _fit(
+    manifest: Manifest, table: pa.Table, embeddings: Mapping[str, NDArray[np.float32]], data: Path, folder: Path
+) -> None:
+    """Pack what is known of each machine and section, from the training rows of a table and embeddings of all rows.
+
+    data: where the run had its recordings, which need not be there any more
+    """
     for normals, (machine, section, group) in zip(manifest.normals, groups(table), strict=True):
         rows = group & (table["split"].to_numpy() == "train")
         log.info("fitting the %d normals of %s section %d", rows.sum(), machine, section)
-        of_normals = {name: X[rows] for name, X in embeddings.items()}
-        Reference.fit(manifest, table.filter(rows), of_normals).save(folder / normals.file)
+        clips, of_normals = table.filter(rows), {name: X[rows] for name, X in embeddings.items()}
+        spectrum = spectrum_of([find(data, f"{machine}/train/{clip}") for clip in clips["clip"].to_pylist()])
+        if spectrum is None:
+            log.warning("the normals of %s are not in %s: its scores will not say what has changed", machine, data)
+        Reference.fit(manifest, clips, of_normals, spectrum).save(folder / normals.file)
 
 
 def _check_intact(branch: Path) -> None:
@@ -167,7 +177,7 @@ def _save_model(folder: Path, out: Path, about: Mapping[str, str]) -> None:
     # What is required is checked by the model: MLflow's own answer would repeat the recordings. A section may be null.
     inputs = {"machine": "string", "audio": "binary", "section": AnyType()}
     outputs = {"score": "double", "calibrated": "double", "threshold": "double", "anomaly": "boolean",
-               "contributions": "string", "warning": "string"}  # fmt: skip
+               "contributions": "string", "changed": "string", "warning": "string"}  # fmt: skip
     signature = ModelSignature(
         Schema([ColSpec(kind, name, required=False) for name, kind in inputs.items()]),
         Schema([ColSpec(kind, name) for name, kind in outputs.items()]),

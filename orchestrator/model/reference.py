@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from branches.spectra import Spectrum
 from fusion.scales import on_scale
 from orchestrator.model.manifest import REMEDY, Manifest
 from scoring.banks import ReferenceBank
@@ -31,6 +32,7 @@ class Reference:
     manifest: of the ensemble, with T members
     banks: T, of the same clips
     clips: (n,) names of the recordings
+    spectrum: of the recordings; None if it is not known
 
     Attributes
     ----------
@@ -38,14 +40,22 @@ class Reference:
     threshold: that a score must exceed
     """
 
-    def __init__(self, manifest: Manifest, banks: Sequence[ReferenceBank], clips: NDArray[np.str_]) -> None:
+    def __init__(
+        self, manifest: Manifest, banks: Sequence[ReferenceBank], clips: NDArray[np.str_], spectrum: Spectrum | None
+    ) -> None:
         self._members, self._scale = manifest.members, manifest.scale
-        self._banks, self.clips = banks, clips
+        self._banks, self.clips, self.spectrum = banks, clips, spectrum
         self.train_scores: Array = self._contributions([np.empty(0)] * len(banks)).sum(axis=0)
         self.threshold = gamma_threshold(self.train_scores, 1 - manifest.false_alarms)
 
     @classmethod
-    def fit(cls, manifest: Manifest, clips: pa.Table, embeddings: Mapping[str, NDArray[np.float32]]) -> Self:
+    def fit(
+        cls,
+        manifest: Manifest,
+        clips: pa.Table,
+        embeddings: Mapping[str, NDArray[np.float32]],
+        spectrum: Spectrum | None = None,
+    ) -> Self:
         """Of n normal clips with their domain, and embeddings (n, …) by `Member.source`.
 
         Raises InputError if there are too few clips, or their embeddings or scores do not vary.
@@ -55,13 +65,14 @@ class Reference:
             for member in manifest.members:
                 banks.append(ReferenceBank.fit(member.detector, embeddings[member.source], domain))
                 check_varied(banks[-1].train_scores, member.name)
-        reference = cls(manifest, banks, np.array(clips["clip"].to_pylist()))
+        reference = cls(manifest, banks, np.array(clips["clip"].to_pylist()), spectrum)
         check_varied(reference.train_scores, "the system")
         return reference
 
     def save(self, file: Path) -> None:
         """Write everything that scoring needs to an `.npz` file."""
-        arrays = {"clips": self.clips, **numbered(bank.arrays() for bank in self._banks)}
+        spectrum = self.spectrum._asdict() if self.spectrum else {}
+        arrays = {"clips": self.clips, **spectrum, **numbered(bank.arrays() for bank in self._banks)}
         np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
@@ -70,11 +81,12 @@ class Reference:
         try:
             with np.load(file) as stored:
                 arrays = dict(stored)
-            clips, members = arrays.pop("clips"), zip(manifest.members, parts_of(arrays), strict=True)
+            clips, spectrum = arrays.pop("clips"), [arrays.pop(name) for name in Spectrum._fields if name in arrays]
+            members = zip(manifest.members, parts_of(arrays), strict=True)
             banks = [ReferenceBank.restored(member.detector, own) for member, own in members]
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):  # of NumPy, and of what is not in it
             raise InputError(f"{file}: missing or damaged; {REMEDY}") from None
-        return cls(manifest, banks, clips)
+        return cls(manifest, banks, clips, Spectrum(*spectrum) if spectrum else None)
 
     def score(self, embeddings: Mapping[str, NDArray[np.float32]]) -> pa.Table:
         """Scores of m other clips from their embeddings (m, …) by `Member.source`; see `Ensemble.score`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from branches.audio import read_clip
 from branches.data.importing import original_names
 from branches.data.layout import FOLDERS, find
 from orchestrator.report.collect import System
@@ -25,6 +27,7 @@ class Recording:
 
     mistake: `false alarm`, `miss` or, without labels, `highest score`
     score: calibrated
+    changed: what stands out against the training clips, in words; empty if nothing does, or these are not there
     spectrogram, sound: PNG and FLAC of the first channel, as data URIs
     """
 
@@ -33,6 +36,7 @@ class Recording:
     clip: str
     seconds: float
     score: float
+    changed: str
     spectrogram: str
     sound: str
 
@@ -49,12 +53,20 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
 
     Raises InputError if the recordings are not there.
     """
+    from branches.spectra import Spectrum, spectrum_of  # loads torch
+
     root = data or Path(system.result["made"].get("data", "unknown"))
     if not root.is_dir():
         raise InputError(f"{root}: the run's recordings are not there; name their data set with --data")
-    names = ["machine", "clip", "split", "condition", "calibrated"]
-    machine, clip, split, condition, score = rows_of(system.fused, names)
+    names = ["machine", "section", "clip", "split", "condition", "calibrated"]
+    machine, section, clip, split, condition, score = rows_of(system.fused, names)
     test = split == "test"
+
+    @cache
+    def spectrum(name: str, number: int) -> Spectrum | None:
+        normals = clip[(split == "train") & (machine == name) & (section == number)]
+        return spectrum_of([find(root, f"{name}/train/{normal}") for normal in normals])
+
     mistakes = {
         "false alarm": (test & (condition == "normal"), -score),
         "miss": (test & (condition == "anomaly"), score),
@@ -74,7 +86,10 @@ def most_wrong(system: System, count: int, data: Path | None) -> list[Recording]
             near, sound = samples[:, 0], io.BytesIO()
             soundfile.write(sound, near, rate, format="FLAC", subtype="PCM_16")
             look, listen = _spectrogram(near, rate), _data_uri("audio/flac", sound)
-            recordings.append(Recording(mistake, machine[row], name, len(near) / rate, float(score[row]), look, listen))
+            usual = spectrum(machine[row], section[row])
+            changed = usual.change(read_clip(path)) if usual else ""
+            about = mistake, machine[row], name, len(near) / rate, float(score[row]), changed
+            recordings.append(Recording(*about, look, listen))
     return recordings
 
 
