@@ -18,7 +18,7 @@ from orchestrator.commands.options import (
     print_result,
     print_table,
 )
-from scoring.errors import InputError, counted
+from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
 

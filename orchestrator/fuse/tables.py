@@ -29,6 +29,7 @@ from scoring.atomic import atomic_folder
 from scoring.calibration import recalibrate, transductive_normalisation
 from scoring.elsewhere import read_scores, table_path, tables_in
 from scoring.errors import InputError
+from scoring.spreadsheets import read_rows
 from scoring.table import is_transductive, metadata_of, with_scores
 
 log = logging.getLogger(__name__)
