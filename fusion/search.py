@@ -28,6 +28,9 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 # once more.
 FUSION_VERSION = 5
 
+# How the weights of a fused table were chosen, in its metadata.
+WEIGHTS, ON_THESE_LABELS = "weights", "chosen on these labels"
+
 # What a gain has to be to be enough is in `fusion.validation`; a claim to be better is left to intervals.
 WHY = {
     "best_single": "on held-out machines no other way gains enough over it",
@@ -105,7 +108,7 @@ def fuse(
         scale=scale,
         configuration_weights=by_subsystem(system, weights),
         validation=validation,
-        table=joined.fused(by_table, scale, metadata or {}),
+        table=joined.fused(by_table, scale, {**(metadata or {}), **({} if untested else {WEIGHTS: ON_THESE_LABELS})}),
         held_out=_held_out(joined, validation, metadata or {}),
     )
 
@@ -126,4 +129,4 @@ def _held_out(joined: Joined, validation: Validation | None, metadata: Mapping[s
     if validation is None or validation.held_out is None:
         return None
     clips = joined.first.take(labelled_rows(joined.first))
-    return conform(with_scores(clips, validation.held_out, None, {**metadata, "weights": "chosen without the machine"}))
+    return conform(with_scores(clips, validation.held_out, None, {**metadata, WEIGHTS: "chosen without the machine"}))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from branches.spec import LOG_MEL, BranchSpec
+from branches.spec import LOG_MEL, BranchSpec, GeneratorSpec
 
 # Floating-point operations per parameter and patch: a forward pass has 2, gradients of the activations cost 2 more,
 # and those of the weights another 2. Of `partial` the dearest case is assumed.
 FLOP_PER_PARAMETER = {"frozen": 0, "head": 2, "partial": 6, "lora": 4, "full": 6}
 PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
+TOKENS_PER_SECOND = 25  # of a generator, four frames each
 PARAMETERS = {"tiny": 86_000, "small": 660_000, LOG_MEL: 0}
 BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint; taken where the file is not there
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
@@ -19,13 +20,15 @@ CLIP_SECONDS = 10.0
 CORE_GFLOPS = {172_000: 3, 1_320_000: 14, 10**12: 55}
 
 
-def core_gflops(spec: BranchSpec) -> float:
+def core_gflops(spec: BranchSpec | GeneratorSpec) -> float:
     """GFLOP/s of one CPU core that trains a network of this size."""
     return next(speed for size, speed in CORE_GFLOPS.items() if _parameters(spec) <= size)
 
 
-def _parameters(spec: BranchSpec) -> int:
-    """Of the backbone; of a file on this machine by its size, since nothing is loaded here."""
+def _parameters(spec: BranchSpec | GeneratorSpec) -> int:
+    """Of a generator's blocks, or the backbone; of a file on this machine by its size, since nothing is loaded here."""
+    if isinstance(spec, GeneratorSpec):
+        return 8 * spec.depth * spec.width**2
     path = spec.backbone.path
     if path in PARAMETERS:
         return PARAMETERS[path]
@@ -39,6 +42,12 @@ def petaflop(spec: BranchSpec, clips: int) -> float:
     trained = FLOP_PER_PARAMETER[spec.strategy.name] * passes * training.crop_seconds
     embedded = 2 * clips * CLIP_SECONDS
     return _parameters(spec) * PATCHES_PER_SECOND * (trained + embedded) / 1e15
+
+
+def generator_petaflop(spec: GeneratorSpec) -> float:
+    """The same for the training of a generator; sampling takes a few per cent of it."""
+    seconds = spec.steps * spec.batch_size * spec.crop_seconds
+    return FLOP_PER_PARAMETER["full"] * _parameters(spec) * TOKENS_PER_SECOND * seconds / 1e15
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -53,21 +53,49 @@ class Scoring:
         return [identity(self.detector), *taken]
 
 
+class Use(NamedTuple):
+    """A score table as a system knows it: its name `sub-system/configuration/seed`; the baseline's has no system."""
+
+    system: str
+    name: str
+    scoring: Scoring
+
+
 @dataclass(frozen=True)
 class Branch:
-    """One training, what is taken from its network, and the detectors that score that.
+    """One training, and the score tables that configurations make of its network.
 
-    name: where it stands in the first system that needs it, for people
     clips: fingerprint of the data set that its tables are of
     """
 
     branch_id: str
     config_id: str
-    name: str
-    systems: tuple[str, ...]
     spec: BranchSpec
-    scorings: tuple[Scoring, ...]
+    uses: tuple[Use, ...]
     clips: str = ""
+
+    @property
+    def name(self) -> str:
+        """The training's, for people: that of its first table."""
+        return self.uses[0].name
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What its score tables are called, by the names of their files."""
+        return {
+            scoring.name: list(dict.fromkeys(use.name for use in self.uses if use.scoring == scoring))
+            for scoring in self.scorings
+        }
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The systems that need it."""
+        return tuple(dict.fromkeys(use.system for use in self.uses if use.system))
+
+    @property
+    def scorings(self) -> tuple[Scoring, ...]:
+        """How its tables are made, each once."""
+        return tuple(dict.fromkeys(use.scoring for use in self.uses))
 
     @property
     def embeddings(self) -> tuple[EmbeddingSpec, ...]:
@@ -96,6 +124,11 @@ class Plan:
     branches: tuple[Branch, ...]
     trees: dict[str, Tree]
     baseline: str = ""
+
+    def tables(self, system: str) -> dict[str, str]:
+        """The tables of a system, or of the baseline (""), by what they are called: `sub-system/configuration/seed`."""
+        uses = [(branch, use) for branch in self.branches for use in branch.uses if use.system == system]
+        return {use.name: f"{branch.branch_id}/{use.scoring.name}" for branch, use in uses}
 
 
 def embedding_name(embedding: EmbeddingSpec) -> str:
@@ -134,25 +167,21 @@ def make_plan(systems: Sequence[SystemSpec], dataset: Dataset | None) -> Plan:
         trees[system.name] = {
             subsystem: {
                 name: [
-                    _add(branches, _branch(c, seed, (system.name,), f"{subsystem}/{name}/{seed}", dataset))
+                    _add(branches, _branch(c, seed, system.name, f"{subsystem}/{name}/{seed}", dataset))
                     for seed in c.seeds
                 ]
                 for name, c in configurations.items()
             }
             for subsystem, configurations in system.subsystems.items()
         }
-    baseline = _add(branches, _branch(BASELINE, 0, (), "baseline/log_mel/0", dataset)) if dataset else ""
+    baseline = _add(branches, _branch(BASELINE, 0, "", "baseline/log_mel/0", dataset)) if dataset else ""
     return Plan(tuple(branches.values()), trees, baseline)
 
 
 def _add(branches: dict[str, Branch], branch: Branch) -> str:
     """Put a branch with one table among those found, and name its table."""
     planned = branches.setdefault(branch.branch_id, branch)
-    branches[branch.branch_id] = replace(
-        planned,
-        systems=tuple(dict.fromkeys([*planned.systems, *branch.systems])),
-        scorings=tuple(dict.fromkeys([*planned.scorings, *branch.scorings])),
-    )
+    branches[branch.branch_id] = replace(planned, uses=tuple(dict.fromkeys([*planned.uses, *branch.uses])))
     return table_names(branch)[0]
 
 
@@ -173,16 +202,14 @@ def without(plan: Plan, tables: Set[str]) -> Plan:
     return replace(plan, trees=trees, baseline="" if plan.baseline in tables else plan.baseline)
 
 
-def _branch(c: ConfigurationSpec, seed: int, systems: tuple[str, ...], name: str, dataset: Dataset | None) -> Branch:
+def _branch(c: ConfigurationSpec, seed: int, system: str, name: str, dataset: Dataset | None) -> Branch:
     spec = c.branch.model_copy(update={"seed": seed})
     config = identity(c.branch)
     return Branch(
         branch_id=digest([config, seed, dataset and dataset.training_fingerprint(spec), TRAINING_VERSION]),
         config_id=digest(config),
-        name=name,
-        systems=systems,
         spec=spec,
-        scorings=(Scoring(c.embedding, c.detector),),
+        uses=(Use(system, name, Scoring(c.embedding, c.detector)),),
         clips=dataset.fingerprint if dataset else "",
     )
 

@@ -135,6 +135,12 @@ class SystemSpec(Settings):
     description: str = ""
     subsystems: dict[Name, Annotated[dict[Name, Configuration], Field(min_length=1)]] = Field(min_length=1)
 
+    @property
+    def tables(self) -> list[str]:
+        """What its score tables are called: `sub-system/configuration/seed`."""
+        of = [(f"{s}/{name}", c) for s, configurations in self.subsystems.items() for name, c in configurations.items()]
+        return [f"{name}/{seed}" for name, c in of for seed in c.seeds]
+
 
 class _ConfigurationInFile(ConfigurationSpec):
     tiny: Recipe = BranchSpec()

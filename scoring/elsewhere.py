@@ -48,10 +48,13 @@ def table_path(folder: Path, name: str) -> Path:
 
 
 def tables_in(folder: Path) -> dict[str, Path]:
-    """Tables in a folder by name; one that holds a system's challenge CSV files is a table itself."""
-    if _is_table(folder):
-        return {folder.resolve().name: folder}
-    return {path.name if path.is_dir() else path.stem: path for path in sorted(folder.iterdir()) if _is_table(path)}
+    """Tables in a folder by name."""
+    return {table_name(path): path for path in sorted(folder.iterdir()) if is_table(path)}
+
+
+def table_name(path: Path) -> str:
+    """What the table in a file or folder is called."""
+    return (path.name or path.resolve().name) if path.is_dir() else path.stem
 
 
 def table_sha256(path: Path) -> str:
@@ -62,7 +65,8 @@ def table_sha256(path: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _is_table(path: Path) -> bool:
+def is_table(path: Path) -> bool:
+    """Whether a path is a table: a Parquet or CSV file, or a folder of a system's challenge CSV files."""
     if path.is_dir():
         return any(_CHALLENGE_NAME.fullmatch(file.name) for file in path.iterdir())
     return path.suffix.lower() in (".parquet", ".csv")

@@ -1,4 +1,4 @@
-"""The one error for what a user gave wrongly, and what a file system that refuses says."""
+"""The one error for what a user gave wrongly, what a file system that refuses says, and counts in messages."""
 
 import errno
 import os
@@ -39,6 +39,12 @@ def naming(path: os.PathLike[str], alias: os.PathLike[str] | None = None) -> Ite
         if error.filename is not None and alias is not None:
             error.filename = os.fsdecode(error.filename).replace(os.fspath(alias), os.fspath(path))
         raise
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 branch`, `3 branches`."""
+    plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def place_error(error: OSError) -> str:

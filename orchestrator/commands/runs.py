@@ -26,7 +26,7 @@ from orchestrator.commands.options import (
     tracking_option,
 )
 from scoring.atomic import atomic_folder
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def plan(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the systems' branches, which are done, and the cost of the others. Runs nothing.
+    """Show the systems' score tables and trainings, which are done, and the cost of the others. Runs nothing.
 
     Before a long run.
 
@@ -186,16 +186,20 @@ def plan(
     if as_json:
         click.echo(json.dumps(result))
         return
-    states = {True: "done", False: "to train", None: "?"}
+    states = {True: "done", False: "to do", None: "?"}
+    costs = {b["branch_id"]: f"{b['pflop']:.3g}" for b in result["branches"]}  # said once of a training
     rows = [
-        (b["name"], ",".join(b["systems"]), b["branch_id"], states[b["done"]], f"{b['pflop']:.3g}")
-        for b in result["branches"]
+        (t["name"], ",".join(t["systems"]), t["branch_id"], states[t["done"]], costs.pop(t["branch_id"], "shared"))
+        for t in result["tables"]
     ]
-    print_table(("branch", "systems", "id", "state", "PFLOP"), rows)
-    noun = "branch" if len(rows) == 1 else "branches"
+    sets = [("generator of clips", "", g["id"], "to do", f"{g['pflop']:.3g}") for g in result["generated"]]
+    print_table(("table", "systems", "training", "state", "PFLOP"), [*rows, *sets])
+    trained = sum(b["trained"] for b in result["branches"])
+    to_do = sum(not t["done"] for t in result["tables"])
     click.echo(
-        f"{len(rows)} {noun}, {result['to_train']} to train: about {duration(3600 * result['gpu_hours'])} of a GPU "
-        f"at {ASSUMED_TFLOPS} TFLOP/s, or {duration(3600 * result['cpu_hours'])} of a CPU core"
+        f"{counted(trained, 'training')}, {counted(len(rows), 'table')}, {to_do} to do: "
+        f"about {duration(3600 * result['gpu_hours'])} of a GPU at {ASSUMED_TFLOPS} TFLOP/s, "
+        f"or {duration(3600 * result['cpu_hours'])} of a CPU core"
     )
     for note in result["notes"]:
         click.echo(note, err=True)
@@ -226,4 +230,4 @@ def doctor(data: Path | None, out: Path, address: str, tracking_uri: str | None,
     if as_json:
         click.echo(json.dumps({"checks": [asdict(check) for check in checks]}))
     if problems := [check.name for check in checks if check.state == "problem"]:
-        raise InputError(f"{len(problems)} problems: {', '.join(problems)}")
+        raise InputError(f"{counted(len(problems), 'problem')}: {', '.join(problems)}")

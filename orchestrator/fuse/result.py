@@ -21,10 +21,10 @@ from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, fuse
 from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS
-from orchestrator.plan import Plan, digest, table_names
+from orchestrator.plan import Plan, digest
 from orchestrator.system import SystemSpec
 from scoring.atomic import atomic
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.metrics import has_labels, official_metrics
 from scoring.table import file_sha256, write_table
 
@@ -58,21 +58,25 @@ def fused_system(
     measured = [*members.items(), *([baseline] if baseline else [])]
     scores = [[name, hashlib.sha256(table["calibrated"].to_numpy()).hexdigest()] for name, table in measured]
     fusion_id = digest([tree, scores, dataset.fingerprint, FUSION_VERSION])
+    named = plan.tables(system.name)
+    known = [name for name in system.tables if named[name] in members]
     finished = finished_result(folder, fusion_id)
-    if finished is not None:
+    if finished is not None and [branch["branch"] for branch in finished["branches"]] == known:
         return finished
-    log.info("%s: fusing %d score tables", system.name, len(members))
-    names = {table: branch.name for branch in plan.branches for table in table_names(branch)}
-    described = [described_table(name, names[name], name.partition("/")[2], table) for name, table in measured]
-    missing = [b.name for b in plan.branches if system.name in b.systems and not members.keys() & {*table_names(b)}]
+    log.info("%s: fusing %s", system.name, counted(len(members), "score table"))
+    detectors = {f"{b.branch_id}/{s.name}": s.detector.name for b in plan.branches for s in b.scorings}
+
+    def described(name: str, table: str, scores: pa.Table) -> dict[str, Any]:
+        return described_table(table, name, detectors[table], scores)
+
     about = {
         "system": system.name,
         "description": system.description,
         "dataset": dataset.fingerprint,
-        "branches": described[: len(members)],
-        "missing": missing,
+        "branches": [described(name, named[name], members[named[name]]) for name in known],
+        "missing": [name for name in system.tables if name not in known],
         "spec": system.model_dump(),
-        "baseline": {"name": BASELINE, **described[-1]} if baseline else None,
+        "baseline": {"name": BASELINE, **described(*plan.tables("").popitem(), baseline[1])} if baseline else None,
     }
     metadata = {"system": system.name, "fusion_id": fusion_id, "spec": system.model_dump_json()}
     return fuse_into(folder, fusion_id, members, tree, metadata, about, runner, dataset.root)

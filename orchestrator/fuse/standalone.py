@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +18,13 @@ from fusion.scales import Scale
 from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import run_here
 from orchestrator.fuse.result import described_table, finished_result, fuse_into, read_result, write_result
-from orchestrator.fuse.tables import TableFiles, read_folder
+from orchestrator.fuse.sources import LOOSE, is_run, read_sources
+from orchestrator.fuse.tables import TableFiles
 from orchestrator.ledger.folders import FUSED
 from orchestrator.plan import digest
-from orchestrator.system import SystemSpec
 from scoring.detectors import SCORING_VERSION
 from scoring.elsewhere import table_path, table_sha256
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.table import is_transductive, write_table
 
 log = logging.getLogger(__name__)
@@ -41,26 +41,31 @@ class Delivered(BaseModel):
 
 
 def fuse_tables(
-    folder: Path, out: Path, system: SystemSpec | None = None, transductive: bool = False, address: str | None = None
+    paths: Sequence[Path],
+    out: Path,
+    system: str | None = None,
+    backbone: str | None = None,
+    transductive: bool = False,
+    address: str | None = None,
 ) -> dict[str, Any]:
-    """Fuse the tables in `folder` into `out`; returns what stands in `result.json`, also if it did already.
+    """Fuse tables into `out`; returns what stands in `result.json`, also if it did already.
 
     Parameters
     ----------
-    system: to take its tables only, and its tree; without it the folder's index has the tree
+    paths, system, backbone: see `read_sources`
     transductive: normalise by the test clips, see `scoring.calibration.transductive_normalisation`
     address: of the Ray cluster that searches; by default one core of this process does
 
     Raises InputError if the tables cannot be fused.
     """
-    tree, files = read_folder(folder, system)
-    used = {name: files[name] for name in tables_of(tree)}
+    source = read_sources(paths, system, backbone)
+    tree, used = source.tree, {name: source.files[name] for name in tables_of(source.tree)}
     checksums = {name: table_sha256(path) for name, path in used.items()}
     fusion_id = digest([tree, checksums, transductive, SCORING_VERSION, FUSION_VERSION])
     if (finished := finished_result(out, fusion_id)) is not None:
         return finished
-    log.info("fusing %d score tables", len(used))
-    tables, name = TableFiles(used, transductive), system.name if system else "tables"
+    log.info("fusing %s", counted(len(used), "score table"))
+    tables, name = TableFiles(used, transductive), source.name if system or is_run(paths[0]) else LOOSE
     about = {
         "system": name,
         "branches": [described_table(table, table, "", tables[table]) for table in used],
@@ -73,9 +78,14 @@ def fuse_tables(
 
 
 def apply_result(
-    path: Path, folder: Path, out: Path, system: SystemSpec | None = None, transductive: bool = False
+    path: Path,
+    paths: Sequence[Path],
+    out: Path,
+    system: str | None = None,
+    backbone: str | None = None,
+    transductive: bool = False,
 ) -> dict[str, Any]:
-    """Fuse the tables in `folder` by the weights of another fusion's result: no label is read, nothing is estimated.
+    """Fuse the tables at `paths` by the weights of another fusion's result: no label is read, nothing is estimated.
 
     system: its tables are taken, whatever they are called; without it, those of the names that have weights
 
@@ -84,15 +94,18 @@ def apply_result(
     if out.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise InputError(f"{out}: the weights' own fusion lies there; give another --out")
     delivered = _read_delivered(path)
-    if system is None:
-        weights, files = delivered.table_weights, {n: table_path(folder, n) for n in delivered.table_weights}
+    weights, files = delivered.table_weights, dict[str, Path]()
+    if system is None and len(paths) == 1 and not is_run(paths[0]):
+        files = {name: table_path(paths[0], name) for name in weights}  # of its index, if any, others may be lost
     else:
-        tree, files = read_folder(folder, system)
-        weights = _by_table(path, delivered.weights, tree)
+        source = read_sources(paths, system, backbone)
+        files = dict(source.files)
+        if system is not None:
+            weights = _by_table(path, delivered.weights, source.tree)
     used = {name: weight for name, weight in weights.items() if weight > 0}
-    if absent := [name for name in used if not files[name].exists()]:
+    if absent := [name for name in used if name not in files or not files[name].exists()]:
         raise InputError(
-            f"{path} gives a weight to {absent[0]}, which is not there; {len(absent)} such tables are absent"
+            f"{path} gives a weight to {absent[0]}, which is not there; {counted(len(absent), 'such table')} absent"
         )
     tables = TableFiles({name: files[name] for name in used}, transductive)
     fused = apply_weights(tables, used, {"weights": str(path)}, delivered.scale)
@@ -120,7 +133,11 @@ def _by_table(path: Path, weights: Mapping[str, Mapping[str, float]], tree: Tree
 def _read_delivered(path: Path) -> Delivered:
     """A person may have changed the file."""
     try:
-        delivered = Delivered.model_validate(read_result(path)["delivered"])
+        result = read_result(path)
+        delivered = Delivered.model_validate(result["delivered"])
+        called = {branch["table"]: branch["branch"] for branch in result["branches"]}  # a run's own have ids
+        by_name = {called.get(name, name): weight for name, weight in delivered.table_weights.items()}
+        delivered = delivered.model_copy(update={"table_weights": by_name})
         usable = any(delivered.table_weights.values())
     except ValidationError:
         usable = False

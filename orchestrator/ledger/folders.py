@@ -48,7 +48,8 @@ class Record(BaseModel):
     identity: tags by which its MLflow run is found again
     curve: pairs of step and loss
     files: SHA-256 by path within the folder
-    embeddings, tables: what identifies a branch's embeddings, and its score tables by their names
+    embeddings, tables: what identifies a branch's embeddings, and its score tables by the names of their files
+    names: what systems call these tables: `sub-system/configuration/seed`
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class Record(BaseModel):
     files: dict[str, str] = {}
     embeddings: str = ""
     tables: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
 
 
 def read_record(folder: Path) -> Record | None:
@@ -99,22 +101,36 @@ def is_finished(out: Path, branch_id: str, tables: Mapping[str, str]) -> bool:
 
 def read_finished(out: Path, name: str) -> pa.Table:
     """The score table `<branch_id>/[<embedding>.]<detector>` of a finished branch."""
+    return read_table(table_file(out, name))
+
+
+def table_file(out: Path, name: str) -> Path:
+    """The file of that score table."""
     branch_id, _, table = name.partition("/")
-    return read_table(out / BRANCHES / branch_id / TABLES / f"{table}.parquet")
+    return out / BRANCHES / branch_id / TABLES / f"{table}.parquet"
 
 
-def add_systems(out: Path, branch_id: str, systems: Sequence[str]) -> None:
-    """Note on a finished branch that these systems use it too."""
+def add_systems(out: Path, branch_id: str, systems: Sequence[str], names: Mapping[str, list[str]]) -> None:
+    """Note on a finished branch that these systems use it too, and what they call its tables."""
     folder = out / BRANCHES / branch_id
-    record = read_record(folder)
-    if record is not None and (joined := joined_systems(record, systems)) != record.tags.get("system"):
-        write_record(folder, record.model_copy(update={"tags": {**record.tags, "system": joined}}))
+    if (record := read_record(folder)) is None:
+        return
+    tags = {**record.tags, "system": joined_systems(record, systems)}
+    joined = record.model_copy(update={"tags": tags, "names": joined_names(record, names)})
+    if joined != record:
+        write_record(folder, joined)
 
 
 def joined_systems(record: Record | None, systems: Sequence[str]) -> str:
     """The `system` tag of a branch that the systems in its record use, and `systems` too."""
     recorded = record.tags.get("system", "").split(",") if record else []
     return ",".join(sorted({*recorded, *systems} - {""}))
+
+
+def joined_names(record: Record, names: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The names of a branch's tables, after which come those that its record has."""
+    joined = {table: list(dict.fromkeys([*new, *record.names.get(table, [])])) for table, new in names.items()}
+    return {**record.names, **joined}
 
 
 @contextmanager

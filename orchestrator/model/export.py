@@ -79,7 +79,7 @@ def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_ala
     branches: dict[str, BranchSpec] = {}
     embeddings: dict[str, NDArray[np.float32]] = {}  # of all clips, in the tables' order
     for name, weight in weights.items():
-        branch_id, _, scoring = name.partition("/")
+        branch_id = name.partition("/")[0]
         source = run / BRANCHES / branch_id
         if branch_id not in branches:
             _check_intact(source)
@@ -87,7 +87,7 @@ def _write_package(run: Path, result: Mapping[str, Any], folder: Path, false_ala
         metadata = metadata_of(table)
         about = {
             "branch_id": branch_id,
-            "name": f"{names[name]} {scoring}",
+            "name": names[name],
             "embedding": json.loads(metadata.get("embedding", "null")) or PROJECTION,
             "detector": json.loads(metadata["detector"]),
             "weight": weight,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from orchestrator.fuse.result import read_result
@@ -96,37 +97,46 @@ def shown(path: Path) -> Shown | None:
 
 
 def _branch(folder: Path, record: Record) -> Shown:
-    detectors = list(record.tables)
-    omegas = [f"{record.metrics[f'{d}.omega']:.2f} % with {d}" for d in detectors if f"{d}.omega" in record.metrics]
+    # A record of an older tutti has no names of its tables.
+    names = {table: record.names.get(table, [record.name]) for table in record.tables or record.names}
+    known = [(called, record.metrics.get(f"{table}.omega")) for table, called in names.items()]
+    omegas = [f"{omega:.2f} % ({called[0]})" for called, omega in known if omega is not None]
     text = f"Omega {', '.join(omegas)}" if omegas else "No labels to measure it by"
     if record.status == "FAILED":
         text = f"Failed: {record.tags['failure']} ({REASON} among the artifacts has the whole of it)"
+    configurations = {table: [name.rpartition("/")[0] for name in called] for table, called in names.items()}
     return Shown(
-        record.name,
+        _listed([called[:1] for called in names.values()]) or record.name,
         record.identity,
         text,
         folder,
         [*(file for file in record.files if not file.endswith(_LARGE)), RECORD],
         record.status,
-        {**record.tags, "configuration": record.name.rpartition("/")[0], "detector": ", ".join(detectors)},
+        {**record.tags, "configuration": _listed(configurations.values())},
         {key: value for key, value in record.params.items() if value != "null"},
-        _figures(record.metrics, detectors),
+        _figures(record.metrics, {table: called[0] for table, called in configurations.items()}),
         record.curve,
     )
 
 
-def _figures(metrics: Mapping[str, float], detectors: Sequence[str]) -> dict[str, float]:
-    """`knn.fan.hmean` → `hmean/fan` of the first detector, which gives the branch its Omega; `x/hmean/fan` of another.
+def _listed(names: Iterable[Sequence[str]]) -> str:
+    return ", ".join(dict.fromkeys(chain.from_iterable(names)))
 
-    `seconds` → `cost/seconds`. Names of detectors and machines may have dots. Of a table that is lost nothing is shown.
+
+def _figures(metrics: Mapping[str, float], tables: Mapping[str, str]) -> dict[str, float]:
+    """`knn.fan.hmean` → `hmean/fan` of the first table, which gives the branch its Omega; `a/b/hmean/fan` of another.
+
+    tables: the configuration of each
+
+    `seconds` → `cost/seconds`. Names of tables and machines may have dots. Of a table that is lost nothing is shown.
     """
     figures = {f"cost/{name}": value for name, value in metrics.items() if "." not in name}
     for name, value in metrics.items():
-        if owners := [detector for detector in detectors if name.startswith(f"{detector}.")]:
+        if owners := [table for table in tables if name.startswith(f"{table}.")]:
             owner = max(owners, key=len)
             machine, _, cell = name.removeprefix(f"{owner}.").rpartition(".")
             figure = f"{cell}/{machine}" if machine else cell
-            figures[figure if owner == detectors[0] else f"{owner}/{figure}"] = value
+            figures[figure if owner == next(iter(tables)) else f"{tables[owner]}/{figure}"] = value
     return _accepted(figures)
 
 

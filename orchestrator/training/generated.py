@@ -19,18 +19,27 @@ from orchestrator.plan import Branch, digest, identity
 from orchestrator.training.job import Job, StageReport
 from scoring.locks import locked
 
+GENERATOR = "generator of clips"  # the stage, as a run shows it
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from branches.audio.cache import AudioCache
 
 
+def set_id(spec: BranchSpec, training: str) -> str:
+    """Identifies the set that a branch trains on; empty if it wants none.
+
+    training: fingerprint of the training clips
+    """
+    generator = spec.augmentation.generated
+    return digest([identity(generator), spec.channel, training, TRAINING_VERSION]) if generator is not None else ""
+
+
 def set_folder(spec: BranchSpec, job: Job) -> Path | None:
     """Where the set lies that a branch trains on; None if it wants none."""
-    generator = spec.augmentation.generated
-    if generator is None:
-        return None
-    return job.generated / digest([identity(generator), spec.channel, job.training, TRAINING_VERSION])
+    name = set_id(spec, job.training)
+    return job.generated / name if name else None
 
 
 def set_folders(branches: Sequence[Branch], job: Job) -> list[Path]:
@@ -44,16 +53,21 @@ def nothing_rare(branches: Sequence[Branch], index: pa.Table) -> bool:
     return not all(_anything_rare(generator, index) for generator in generators)
 
 
-def in_order(branches: Sequence[Branch], job: Job) -> list[Branch]:
-    """Branches as they should start: of those that share a set the first at once, the others when it may be there."""
+def makers(branches: Sequence[Branch], job: Job) -> dict[str, Path]:
+    """Of branches that share a set the first, by branch_id, with the set's folder."""
     first: dict[Path, str] = {}
     for branch in branches:
         if (folder := set_folder(branch.spec, job)) is not None:
             first.setdefault(folder, branch.branch_id)
-    makers = set(first.values())
+    return {branch_id: folder for folder, branch_id in first.items()}
+
+
+def in_order(branches: Sequence[Branch], job: Job) -> list[Branch]:
+    """Branches as they should start: of those that share a set the first at once, the others when it may be there."""
+    first = makers(branches, job)
 
     def turn(branch: Branch) -> int:
-        return 0 if branch.branch_id in makers else 1 if set_folder(branch.spec, job) is None else 2
+        return 0 if branch.branch_id in first else 1 if set_folder(branch.spec, job) is None else 2
 
     return sorted(branches, key=turn)
 
@@ -96,7 +110,7 @@ def generated_clips(
                 generator,
                 clips,
                 checkpoint,
-                lambda step, loss: report("generator", step, generator.steps, loss),
+                lambda step, loss: report(GENERATOR, step, generator.steps, loss),
                 job.checkpoint_seconds,
             )
             generate(generator, network, clips, folder)

@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from branches.data.dataset import Dataset
 from cluster.capacity import gpus_of_a_branch, largest_memory, memory_share, require, slots
-from orchestrator.cost import petaflop
+from orchestrator.cost import generator_petaflop, petaflop
 from orchestrator.ledger.folders import add_systems, begin_anew, is_finished, record_failure
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.storage import LAST, Storage
 from orchestrator.plan import Branch, Plan, versions
 from orchestrator.preflight import check_branches, check_lengths, notes_on
-from orchestrator.training.generated import in_order, on_sets, set_folders
+from orchestrator.training.generated import in_order, makers, nothing_rare, on_sets, set_folders
 from orchestrator.training.job import Job, RunOptions, StageReport
 from orchestrator.training.process import KILLED, MEMORY_FULL, MEMORY_REMEDY, packed, trial
 from orchestrator.training.worker import branch_record, train_and_score
@@ -63,7 +63,7 @@ def train_missing(
             storage.pull_branch(branch.branch_id)
             storage.push_branch(branch.branch_id)  # if it is only here
     for branch in plan.branches:
-        add_systems(options.out, branch.branch_id, branch.systems)
+        add_systems(options.out, branch.branch_id, branch.systems, branch.names)
     missing = unfinished(plan.branches, options.out)
     finished = len(plan.branches) - len(missing)
     log.info("%d of %d branch%s finished", finished, len(plan.branches), "es" * (len(plan.branches) != 1))
@@ -167,7 +167,7 @@ def _launch(
     with (
         # Tune's own files are not among the run's: a full disk there must not take Tune along.
         tempfile.TemporaryDirectory(prefix="tutti-tune-", ignore_cleanup_errors=True) as folder,
-        shown(ordered, index.num_rows, asked, before) as watcher,
+        shown(ordered, index.num_rows, asked, before, _generators(ordered, job, index)) as watcher,
         # Standard output belongs to the result; Tune says some things at any verbosity.
         redirect_stdout(io.StringIO()),
     ):
@@ -196,6 +196,17 @@ def _told(error: str) -> str:
     return f"{error}\n{MEMORY_REMEDY}" if MEMORY_FULL in error else error
 
 
+def _generators(branches: Sequence[Branch], job: Job, index: pa.Table) -> dict[str, float]:
+    """PFLOP of the generators that branches train before they train themselves, by branch_id."""
+    by_id = {branch.branch_id: branch for branch in branches}
+    costs = {}
+    for branch_id, folder in makers(branches, job).items():
+        generator = by_id[branch_id].spec.augmentation.generated
+        if generator is not None and not (folder / LAST).exists() and not nothing_rare([by_id[branch_id]], index):
+            costs[branch_id] = generator_petaflop(generator)
+    return costs
+
+
 def _asked(resources: Mapping[str, float], scale: int) -> dict[str, float]:
     """What a branch sets aside: CPUs and GPUs as asked for, and so many times its memory, or its share of a node."""
     others = {name: amount for name, amount in resources.items() if name != "memory"}
@@ -209,8 +220,9 @@ def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mar
     for branch in left:
         reason = failures.get(branch.branch_id, "not finished; its score tables are not in the ledger")
         path = record_failure(out, branch.branch_id, branch_record(branch, mark), reason)
+        names = ", ".join(dict.fromkeys(use.name for use in branch.uses))
         of = f" (system {', '.join(branch.systems)})" if branch.systems else ""
-        line = f"{branch.name}{of}: {reason.strip().splitlines()[-1]} [{path}]"
+        line = f"{names}{of}: {reason.strip().splitlines()[-1]} [{path}]"
         if branch.systems:
             lines.append(line)
         else:  # no reason to keep back what the branches gave

@@ -36,13 +36,18 @@ LINE_SECONDS = 30.0  # between two lines of one branch
 
 @contextmanager
 def shown(
-    branches: Sequence[Branch], clips: int, resources: Mapping[str, float], before: tuple[int, int]
+    branches: Sequence[Branch],
+    clips: int,
+    resources: Mapping[str, float],
+    before: tuple[int, int],
+    generators: Mapping[str, float] | None = None,
 ) -> Iterator[tune.Callback]:
     """A callback for Tune that keeps people informed until the block ends.
 
     clips: of the data set
     resources: of one branch, memory in bytes
     before: branches of the run that were finished before, and all of them
+    generators: PFLOP of those that branches train first, by branch_id
     """
     each = ", ".join(amount(name, value) for name, value in resources.items())
     progress = Progress(
@@ -59,7 +64,7 @@ def shown(
         expand=True,
     )
     live = sys.stderr.isatty()
-    watcher = Watcher(branches, clips, each, before, progress, lines=not live)
+    watcher = Watcher(branches, clips, generators or {}, each, before, progress, lines=not live)
     if not live:
         with watcher.stopping():
             yield watcher
@@ -104,13 +109,16 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
         self,
         branches: Sequence[Branch],
         clips: int,
+        generators: Mapping[str, float],
         each: str,
         before: tuple[int, int],
         progress: Progress,
         lines: bool,
     ) -> None:
         self._names = {branch.branch_id: branch.name for branch in branches}
-        self._costs = {branch.branch_id: max(petaflop(branch.spec, clips), 1e-6) for branch in branches}
+        own = {branch.branch_id: max(petaflop(branch.spec, clips), 1e-6) for branch in branches}
+        self._costs = {branch_id: cost + generators.get(branch_id, 0.0) for branch_id, cost in own.items()}
+        self._own = {branch_id: cost / self._costs[branch_id] for branch_id, cost in own.items()}  # share of that
         self._each, self._progress, self._lines = each, progress, lines
         self._before, self._total = before
         self._all = progress.add_task("", total=sum(self._costs.values()), text="")
@@ -136,13 +144,15 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
         if "step" not in result:
             return
         branch_id, step, steps = trial.config["branch_id"], result["step"], result["steps"]
-        text = f"step {step} of {steps}, loss {result['loss']:.3f}"
-        if result["stage"] != "branch":
-            text = f"{result['stage']}: {text}"
+        text, own = f"step {step} of {steps}, loss {result['loss']:.3f}", self._own[branch_id]
+        if result["stage"] == "branch":
+            self._done[branch_id] = 1 - own + own * step / steps
+            text = "scoring" if step == steps else text
         else:
-            self._done[branch_id] = step / steps
+            self._done[branch_id] = (1 - own) * step / steps
+            text = f"{result['stage']}: {text}"
         task = self._tasks[branch_id]
-        self._progress.update(task, total=steps, completed=step, text="scoring" if step == steps else text)
+        self._progress.update(task, total=steps, completed=step, text=text)
         self._count()
         if time.monotonic() - self._said[branch_id] >= LINE_SECONDS:
             remaining = self._progress.tasks[self._progress.task_ids.index(task)].time_remaining

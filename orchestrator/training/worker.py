@@ -15,7 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from branches.spec import BranchSpec, EmbeddingSpec, FrozenInput
-from orchestrator.ledger.folders import BRANCHES, TABLES, Record, is_intact, joined_systems, read_record, write_record
+from orchestrator.ledger.folders import (
+    BRANCHES,
+    TABLES,
+    Record,
+    is_intact,
+    joined_names,
+    joined_systems,
+    read_record,
+    write_record,
+)
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Scoring, embedding_name, versions
 from orchestrator.training.generated import generated_clips
@@ -95,8 +104,14 @@ def branch_record(branch: Branch, dataset: str) -> Record:
     return Record(
         name=branch.name,
         identity={"role": "branch", "branch_id": branch.branch_id},
-        tags={"config_id": branch.config_id, "system": joined_systems(None, branch.systems), "dataset": dataset},
+        tags={
+            "config_id": branch.config_id,
+            "system": joined_systems(None, branch.systems),
+            "dataset": dataset,
+            "detector": ", ".join(dict.fromkeys(scoring.detector.name for scoring in branch.scorings)),
+        },
         params=flatten(_without_paths(branch.spec.model_dump())),
+        names=branch.names,
     )
 
 
@@ -110,6 +125,7 @@ def _renewed(record: Record | None, branch: Branch, job: Job) -> Record:
         "name": fresh.name,
         "tags": {**fresh.tags, "system": joined_systems(record, branch.systems)},
         "params": fresh.params,
+        "names": joined_names(record, fresh.names),
         "files": {file: sha256 for file, sha256 in record.files.items() if not file.startswith(stale)},
     }
     return record.model_copy(update=update)

@@ -60,13 +60,14 @@ def test_plan_lists_the_branches_and_their_cost_also_without_the_checkpoint(data
     assert branches[0]["systems"] == ["s1", "s2"]
     assert {branch["done"] for branch in branches} == {None}
     assert sum(branch["pflop"] for branch in branches) == 100 * 3.6 * costs[0] > 0
+    assert [table["name"] for table in result["tables"]] == [branch["name"] for branch in branches]
     *rows, last = tutti_here(*plan, "--out", tmp_path).stdout.splitlines()
     gpu, cpu = (duration(3600 * hours) for hours in costs)
-    assert last == f"11 branches, 11 to train: about {gpu} of a GPU at 100 TFLOP/s, or {cpu} of a CPU core"
-    assert ["to train" in row for row in rows] == [False, *[True] * 11]
+    assert last == f"10 trainings, 11 tables, 11 to do: about {gpu} of a GPU at 100 TFLOP/s, or {cpu} of a CPU core"
+    assert ["to do" in row for row in rows] == [False, *[True] * 11]
     assert not list(tmp_path.iterdir())
     without = tutti_here("plan", "s1", "--data", dataset)
-    assert (without.exit_code, "2 branches, 2 to train" in without.stdout) == (0, True)
+    assert (without.exit_code, "1 training, 2 tables, 2 to do" in without.stdout) == (0, True)
     for told in ("BEATs_iter3.pt: no such file", "provisional"):
         assert told in without.stderr
 

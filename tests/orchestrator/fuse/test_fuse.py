@@ -22,7 +22,7 @@ from orchestrator.system import load_system
 from scoring.calibration import calibrate
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
-from scoring.table import is_transductive, read_table, with_scores, write_table
+from scoring.table import is_transductive, metadata_of, read_table, with_scores, write_table
 from tests.commands import tutti_here
 from tests.fusion.pools import make_pool
 from tests.orchestrator.ledgers import EXPERIMENT, Ledger, empty_store, finished_branch
@@ -229,7 +229,10 @@ def test_a_system_takes_its_tables_and_weights_wherever_they_are(pair, tmp_path)
     result["delivered"]["weights"] = {"one": {"a": 1.0}}
     (tmp_path / RESULT).write_text(json.dumps(result))
     assert "its weights are not of this system's configurations" in refused(*request)
-    shutil.copy(other / "0.parquet", other / "again.parquet")
+    shutil.copy(other / "0.parquet", other / "again.parquet")  # which is no other table
+    assert "its weights are not" in refused(*request)
+    again = read_table(other / "0.parquet")
+    write_table(with_scores(again, 2 * again["score"].to_numpy(), None, metadata_of(again)), other / "again.parquet")
     assert "one/a/0 has 2 score tables" in refused(*request)
 
 
@@ -250,16 +253,19 @@ def test_a_stores_tables_become_a_folder_with_an_index(tmp_path, shared):
     add(one, "near/arcface/0")
     add(one, "far/softmax/1")
     one.client.create_run(experiment, tags={"role": "branch", "system": "s1"}, run_name="near/half_sent/0")
-    far, result = {"softmax-knn-k2.5": ["far-softmax-1/tables/knn-k2.5"]}, fuse(*request)
-    assert result["tree"] == {"far": far, "near": {"arcface-knn-k2.5": ["near-arcface-0/tables/knn-k2.5"]}}
+    far, result = {"softmax": ["far/softmax/1"]}, fuse(*request)
+    assert result["tree"] == {"far": far, "near": {"arcface": ["near/arcface/0"]}}
     assert fuse("--tables", out / "store_tables", "--out", out) == fuse(*request) == result
-    add(two, "far/softmax/1")
+    add(two, "far/softmax/1")  # the same branch
     (run,) = two.client.search_runs([experiment], "attributes.run_name = 'two'")
     assert fuse(*request, "--run", run.info.run_id)["tree"] == {"far": far}
     assert "has no finished branch under run none" in refused(*request, "--run", "none")
-    # Two branches of one name are not taken for one.
-    assert "has seed 1 of far/softmax-knn-k2.5 a second time" in refused(*request)
-    assert len([*out.rglob("knn*.parquet")]) == 3
+    for ledger in (one, two):
+        ledger.fused("s1", ["g0", "p0"], branches=[{"branch": "far/mine/7", "table": "far-softmax-1/knn-k2.5"}])
+        assert ledger.outbox.close("FINISHED") == 0
+    for of_run in (fuse(*request, "--run", run.info.run_id), fuse("s1", *request, "--run", run.info.run_id)):
+        assert of_run["tree"] == {"far": {"mine": ["far/mine/7"]}}  # as its result says
+    assert "has two runs of s1; choose one with --run ID" in refused(*request)
 
 
 def test_a_system_is_fused_again_if_anything_has_changed_and_only_then(pair, tmp_path, monkeypatch):

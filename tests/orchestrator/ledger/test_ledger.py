@@ -52,11 +52,12 @@ def test_a_branch_is_finished_until_other_bytes_stand_in_its_record_or_table(tmp
 
 
 def test_a_branch_notes_its_systems_and_when_it_is_tried_again_nothing_half_written_is_left(tmp_path):
-    ledger.add_systems(tmp_path, BRANCH, ["s2"])  # it is not finished
+    ledger.add_systems(tmp_path, BRANCH, ["s2"], {})  # it is not finished
     record, text = finished_branch(tmp_path), "ValueError: " + "odd" * 200
     for systems, noted in ((["s2"], "s2"), (["s1", "s2"], "s1,s2"), ([], "s1,s2")):
-        ledger.add_systems(tmp_path, BRANCH, systems)
+        ledger.add_systems(tmp_path, BRANCH, systems, {"knn": [f"a/{name}/0" for name in systems]})
         assert read_record(tmp_path / FOLDER).tags == {"system": noted}
+    assert read_record(tmp_path / FOLDER).names == {"knn": ["a/s1/0", "a/s2/0"]}
     (tmp_path / FOLDER / "tables" / ".half.tmp").write_bytes(b"half")
     (tmp_path / FOLDER / ".embedding").mkdir()
     (tmp_path / FOLDER / ".embedding" / "embeddings.npy").write_bytes(b"half")
@@ -167,7 +168,7 @@ def test_a_branch_goes_from_node_to_node_and_damage_is_mended(nodes):
     assert (sent(), files(two.out)) == (None, [])
     finished_branch(one.out)
     sent()
-    ledger.add_systems(two.out, BRANCH, ["s5"])
+    ledger.add_systems(two.out, BRANCH, ["s5"], {})
     two.put(TABLE, text="scorEs")
     assert sent().tags == {"system": "s5"}  # what is noted here stays
     assert two.get(TABLE) == "scores"

@@ -21,6 +21,7 @@ def branch(folder, metrics, detectors, **known):
     """What is shown of a branch with these metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     known |= {"metrics": metrics, "tables": dict.fromkeys(detectors, "")}
+    known |= {"names": {detector: [f"a/{detector}/0", f"c/{detector}/0"] for detector in detectors[1:]}}
     write_record(folder, Record(name="a/b/0", identity={"role": "branch"}, **known))
     return shown(folder / RECORD)
 
@@ -39,14 +40,16 @@ def test_machines_of_any_name_have_metrics_of_their_own(tmp_path_factory, machin
         assert branch(folder, {name: value}, ["knn"]).metrics.items() <= made.items()
 
 
-def test_the_first_detector_gives_a_branch_its_omega(tmp_path):
+def test_the_first_table_gives_a_branch_its_omega_and_each_is_called_as_the_systems_call_it(tmp_path):
     metrics = {"seconds": 2.0, "knn.omega": 2.0, "knn-k2.omega": 1.0, "knn-k2.fan.hmean": 1.0, "knn-k2.5.omega": 3.0}
     metrics["lost.fan.hmean"] = 4.0  # of a table that is not there any more
     files = {"tables/knn.parquet": "", "branch.pt": "", "embeddings.npy": ""}
     look = branch(tmp_path, metrics, ["knn-k2", "knn", "knn-k2.5"], files=files)
-    figures = {"omega": 1.0, "hmean/fan": 1.0, "knn/omega": 2.0, "knn-k2.5/omega": 3.0, "cost/seconds": 2.0}
+    figures = {"omega": 1.0, "hmean/fan": 1.0, "a/knn/omega": 2.0, "a/knn-k2.5/omega": 3.0, "cost/seconds": 2.0}
     assert (look.metrics, look.files) == (figures, ["tables/knn.parquet", RECORD])
-    assert look.note == "Omega 1.00 % with knn-k2, 2.00 % with knn, 3.00 % with knn-k2.5"
+    assert look.note == "Omega 1.00 % (a/b/0), 2.00 % (a/knn/0), 3.00 % (a/knn-k2.5/0)"
+    assert look.name == "a/b/0, a/knn/0, a/knn-k2.5/0"  # the first of an older tutti
+    assert look.tags["configuration"] == "a/b, a/knn, c/knn, a/knn-k2.5, c/knn-k2.5"
     assert branch(tmp_path, {}, ["knn"]).note == "No labels to measure it by"
     failed = branch(tmp_path, {}, [], status="FAILED", tags={"failure": "long " * 3000})
     assert 7000 < len(failed.note) < 8000  # where MLflow cuts

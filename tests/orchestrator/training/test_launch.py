@@ -20,10 +20,10 @@ import pytest
 from rich.console import Console
 
 from branches.audio.cache import open_cache
-from branches.spec import BranchSpec
+from branches.spec import PROJECTION, BranchSpec
 from cluster.session import session
 from orchestrator.ledger.folders import BRANCHES, FAILURES, record_failure
-from orchestrator.plan import Branch, Plan
+from orchestrator.plan import Branch, Plan, Scoring, Use
 from orchestrator.training import launch, progress
 from orchestrator.training.generated import generated_clips, in_order, nothing_rare, on_sets, set_folders
 from orchestrator.training.job import RunOptions
@@ -36,7 +36,9 @@ from tests.tables import make_table
 
 def branch(name="", systems=("s",), **settings):
     """One that drives the test's own process."""
-    return Branch(name, str(os.getpid()), f"systems/{name}", systems, BranchSpec(**settings), (MahalanobisSpec(),))
+    scoring = Scoring(PROJECTION, MahalanobisSpec())
+    uses = tuple(Use(system, f"systems/{name}", scoring) for system in systems or [""])
+    return Branch(name, str(os.getpid()), BranchSpec(**settings), uses)
 
 
 @pytest.mark.slow
@@ -48,7 +50,7 @@ def test_what_a_run_finds_and_prepares_before_it_connects(bench, tmp_path):
     assert (given.resources, given.device) == ({"CPU": 1.0, "GPU": 0.5, "memory": float(2 << 30)}, "cuda")
     assert (bench.job().resources, bench.job().device) == ({"CPU": 1.0}, "cpu")
     # What is finished needs no Ray, and learns which systems use it.
-    finished = Plan((replace(wanted, systems=("s", "t")),), {})
+    finished = Plan((replace(wanted, uses=(*wanted.uses, wanted.uses[0]._replace(system="t"))),), {})
     assert launch.train_missing(finished, bench.dataset, options, connect) is None
     assert bench.record.tags["system"] == "s,t"
     assert (storage / BRANCHES / wanted.branch_id / "record.json").exists()

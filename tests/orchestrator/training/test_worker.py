@@ -5,11 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from branches.spec import BranchSpec
+from branches.spec import PROJECTION, BranchSpec
 from orchestrator import plan as planning
 from orchestrator.ledger.folders import RECORD
 from orchestrator.ledger.storage import Storage
 from orchestrator.training import worker
+from scoring.detectors import MahalanobisSpec
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
 from scoring.table import metadata_of
@@ -18,6 +19,7 @@ from tests.tables import make_table
 
 pytestmark = pytest.mark.slow
 KNN = {"detector": "knn"}
+SCORING = planning.Scoring(PROJECTION, MahalanobisSpec())
 BANDS = {"embedding": {"pooling": {"name": "relative_deviation", "gamma": 4}}, "detector": "band_knn"}
 BANDS_FILE = "embeddings.patches-poolingrelative_deviation-pooling_gamma4.0.npy"
 
@@ -166,7 +168,9 @@ def test_a_process_that_ends_anywhere_leaves_no_half_branch(bench, monkeypatch, 
 
 def test_a_record_names_a_file_by_its_digest_and_has_all_figures():
     spec = BranchSpec(backbone={"path": "/here/beats.pt", "sha256": "0" * 64})
-    params = worker.branch_record(planning.Branch("id", "config", "a/b/0", ("s",), spec, ()), "data").params
+    params = worker.branch_record(
+        planning.Branch("id", "config", spec, (planning.Use("s", "a/b/0", SCORING),)), "data"
+    ).params
     assert (params["backbone.sha256"], params.get("backbone.path")) == ("0" * 64, None)
     assert (params["objective.name"], params["seed"], params["masked_prediction"]) == ("arcface", "0", "null")
     figures = worker.flat_metrics(official_metrics(make_table(["fan"], separation=-30.0)), "knn.")
