@@ -34,6 +34,7 @@ from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
 from orchestrator.tracking.tracker import experiment_name
 from orchestrator.training.job import RunOptions
 from orchestrator.training.launch import BranchesFailed, train_missing, unfinished
+from scoring.errors import counted
 from scoring.table import read_table
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         finally:
             waiting = outbox.close(status)
             if waiting:
-                log.warning("%d results have not reached MLflow; run again to send them", waiting)
+                log.warning("not in MLflow yet: %s; run again to send", counted(waiting, "result"))
     return results
 
 

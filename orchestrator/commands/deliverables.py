@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from orchestrator.commands.options import existing_path, ground_truth_option, json_option, path_type
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 
 @click.command()
@@ -98,7 +98,7 @@ def check_submission(package: Path, data: Path | None, as_json: bool) -> None:
     else:
         for line in (f"{name}: {line}" for name, lines in kinds.items() for line in lines):
             click.echo(line)
-    counts = ", ".join(f"{len(lines)} {name}{'s' * (len(lines) != 1)}" for name, lines in kinds.items())
+    counts = ", ".join(counted(len(lines), name) for name, lines in kinds.items())
     if findings.errors:
         raise InputError(f"{package}: {counts}")
     click.echo(f"{package}: {counts}", err=True)

@@ -40,7 +40,8 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
     Raises InputError if there is no result, or one is damaged.
     """
     systems, notes = collect(out)
-    tables = {table["table"]: table for system in systems for table in system.result["branches"]}.values()
+    of_all = [table for system in systems for table in system.result["branches"]]
+    tables = {(table["branch"], table["table"]): table for table in of_all}.values()
     best = max(systems, key=lambda system: system.result["omega"] or 0.0)
     machines = sorted({machine for system in systems for machine in system.machines})
     hidden = sorted({*best.fused["machine"].to_pylist()} - {*machines})

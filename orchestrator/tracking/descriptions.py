@@ -30,7 +30,7 @@ from orchestrator.ledger.folders import (
     Status,
     read_record,
 )
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.table import file_sha256
 
 FORM = 4  # of what is shown; with another number everything is sent anew, once
@@ -173,7 +173,7 @@ def shown_run(out: Path, record: Record, parts: Sequence[Shown]) -> Shown:
     return Shown(
         record.name,
         record.identity,
-        f"{ended['FINISHED']} branches finished, {ended['FAILED']} failed"
+        f"{counted(ended['FINISHED'], 'branch')} finished, {ended['FAILED']} failed"
         + (f"; {REPORT} among the artifacts has figures and intervals" if report else ""),
         out,
         [*report, *checks],

@@ -25,6 +25,7 @@ from orchestrator.training.generated import in_order, makers, nothing_rare, on_s
 from orchestrator.training.job import Job, RunOptions, StageReport
 from orchestrator.training.process import KILLED, MEMORY_FULL, MEMORY_REMEDY, packed, trial
 from orchestrator.training.worker import branch_record, train_and_score
+from scoring.errors import counted
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def train_missing(
         add_systems(options.out, branch.branch_id, branch.systems, branch.names)
     missing = unfinished(plan.branches, options.out)
     finished = len(plan.branches) - len(missing)
-    log.info("%d of %d branch%s finished", finished, len(plan.branches), "es" * (len(plan.branches) != 1))
+    log.info("%d of %s finished", finished, counted(len(plan.branches), "branch"))
     if not missing:
         return None
     job = Job(
@@ -136,7 +137,8 @@ def launch(
     failures: dict[str, str] = {}
     for scale in SCALES:
         if failures:
-            log.info("%d branches were killed, most likely for lack of memory; retrying with more", len(ordered))
+            killed = counted(len(ordered), "killed branch")
+            log.info("retrying %s with more memory, which is most likely what was lacking", killed)
         before = (finished + sum(not reason for reason in failures.values()), finished + len(branches))
         failures |= dict.fromkeys((branch.branch_id for branch in ordered), "") | _launch(
             ordered, job, index, work, scale, before
@@ -230,6 +232,6 @@ def _failure(left: Sequence[Branch], failures: Mapping[str, str], out: Path, mar
     if not lines:
         return None
     return BranchesFailed(
-        f"{len(lines)} {'branch' if len(lines) == 1 else 'branches'} failed, the others are kept; run again to retry, "
+        f"{counted(len(lines), 'branch')} failed, the others are kept; run again to retry, "
         "or add --fuse-incomplete to fuse the others\n" + "\n".join(lines)
     )

@@ -51,7 +51,7 @@ def figures(run: FinishedRun, folder: Path) -> dict[str, Any]:
     for branch in run.result["branches"]:
         branch_id, _, detector = branch["table"].partition("/")
         table = read_table(run.out / "branches" / branch_id / "tables" / f"{detector}.parquet")
-        tables[f"{branch['branch']} {detector}"] = {"omega": branch["omega"], **scores(table)}
+        tables[branch["branch"]] = {"omega": branch["omega"], **scores(table)}
     write_pool(folder / "pool")
     made = outputs(run, folder)
     return {

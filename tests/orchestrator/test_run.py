@@ -23,17 +23,20 @@ def path_of(run, table):
 
 
 def tables_of(run, branch):
-    """Paths of the score tables of a branch such as `trained/lora/0`."""
-    return [path_of(run, b["table"]) for b in run.result["branches"] if b["branch"] == branch]
+    """Paths of the score tables of a branch whose first one is called `trained/lora/0`."""
+    (first,) = [path_of(run, b["table"]) for b in run.result["branches"] if b["branch"] == branch]
+    return [first, *sorted({*first.parent.iterdir()} - {first})]
 
 
 def test_every_branch_is_in_mlflow_with_its_tables(run):
     store = Store(run.out)
     (parent,), (system,) = store.runs("run"), store.runs("fusion")
     assert (system.info.status, system.data.tags["mlflow.parentRunId"]) == ("FINISHED", parent.info.run_id)
-    assert {tracked.info.run_name for tracked in store.branches()} == {b["branch"] for b in run.result["branches"]}
+    names = [tracked.info.run_name for tracked in store.branches()]
+    assert sorted(", ".join(names).split(", ")) == sorted(b["branch"] for b in run.result["branches"])
+    assert "trained/full/0, neighbours/full/0, patches/full/0" in names
     for tracked in store.branches():
-        name = tracked.info.run_name
+        name = tracked.info.run_name.split(", ")[0]
         assert tracked.info.status == "FINISHED"
         assert tracked.data.tags.items() >= {"mlflow.parentRunId": system.info.run_id, "system": NAME}.items()
         tables = store.client.list_artifacts(tracked.info.run_id, "tables")
@@ -56,8 +59,15 @@ def test_the_result_is_what_the_tables_say_and_the_baseline_is_a_branch_of_no_sy
         assert metadata_of(table)["branch_id"] == branch["table"].partition("/")[0]
         assert branch["omega"] == pytest.approx(official_metrics(table).omega)
     omegas = [baseline["omega"], delivered["in_sample"]]
+    of_all = {b["branch"]: b["omega"] for b in result["branches"]}
+    of_all |= {baseline["name"]: omegas[0], f"system {NAME}": omegas[1]}
     tables = json.loads(tutti_here("metrics", run.out, "--json").stdout)["tables"]
-    assert [m["omega"] for m in tables.values()] == pytest.approx(omegas)
+    ranked = {m["name"]: m["omega"] for m in tables.values()}
+    assert ranked == pytest.approx(of_all)
+    assert [*ranked.values()] == sorted(ranked.values(), reverse=True)
+    printed = tutti_here("metrics", run.out).stdout
+    assert printed.index("system golden") < printed.index(min(of_all, key=of_all.get))
+    assert "in-sample," not in printed  # no label has chosen a weight
     store = Store(run.out)
     (alone,) = [branch for branch in store.runs("branch") if branch.info.run_name == "baseline/log_mel/0"]
     (parent,), (system,) = store.runs("run"), store.runs("fusion")
@@ -133,11 +143,31 @@ def test_what_is_lost_is_made_again_and_another_detector_costs_no_training(run, 
     assert "6 of 8 branches finished" in finished.stderr
     systems = json.loads(finished.stdout)["systems"]
     assert systems[NAME] == run.result
-    assert "knn-k3" in {b["detector"] for b in systems["other"]["branches"]}
+    assert {b["table"].partition("/")[2] for b in systems["other"]["branches"]} > {"knn-k3"}
     assert before.items() <= tables_and_weights().items()
     assert {tracked.info.run_id: store.losses(tracked) for tracked in store.branches()} == losses
     assert {tracked.data.tags["system"] for tracked in store.branches()} == {f"{NAME},other"}
     assert f'<th colspan="2">{NAME}</th><th colspan="2">other</th>' in (copy.out / "report.html").read_text()
+
+
+def test_a_run_is_fused_again_by_its_own_records_and_so_are_copies_of_its_tables(run, tmp_path):
+    copied = tutti_here("tables", run.out, tmp_path / "scores")
+    assert copied.stdout == f"10 score tables in {tmp_path / 'scores'}\n"
+    assert "exists already" in tutti_here("tables", run.out, tmp_path / "scores").stderr
+    names = [branch["branch"] for branch in run.result["branches"]]
+    assert [line.split(",")[0] for line in (tmp_path / "scores" / "index.csv").read_text().split()[1:]] == names
+    # No built-in system has that name; the file would need the checkpoint.
+    for i, request in enumerate(
+        [["--tables", run.out], [NAME, "--tables", run.out], ["--tables", tmp_path / "scores"]]
+    ):
+        fused = json.loads(tutti_here("fuse", *request, "--out", tmp_path / str(i), "--json").stdout)
+        assert [branch["branch"] for branch in fused["branches"]] == names
+        assert fused["delivered"]["weights"] == run.result["delivered"]["weights"]
+        assert read_table(tmp_path / str(i) / "fused.parquet").equals(run.fused())
+    weights = ["--weights", run.out / "systems" / NAME, "--out", tmp_path / "applied"]
+    for folder in (run.out, tmp_path / "scores"):
+        assert tutti_here("fuse", *weights, "--tables", folder).exit_code == 0
+        assert read_table(tmp_path / "applied" / "fused.parquet").equals(run.fused())
 
 
 def test_a_killed_driver_is_taken_up_where_it_stopped(dataset, tmp_path):
