@@ -19,7 +19,7 @@ from orchestrator.commands.options import (
     print_result,
     print_table,
 )
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from scoring.calibration import recalibrate, transductive_normalisation
 from scoring.elsewhere import read_scores
 from scoring.errors import InputError
-from scoring.spreadsheets import read_rows
 from scoring.table import is_transductive, metadata_of, with_scores
 
 log = logging.getLogger(__name__)
