@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.training.process import check_installation
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 # Embeddings, tables and the weights of some ten fully fine-tuned branches of 90 M parameters.
 ROOM_FOR_RESULTS = 5 * 2**30
@@ -121,7 +121,7 @@ def _data(data: Path) -> Iterator[Check]:
     from branches.data.dataset import read_index
 
     machines = read_index(data)["machine"]
-    text = f"{data}: {len(machines)} clips of {len(machines.unique())} machines"
+    text = f"{data}: {counted(len(machines), 'clip')} of {counted(len(machines.unique()), 'machine')}"
     yield Check("data", "ok", f"{text}; `tutti data check` reads every clip")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.table import TRANSDUCTIVE, groups, metadata_of, with_scores
 
 Array = NDArray[np.float64]
@@ -42,7 +42,8 @@ def recalibrate(table: pa.Table) -> tuple[Array, list[str]]:
 def check_varied(train: Array, name: str, split: str = "training") -> None:
     """Raise `InputError` if scores (n,) tell no scale: fewer than two, or all equal."""
     if len(train) < 2:
-        raise InputError(f"{name} has {len(train)} {split} clips; at least 2 are needed for a scale of its scores")
+        clips = counted(len(train), f"{split} clip")
+        raise InputError(f"{name} has {clips}; at least 2 are needed for a scale of its scores")
     if not train.std() > 1e-12 * max(1.0, float(np.abs(train).max())):
         if np.ptp(train) > 1e-15 * np.abs(train).max():
             problem = f"the {split} scores, about {train.mean():.3g}, vary by only {np.ptp(train):.1g}"

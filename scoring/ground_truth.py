@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from scoring.clip_names import nfc, parse_clip_name
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.table import KEY, REPORT_ONLY, SCHEMA, metadata_of, rows_of
 
 log = logging.getLogger(__name__)
@@ -69,12 +69,13 @@ class GroundTruth:
         for (machine, section), clips in seen.items():
             if lost := {label.clip for label in self.labels[machine, section].values()} - clips:
                 raise InputError(
-                    f"{machine} section {section}: {len(lost)} clips of the ground truth have no score, "
+                    f"{machine} section {section}: no score for {counted(len(lost), 'clip')} of the ground truth, "
                     f"{min(lost)} among them"
                 )
         pairs = zip(labels, table["condition"].to_pylist(), strict=True)
         if changed := sum(label is not None and old not in (None, label.condition) for label, old in pairs):
-            log.warning("%s: labels of %d clips differ from the table's; the ground truth counts", self.source, changed)
+            told = counted(changed, "label")
+            log.warning("%s: %s unlike the table's; the ground truth counts", self.source, told)
         for column in ("condition", "domain"):
             pairs = zip(labels, table[column].to_pylist(), strict=True)
             values = [(label and getattr(label, column)) or old for label, old in pairs]
@@ -135,7 +136,7 @@ def _flags(path: Path | None, values: tuple[str, str]) -> dict[str, str]:
 def _pairs(path: Path | None) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(_rows(path) if path else [], 1):
         if len(row) < 2:
-            raise InputError(f"{path}: line {number} has {len(row)} columns; it must be `clip,value`")
+            raise InputError(f"{path}: line {number} has {counted(len(row), 'column')}; it must be `clip,value`")
         yield row[0].strip(), row[1].strip()
 
 

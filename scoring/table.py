@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from scoring.atomic import atomic
 from scoring.clip_names import parse_clip_name
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 SCHEMA = pa.schema(
     [
@@ -207,7 +207,7 @@ def join(
         _check_same_rows(names[0], first, name, table)
         if table[column].null_count:
             raise InputError(
-                f"{name}: {table[column].null_count} rows have no {column} score; "
+                f"{name}: no {column} score in {counted(table[column].null_count, 'row')}; "
                 "it is made from training rows, and this table has none for them"
             )
         for other in agreeing:
@@ -225,7 +225,8 @@ def _check_same_rows(first_name: str, first: pa.Table, name: str, table: pa.Tabl
             raise InputError(f"{there} has no machine {min(lost)}, which {here} has; score it or leave it out of both")
         absent = of_here.select(KEY).join(of_there.select(KEY), list(KEY), join_type="left anti")
         if absent.num_rows:
-            raise InputError(f"{there} lacks {_describe(absent, 0)} and {absent.num_rows - 1} more that {here} has")
+            clips = counted(absent.num_rows, "clip")
+            raise InputError(f"{there} lacks {clips} that {here} has, {_describe(absent, 0)} among them")
 
 
 def _check_same_values(column: str, first_name: str, first: pa.Table, name: str, table: pa.Table) -> None:

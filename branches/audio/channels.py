@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from branches.audio.cache import AudioCache, cached, in_memory
 from branches.prefetch import prefetched
+from scoring.errors import counted
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _cancelled(audio: AudioCache) -> Iterator[NDArray[np.float32]]:
         identical += nothing_left
         yield cancelled
     if identical:
-        log.warning("%d clips have the same sound on both channels: nothing is cancelled there", identical)
+        log.warning("the same sound on both channels: %s, where nothing is cancelled", counted(identical, "clip"))
 
 
 def _cancelled_clip(audio: AudioCache, clip: int) -> tuple[NDArray[np.float32], bool]:

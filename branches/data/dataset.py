@@ -23,7 +23,7 @@ from branches.audio.containers import opened
 from branches.data.layout import FOLDERS, clip_paths, noise_paths
 from branches.spec import BranchSpec
 from scoring.clip_names import nfc, parse_clip_name
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.table import KEY, SCHEMA, groups
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _check_training(index: pa.Table) -> None:
         # Of two clips each is as far from the other: no scale to calibrate on.
         if (n := int((rows & train).sum())) < 3:
             raise InputError(
-                f"machine {machine} section {section} has {n} training clips; scoring needs at least 3: "
+                f"machine {machine} section {section} has {counted(n, 'training clip')}; scoring needs at least 3: "
                 "add some, or take the machine out"
             )
 

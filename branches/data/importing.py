@@ -24,7 +24,7 @@ from branches.data.layout import CONVERT, READABLE, RECORDINGS, files, find, kin
 from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic_folder
 from scoring.clip_names import ClipName, attribute_pairs, nfc
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.spreadsheets import read_rows
 
 log = logging.getLogger(__name__)
@@ -158,8 +158,8 @@ def _manifest(source: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield where, {**row, "path": str(found or source.parent / path), "folder": os.path.dirname(path) or "."}
     if called:
         log.warning(
-            "%d recordings are called anomalies, and taken as normal: %s, …; the column condition may say otherwise",
-            len(called), called[0],
+            "taken as normal though called an anomaly: %s, %s; the column condition may say otherwise",
+            counted(len(called), "recording"), called[0],
         )  # fmt: skip
 
 

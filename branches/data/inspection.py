@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from branches.audio import Header, read_clip, read_header
 from branches.data.layout import noise_paths
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 TOO_LOUD = 2.0  # times full scale, which floats may exceed by a little
 # What recordings of one machine should have in common: its value by the header, and the unit.
@@ -90,7 +90,7 @@ def _described(kinds: Mapping[float, Counter[str]], unit: str, most: int = 4) ->
     for value in common[:most]:
         whose = kinds[value]
         all_of_one = f" (all of them {next(iter(whose))})" if len(whose) == 1 else ""
-        parts.append(f"{value}{unit} in {whose.total()} clips{all_of_one}")
+        parts.append(f"{value}{unit} in {counted(whose.total(), 'clip')}{all_of_one}")
     if len(common) > most:
         parts.append(f"and {len(common) - most} others")
     return ", ".join(parts)

@@ -22,7 +22,7 @@ from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from branches.audio import write_wav
 from branches.data.synthetic_machines import MACHINES, RATE, Machine, OperatingState, Operation, Signal, slow
 from scoring.clip_names import ClipName
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _write_machine(root: Path, name: str, size: SyntheticSize, seed: int) -> int
     for clip in clips:
         path = root / name / clip.split / clip.file_name()
         write_wav(path, render(clip, size.seconds, seed, size.faintest), "PCM_16")
-    log.info("%s: %d clips of %g s", name, len(clips), size.seconds)
+    log.info("%s: %s of %g s", name, counted(len(clips), "clip"), size.seconds)
     return len(clips)
 
 

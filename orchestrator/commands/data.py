@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from orchestrator.commands.options import json_option, path_type, print_table
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 
 @click.group()
@@ -32,7 +32,7 @@ def synth(folder: Path, size: str, seed: int) -> None:
     from branches.data.synthetic import DEFAULT, DEMO, write_dataset
 
     clips = write_dataset(folder, DEMO if size == "demo" else DEFAULT, seed)
-    click.echo(f"{clips} clips in {folder}")
+    click.echo(f"{counted(clips, 'clip')} in {folder}")
 
 
 @data.command("import")
@@ -55,7 +55,8 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
     from branches.data.importing import import_recordings, originals
 
     sources = originals(source, machine)
-    with click.progressbar(sources, label=f"reading {len(sources)} recordings", file=sys.stderr) as recordings:
+    label = f"reading {counted(len(sources), 'recording')}"
+    with click.progressbar(sources, label=label, file=sys.stderr) as recordings:
         clips, dropped = import_recordings(recordings, folder, clip_seconds)
     kinds: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for (*kind, origin), count in clips.items():
@@ -65,7 +66,7 @@ def import_(source: Path, folder: Path, machine: str | None, clip_seconds: float
         [(_some(sorted(origins)), *kind, origins.total()) for kind, origins in sorted(kinds.items())],
     )
     rest = f"; {dropped:.0f} s at the ends of recordings are left out" if dropped >= 0.5 else ""
-    click.echo(f"{clips.total()} clips of {len(sources)} recordings in {folder}{rest}")
+    click.echo(f"{counted(clips.total(), 'clip')} of {counted(len(sources), 'recording')} in {folder}{rest}")
 
 
 def _some(folders: list[str]) -> str:
@@ -105,6 +106,6 @@ def check(folder: Path, as_json: bool) -> None:
         click.echo(line, err=True)
     if inspection.problems:
         raise InputError(f"{folder}: {len(inspection.problems)} of {index.num_rows} clips cannot be used")
-    notes = f"{len(inspection.notes)} note{'s' * (len(inspection.notes) != 1)}"
+    notes = counted(len(inspection.notes), "note")
     noted = f"nothing that stops a run; {notes}" if inspection.notes else "no clip looks wrong"
     click.echo(f"{folder}: {noted}", err=True)

@@ -8,6 +8,7 @@ import click
 import yaml
 
 from orchestrator.commands.options import backbone_option, complete_systems, json_option, set_option
+from scoring.errors import counted
 
 
 @click.command()
@@ -26,7 +27,7 @@ def systems(as_json: bool) -> None:
         return
     for system in built_in:
         tables = sum(len(c.seeds) for configurations in system.subsystems.values() for c in configurations.values())
-        click.echo(f"{system.name} ({tables} score tables): {system.description}")
+        click.echo(f"{system.name} ({counted(tables, 'score table')}): {system.description}")
 
 
 def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:

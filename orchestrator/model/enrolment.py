@@ -19,7 +19,7 @@ from orchestrator.model.manifest import MANIFEST, Normals, package_of
 from orchestrator.model.reference import Reference
 from scoring.atomic import atomic_folder
 from scoring.clip_names import nfc
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def enrol(
     if len(set(names)) < len(names):
         raise InputError("two recordings have the same file name; rename one")
     if called := [path for path in recordings if is_called_anomaly(path)]:
-        log.warning("%d recordings are called anomalies, and taken as normal: %s, …", len(called), called[0])
+        log.warning("taken as normal though called an anomaly: %s, %s", counted(len(called), "recording"), called[0])
     samples = [read_clip(path) for path in recordings]
     clips = pa.table({"machine": [machine] * len(names), "split": ["train"] * len(names), "clip": names})
     try:
@@ -74,5 +74,5 @@ def enrol(
         manifest = ensemble.manifest.model_copy(update={"normals": tuple(normals.values())})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     if len(names) < FEW:
-        log.warning("%d recordings tell little of how scores vary; the threshold is rough below %d", len(names), FEW)
+        log.warning("the threshold is rough below %d recordings; there are %d", FEW, len(names))
     return reference.threshold

@@ -22,7 +22,7 @@ from branches.data.layout import CONVERT, READABLE, RECORDINGS, files
 from branches.frames import MIN_SAMPLES, SAMPLE_RATE
 from orchestrator.model.ensemble import BATCH, Ensemble
 from scoring.clip_names import nfc, parse_clip_name
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,9 @@ def score_clips(
         normals = {*ensemble.reference(*group).clips}  # an unknown machine is told before minutes of work
         if banked := [path for path in paths_of if path.name in normals]:
             log.warning(
-                "%s and in all %d recordings of %s are called like normal clips of the model; if they are, their "
-                "scores are too low, since they are in their own reference: fused.parquet has cross-fitted ones",
-                banked[0], len(banked), group[0],
+                "%s, in all %s of %s, has the name of a normal clip of the model; if it is that, its "
+                "score is too low, since it is in its own reference: fused.parquet has cross-fitted ones",
+                banked[0], counted(len(banked), "recording"), group[0],
             )  # fmt: skip
     tables = []
     for group, paths_of in by_group.items():

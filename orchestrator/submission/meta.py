@@ -14,7 +14,7 @@ from branches.spec import BUILT_IN, LOG_MEL, BranchSpec, FileSpec
 from orchestrator.cost import CLIP_SECONDS, PATCHES_PER_SECOND
 from orchestrator.submission.schema import AuthorsFile
 from orchestrator.system import ConfigurationSpec, SystemSpec, stored
-from scoring.errors import InputError
+from scoring.errors import InputError, counted
 from scoring.metrics import CELLS
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> 
         },
         "system": {
             "description": {
-                "summary": f"{result['delivers']}, {len(tables)} score tables: {', '.join(used)}",
+                "summary": f"{result['delivers']}, {counted(len(tables), 'score table')}: {', '.join(used)}",
                 **_description(used.values(), branches),
                 "ensemble_method": f"calibrated scores of all seeds: {result['delivers']}" if len(tables) > 1 else None,
                 "ensemble_method_subsystem_count": len(tables),

@@ -30,6 +30,7 @@ from cluster.capacity import amount
 from orchestrator.cost import duration, petaflop
 from orchestrator.plan import Branch
 from orchestrator.training.process import MEMORY_FULL, MEMORY_REMEDY
+from scoring.errors import counted
 
 LINE_SECONDS = 30.0  # between two lines of one branch
 
@@ -194,7 +195,7 @@ class Watcher(tune.Callback):  # type: ignore[misc]  # Ray publishes no types
         running = f"{len(self._tasks) - failed} running"
         text = f"{running}, {failed} failed, {self._each} each" if failed else f"{running}, {self._each} each"
         done = sum(cost * self._done.get(branch_id, 0.0) for branch_id, cost in self._costs.items())
-        description = f"{well} of {self._total} branches finished"
+        description = f"{well} of {counted(self._total, 'branch')} finished"
         self._progress.update(self._all, description=description, completed=done, text=text)
 
     @contextmanager

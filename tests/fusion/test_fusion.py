@@ -309,7 +309,7 @@ def test_labels_and_tables_that_differ_or_labels_that_came_later_reach_no_search
     assert apply_weights(other, equal).equals(apply_weights(tables, equal))
     with pytest.raises(InputError, match=r"the condition of .* is anomaly in g0 and normal in g1"):
         fuse(other, TREE)
-    with pytest.raises(InputError, match=r"o0 lacks fan/test/source_anomaly_0000.wav .* and 0 more that g0 has"):
+    with pytest.raises(InputError, match=r"o0 lacks 1 clip that g0 has, fan/test/source_anomaly_0000.wav"):
         fuse({**tables, "o0": tables["o0"].slice(1)}, TREE)
     with pytest.raises(ValueError, match="labels for reports only have reached a search"):
         fuse({name: table.replace_schema_metadata({REPORT_ONLY: "true"}) for name, table in tables.items()}, TREE)

@@ -155,7 +155,7 @@ def test_the_doctor_names_places_that_cannot_be_used_or_have_no_room_for_the_cli
     os.truncate(clip, 2 * shutil.disk_usage(tmp_path).free)  # takes no room itself
     found = checks(tutti_here("doctor", *NOWHERE, "--data", tmp_path, "--out", tmp_path / "out", "--json"))
     assert (found["disk"]["state"], "decoded clips take about" in found["disk"]["text"]) == ("warning", True)
-    assert "fan section 0 has 1 training clips" in found["data"]["text"]
+    assert "fan section 0 has 1 training clip" in found["data"]["text"]
     assert found["mlflow"]["text"].endswith("out/mlflow.db will be made by the first run")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scoring.elsewhere import read_scores, table_path, table_sha256, tables_in
+from scoring.elsewhere import is_table, read_scores, table_name, table_path, table_sha256, tables_in
 from scoring.errors import InputError
 from scoring.ground_truth import read_ground_truth
 from scoring.table import SCHEMA, conform, is_report_only, metadata_of, write_table
@@ -49,7 +49,7 @@ def test_tables_are_found_by_name_and_a_folder_of_many_files_is_one_with_one_che
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list(tables_in(tmp_path)) == ["mine", "ours", "team"]
-    assert tables_in(team) == {"team": team}
+    assert (is_table(team), is_table(tmp_path), table_name(team)) == (True, False, "team")
     paths = [table_path(tmp_path, name) for name in ("ours", "team", "lost")]
     assert paths == [tmp_path / file for file in ("ours.parquet", "team", "lost.parquet")]
     checksums = [table_sha256(team)]
@@ -126,12 +126,12 @@ def test_no_file_takes_these_labels_and_what_changed_what_is_missing_and_a_secon
     write(folder, "ground_truth_data", [0, 0, 0, 0])
     revealed = read_ground_truth(folder).revealed(scored(FULL).replace_schema_metadata({"branch_id": "abc"}))
     assert set(revealed["condition"].to_pylist()) == {"normal"}
-    assert "labels of 2 clips differ from the table's" in caplog.text
+    assert "2 labels unlike the table's" in caplog.text
     assert (is_report_only(revealed), metadata_of(revealed)["branch_id"]) == (True, "abc")
     with pytest.raises(ValueError, match="not written"):
         write_table(revealed, folder / "x.parquet")
     for table, message in (
-        (scored(HIDDEN[:-1]), "section 0: 1 clips of the ground truth have no score, section_00_0003.wav"),
+        (scored(HIDDEN[:-1]), "section 0: no score for 1 clip of the ground truth, section_00_0003.wav"),
         (scored([*HIDDEN, "section_00_9999.wav"]), "no ground truth for fan/section_00_9999.wav"),
         (scored(HIDDEN, "pump"), "ground truth of fan section 00; the table has none"),
     ):
@@ -161,7 +161,7 @@ def read(path):
         ("none.parquet", None, "no such score table"),
         (".", None, "no anomaly_score_"),
         (TRUTH, b"a.wav,yes", "a.wav is 'yes'; 0 means normal, 1 means anomaly"),
-        (TRUTH, b"a.wav,1\nb.wav", "line 2 has 1 columns; it must be `clip,value`"),
+        (TRUTH, b"a.wav,1\nb.wav", "line 2 has 1 column; it must be `clip,value`"),
         (TRUTH, b"\xff", "cannot be read as CSV"),
         (LIST, b"id_01_00000000.wav,normal_id_01_00000000.wav,0", "line 1 is neither a machine nor"),
     ],

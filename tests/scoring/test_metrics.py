@@ -149,7 +149,7 @@ def test_thresholds_come_from_training_rows_alone_be_they_few():
     table = make_table()
     high = table["score"].to_numpy() + 100.0 * (table["split"].to_numpy() == "test")
     assert thresholds(table.set_column(6, "score", [high])) == thresholds(table)
-    with pytest.raises(InputError, match="fan section 0 has 1 training clips"):
+    with pytest.raises(InputError, match="fan section 0 has 1 training clip"):
         thresholds(make_table(["fan"], train=1))
     with pytest.raises(InputError, match=r"8 training scores cannot keep false alarms below 0.1; 9 can"):
         RULES["false_alarm"](np.arange(8.0))

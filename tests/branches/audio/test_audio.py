@@ -261,4 +261,4 @@ def test_the_cancelled_channel_is_kept_and_mono_clips_and_copies_stay_as_they_ar
             near, far = (plain.waveform(clip, channel) for channel in ("near", "far"))
             expected = cancel(near, far) if cancels else near
             np.testing.assert_array_equal(made.waveform(clip, "cancel", 100, 3000), expected[100:3100])
-    assert caplog.messages == ["1 clips have the same sound on both channels: nothing is cancelled there"]  # told once
+    assert caplog.messages == ["the same sound on both channels: 1 clip, where nothing is cancelled"]  # told once

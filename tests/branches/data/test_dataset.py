@@ -197,7 +197,7 @@ def test_an_inspection_tells_what_cannot_be_used_and_what_looks_wrong(tmp_path):
     ]
     assert inspected({i: np.stack([noise[i], noise[0]], 1)[: 8_000 * (i + 1)] for i in range(4)}).notes == [
         "fan: channels differ: 1 in 6 clips, 2 in 4 clips (all of them train)",
-        "fan: lengths differ: 1.0 s in 9 clips, 0.5 s in 1 clips (all of them train)",
+        "fan: lengths differ: 1.0 s in 9 clips, 0.5 s in 1 clip (all of them train)",
     ]
     wrong = inspected({0: noise[0, :1_000], 1: noise[1] * 5, 2: noise[3], 4: np.full(16_000, 0.3)})
     assert wrong.problems == [f"{tmp_path / paths[0]}: 0.062 s is shorter than one patch (0.175 s); remove it"]

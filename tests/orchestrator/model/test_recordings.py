@@ -63,7 +63,7 @@ def test_one_clip_is_shown_with_what_each_branch_says_and_told_if_it_is_one_of_t
     shown = tutti_here("score", model, run.clips("rotor", "train")[0])
     assert shown.exit_code == 0, shown.output
     assert all(member["name"] in shown.output for member in manifest_of(model)["members"])
-    assert "called like normal clips of the model" in caplog.text
+    assert "has the name of a normal clip of the model" in caplog.text
 
 
 def test_sections_are_taken_from_names_and_an_only_machine_needs_none(run, model, ensemble, monkeypatch, tmp_path):
@@ -153,7 +153,7 @@ def test_a_few_clips_of_a_machine_or_section_are_enough_and_others_score_as_befo
     assert (other["anomaly"], other["score"] > valves[3]) == (True, True)
     enrol(tmp_path / "more", "rotor", normals[3:], tmp_path / "third", section=3)
     assert list(Ensemble(tmp_path / "third").known) == [("pump", 0), ("rotor", 0), ("valve", 0), ("rotor", 3)]
-    assert "6 recordings tell little of how scores vary" in caplog.text
+    assert "rough below 20 recordings; there are 6" in caplog.text
 
 
 def test_the_clips_of_a_machine_under_another_name_give_its_scores(run, model, ensemble, tmp_path):

@@ -80,7 +80,7 @@ def test_the_meta_file_says_what_the_run_says(case):
     one, two = map(yaml.safe_load, texts)
     assert one["submission"].items() >= {"label": ONE, "authors": AUTHORS["authors"]}.items()
     assert one["system"]["complexity"] == {"total_parameters": None, "MACS": None}  # the checkpoint is not here
-    told = {"summary": "uniform weights, 1 score tables: mahalanobis/arcface_full", "ensemble_method": None}
+    told = {"summary": "uniform weights, 1 score table: mahalanobis/arcface_full", "ensemble_method": None}
     told |= {"data_augmentation": "time mask; frequency mask; noise", "attribute_usage": "classes of the training"}
     assert one["system"]["description"].items() >= told.items()
     ensemble = {"ensemble_method": "calibrated scores of all seeds: uniform weights"}
