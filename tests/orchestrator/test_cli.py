@@ -24,7 +24,7 @@ def test_help_has_an_example_for_every_command_and_a_text_for_every_option():
     for name, command in main.commands.items():
         below = command.commands if isinstance(command, click.Group) else {"": command}
         found.update({f"{name} {word}".strip(): inner for word, inner in below.items()})
-    assert len(found) == 19
+    assert len(found) == 20
     for words, command in found.items():
         page = tutti_here(*words.split(), "--help")
         assert (page.exit_code, f"Example: tutti {words}" in page.stdout) == (0, True)

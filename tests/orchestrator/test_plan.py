@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import soundfile
 
 from branches.audio.cache import AudioCache
 from branches.beats import load_beats, save_beats
@@ -16,6 +17,7 @@ from branches.data.dataset import Dataset, noise_index, read_index
 from branches.spec import BackboneSpec, BranchSpec
 from orchestrator import plan as planning
 from orchestrator.cost import core_gflops, duration, petaflop
+from orchestrator.overview import overview
 from orchestrator.plan import identity, make_plan, table_names, versions, without
 from orchestrator.preflight import check_branches, check_lengths, notes_on, resolve_file, with_resolved_files
 from orchestrator.system import SystemSpec, load_system
@@ -184,6 +186,29 @@ def test_what_the_data_cannot_give_is_noted(dataset):
     assert [notes(generated, clips) for clips in (index, source)] == [[], ["no operating state is rare"]]
     for settings in ({"channel": "cancel"}, {"augmentation": {"noise": {}}}):
         assert notes(settings, index, channels=1) == [f"{len(index)} of {len(index)} clips have one channel"]
+
+
+def test_a_plan_counts_a_generator_once_and_tells_which_configurations_hear_the_same_on_one_channel(dataset, tmp_path):
+    generated = {"augmentation": {"generated": {}}}
+    wanted = system(x={"branch": generated}, y={"branch": {**generated, "objective": "softmax"}, "seeds": [1, 2]})
+    found, without = (overview([s], dataset, None) for s in (wanted, system(x={}, y={"seeds": [1, 2]})))
+    assert [row["steps"] for row in found["generated"]] == [20_000]
+    assert found["cpu_hours"] - without["cpu_hours"] > 100  # what is for a GPU
+    assert ["settings are for a GPU" in note for note in found["notes"]] == [True]
+    heard = system(
+        a={},
+        b={"detector": "knn"},
+        c={"branch": {"channel": "cancel"}},
+        d={"branch": {"channel": "cancel"}, "detector": "knn"},
+    )
+    for path in dataset.rglob("*.wav"):
+        (tmp_path / path.relative_to(dataset)).parent.mkdir(parents=True, exist_ok=True)
+        samples, rate = soundfile.read(path)
+        soundfile.write(tmp_path / path.relative_to(dataset), samples[:, 0], rate)
+    said = "clips have one channel, where cancel is the same as near: one/c repeats one/a, one/d repeats one/b"
+    assert [overview([heard], data, None)["notes"] for data in (dataset, tmp_path)] == [[], [said]]
+    names = [table["name"] for table in overview([heard], dataset, None)["tables"]]
+    assert names == ["one/a/0", "one/b/0", "one/c/0", "one/d/0", "baseline/log_mel/0"]
 
 
 def test_the_size_of_a_file_what_is_trained_and_every_clip_that_is_seen_count(tmp_path):

@@ -22,6 +22,7 @@ from rich.console import Console
 from branches.audio.cache import open_cache
 from branches.spec import PROJECTION, BranchSpec
 from cluster.session import session
+from orchestrator.cost import petaflop
 from orchestrator.ledger.folders import BRANCHES, FAILURES, record_failure
 from orchestrator.plan import Branch, Plan, Scoring, Use
 from orchestrator.training import launch, progress
@@ -166,10 +167,12 @@ def play(watcher):
 
 def test_lines_where_there_is_no_terminal(capsys, monkeypatch, tmp_path):
     (tmp_path / "error.txt").write_text(f"Failure # 1\n1 worker(s) were {MEMORY_FULL}. Memory was …\nSee https:…\n")
-    with progress.shown(FOUR, clips=10, resources={"CPU": 1.0}, before=(5, 9)) as watcher:
+    generators = {"c": 9 * petaflop(FOUR[2].spec, 10)}
+    with progress.shown(FOUR, 10, {"CPU": 1.0}, before=(5, 9), generators=generators) as watcher:
         play(watcher)
         monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
         watcher.on_trial_result(0, [], trial("c"), step(4, 0.5, "generator", 5))
+        assert (watcher._done["a"], watcher._done["c"]) == (1.0, pytest.approx(0.72))
         watcher.on_trial_result(0, [], trial("c"), step(60, 1.5))
         watcher.on_trial_complete(0, [], trial("c", omega=None))
         watcher.on_trial_error(0, [], trial("d", str(tmp_path / "error.txt")))
