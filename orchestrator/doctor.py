@@ -130,7 +130,9 @@ def _disk(data: Path | None, out: Path) -> Iterator[Check]:
     if not os.access(place, os.W_OK):
         raise InputError(f"{place} cannot be written to; give another --out")
     free = shutil.disk_usage(place).free
-    clips = sum(path.stat().st_size for path in data.rglob("*.wav")) if data else 0  # decoded about as large
+    clips = (
+        sum(path.stat().st_size for path in data.rglob("*.wav") if path.is_file()) if data else 0
+    )  # decoded about as large
     takes = f"decoded clips take about {_size(clips)}, ten branches {_size(ROOM_FOR_RESULTS)}"
     scarce = free < clips + ROOM_FOR_RESULTS
     text = f"{_size(free)} free at {place}; {takes}"

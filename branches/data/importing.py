@@ -169,6 +169,7 @@ def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
         raise InputError(f"{where}: of which machine? give --machine, a folder for each, or a column machine")
     if machine in (".", "..") or machine.startswith(".") or "/" in machine or "\\" in machine:
         raise InputError(f"{where}: machine {machine!r} cannot be a folder's name")
+    row = {column: said_by(text).get(column, text) for column, text in row.items()}  # OK is normal, Train is train
     condition = row.get("condition", "")
     split = row.get("split") or ("test" if condition == "anomaly" else "train")
     values = {"split": split, "condition": condition or ("normal" if split == "train" else "")}

@@ -235,7 +235,7 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
         record(tmp_path / name)
     (tmp_path / "list.csv").write_text(
         "\ufeffpath,machine,section,split,condition,domain,attributes\n"
-        "a.wav,fan,2,train,,target,spd 1_load_2\nb.wav,fan,2,,anomaly,,\nc.wav,,,test,,,\n"
+        "a.wav,fan,2,Train,,target,spd 1_load_2\nb.wav,fan,2,,NG,,\nc.wav,,,test,,,\n"
     )
     import_recordings(originals(tmp_path / "list.csv", "pump"), tmp_path / "listed")
     assert sorted(original_names(tmp_path / "listed")) == [
