@@ -155,10 +155,14 @@ def test_a_run_that_was_moved_gives_the_same_package_and_what_has_no_weight_is_l
     result = json.loads(path.read_text())
     lora = [b["table"] for b in result["branches"] if "/lora" in b["branch"]]
     result["delivered"]["table_weights"] |= dict.fromkeys(lora, 0.0)
+    result["made"]["data"] = "/nowhere"
     path.write_text(json.dumps(result))
     small = manifest_of(export_system(moved, NAME, tmp_path / "small"))
     assert len(small["members"]) == len(result["branches"]) - len(lora)
     assert lora[0].partition("/")[0] not in json.dumps(small)
+    clips = [np.zeros((16_000, 1), np.float32)]
+    told = [Ensemble(place).score("rotor", clips)["changed"][0].as_py() for place in (out, tmp_path / "small")]
+    assert ("below normal" in told[0], told[1]) == (True, None)  # recordings that are gone tell nothing
 
 
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(moved, model, tmp_path):
@@ -222,6 +226,7 @@ def row(path, machine="rotor", **others):
 def test_a_server_understands_every_form_of_request_and_repeats_none_in_an_error(run, url):
     good = row(run.clips("rotor")[0])
     _, expected = ask(url, good)
+    assert isinstance(expected["predictions"][0]["changed"], str)
     assert expected["predictions"][0]["score"] == pytest.approx(run.fused("rotor")["score"][0].as_py(), abs=1e-5)
     for section in (None, 0, 0.0, "0"):  # beside a row without one
         assert ask(url, {**good, "section": section}, good) == (200, {"predictions": 2 * expected["predictions"]})

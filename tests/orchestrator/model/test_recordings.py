@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import tracemalloc
 
@@ -64,6 +65,19 @@ def test_one_clip_is_shown_with_what_each_branch_says_and_told_if_it_is_one_of_t
     assert shown.exit_code == 0, shown.output
     assert all(member["name"] in shown.output for member in manifest_of(model)["members"])
     assert "has the name of a normal clip of the model" in caplog.text
+
+
+def test_what_has_changed_is_told_of_anomalies_and_of_one_clip(run, model, tmp_path):
+    well, tone = run.data / "rotor" / "test", 0.3 * np.sin(2 * np.pi * 3100 * np.arange(16_000) / 16_000)[:, None]
+    loud = write(tmp_path / "loud.wav", sound("rotor", 5) + tone)
+    ((changed,), normal) = ([row["changed"] for row in score(model, c, "--machine", "rotor")] for c in (loud, well))
+    assert changed.startswith("throughout, around 3.1 kHz, ")
+    shown = tutti_here("score", model, loud, well, "--machine", "rotor", "--false-alarms", 0.4).stdout
+    rows = [re.split(" {2,}", line) for line in shown.splitlines()[1:]]
+    assert rows[0][-2:] == ["True", changed]
+    assert {row[-1] for row in rows if "True" not in row} == {"False"}
+    assert {row[-1] for row in rows[1:] if "True" in row} <= {*normal, "nothing stands out"}
+    assert "False  nothing stands out\n" in tutti_here("score", model, run.clips("rotor", "train")[3]).stdout
 
 
 def test_sections_are_taken_from_names_and_an_only_machine_needs_none(run, model, ensemble, monkeypatch, tmp_path):

@@ -91,6 +91,12 @@ def test_the_most_wrong_clips_are_heard_by_their_first_channel_and_called_as_the
     assert (found[0].clip, len(samples), rate, found[0].seconds) == ("mine.wav, from 3.5 s", 4000, 16_000, 0.25)
     assert samples == pytest.approx(0.25, abs=1e-3)
     assert found[0].spectrogram.startswith("data:image/png;base64,")
+    assert found[0].changed == ""  # without the training clips
+    (tmp_path / "fan" / "train").mkdir()
+    for i, row in enumerate(row for row in table.to_pylist() if row["split"] == "train"):
+        noise = np.random.default_rng(i).normal(scale=0.1, size=4000)
+        soundfile.write(tmp_path / "fan" / "train" / row["clip"], noise, 16_000)
+    assert most_wrong(system, 1, None)[0].changed.endswith(" dB below normal")
     unknown = System({"made": {}}, make_table(["fan"], per_cell=8, labelled=False), None)
     highest = sorted((row["calibrated"] for row in rows), reverse=True)[:2]
     assert [r.score for r in most_wrong(unknown, 2, tmp_path)] == highest
