@@ -16,7 +16,6 @@ EXPERIMENT = "out on data"
 
 
 def finished_branch(out, name="a/b/0", scores=b"scores", table="knn", **known):
-    """A branch in the ledger, with one table of these bytes or scores: its record."""
     folder = out / BRANCHES / name.replace("/", "-")
     path = folder / TABLES / f"{table}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,23 +27,19 @@ def finished_branch(out, name="a/b/0", scores=b"scores", table="knn", **known):
 
 
 def empty_store(shared, database):
-    """The URI of a new store, a copy of one that is made once: that takes MLflow seconds."""
     once = shared("mlflow", lambda folder: MlflowClient(sqlite_uri(folder / "mlflow.db")).search_experiments())
     database.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(once / "mlflow.db", database)
+    shutil.copy(once / "mlflow.db", database)  # as making one takes MLflow seconds
     return sqlite_uri(database)
 
 
 class Ledger:
-    """A run's folder, and the store that it is sent to: its own, or at a URI that others have, too."""
-
     def __init__(self, out, shared, uri=None):
         self.out, self.uri, self.store = out, uri, uri or empty_store(shared, out / "mlflow.db")
         self.client = MlflowClient(self.store)
         out.mkdir(parents=True, exist_ok=True)
 
     def fused(self, system, names, fusion_id="any", **about):
-        """The result of a system that fuses made tables."""
         about = {"system": system, "description": f"Of {len(names)} | with a bar.", "branches": [], **about}
         made = make_pool(("fan", "pump"), 6), {"sub": {name: [name] for name in names}}
         return fuse_into(self.out / SYSTEMS / system, fusion_id, *made, {}, about, run_here)

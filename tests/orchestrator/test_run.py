@@ -18,12 +18,10 @@ pytestmark = pytest.mark.slow(seconds=120)
 
 
 def path_of(run, table):
-    """Of a score table, such as `2a3ba43b43857d92/knn`."""
     return run.out / "branches" / f"{table.replace('/', '/tables/')}.parquet"
 
 
 def tables_of(run, branch):
-    """Paths of the score tables of a branch whose first one is called `trained/lora/0`."""
     (first,) = [path_of(run, b["table"]) for b in run.result["branches"] if b["branch"] == branch]
     return [first, *sorted({*first.parent.iterdir()} - {first})]
 
@@ -45,7 +43,7 @@ def test_every_branch_is_in_mlflow_with_its_tables(run):
     assert {t.data.params.get("objective.name") for t in store.branches()} > {"arcface", "subcluster_adacos", "softmax"}
 
 
-def test_the_result_is_what_the_tables_say_and_the_baseline_is_a_branch_of_no_system(run):
+def test_the_result_is_what_the_tables_say_and_is_reported_and_submitted_and_the_baseline_is_of_no_system(run):
     result, delivered, baseline = run.result, run.result["delivered"], run.result["baseline"]
     measured = official_metrics(run.fused())
     assert list(measured.machines) == ["rotor"]  # the labels of the other are hidden
@@ -74,9 +72,6 @@ def test_the_result_is_what_the_tables_say_and_the_baseline_is_a_branch_of_no_sy
     assert alone.data.tags["mlflow.parentRunId"] == parent.info.run_id
     tracked = [alone.data.metrics["omega"], system.data.metrics["omega_in_sample"]]
     assert tracked == pytest.approx(omegas, abs=1e-3)
-
-
-def test_report_and_submission_are_written_and_nothing_else_is_left_behind(run):
     page = (run.out / "report.html").read_text()
     for shown in (f"{run.result['delivered']['in_sample']:.2f}", "rotor", "log-mel baseline"):
         assert shown in page
@@ -123,7 +118,6 @@ def test_a_second_run_has_nothing_to_do_and_beside_another_one_it_is_refused(run
 
 
 def test_what_is_lost_is_made_again_and_another_detector_costs_no_training(run, tmp_path):
-    """One branch has lost a table, another one a table and its embeddings; a second system takes another detector."""
     copy = run.copy(tmp_path)
 
     def tables_and_weights():
@@ -156,10 +150,8 @@ def test_a_run_is_fused_again_by_its_own_records_and_so_are_copies_of_its_tables
     assert "exists already" in tutti_here("tables", run.out, tmp_path / "scores").stderr
     names = [branch["branch"] for branch in run.result["branches"]]
     assert [line.split(",")[0] for line in (tmp_path / "scores" / "index.csv").read_text().split()[1:]] == names
-    # No built-in system has that name; the file would need the checkpoint.
-    for i, request in enumerate(
-        [["--tables", run.out], [NAME, "--tables", run.out], ["--tables", tmp_path / "scores"]]
-    ):
+    requests = ["--tables", run.out], [NAME, "--tables", run.out], ["--tables", tmp_path / "scores"]
+    for i, request in enumerate(requests):
         fused = json.loads(tutti_here("fuse", *request, "--out", tmp_path / str(i), "--json").stdout)
         assert [branch["branch"] for branch in fused["branches"]] == names
         assert fused["delivered"]["weights"] == run.result["delivered"]["weights"]
@@ -171,7 +163,6 @@ def test_a_run_is_fused_again_by_its_own_records_and_so_are_copies_of_its_tables
 
 
 def test_a_killed_driver_is_taken_up_where_it_stopped(dataset, tmp_path):
-    """On data of which one machine has a single domain."""
     data, out, system = shutil.copytree(dataset, tmp_path / "data"), tmp_path / "out", tmp_path / "small.yaml"
     for path in (data / "pump").rglob("*_target_*.wav"):
         path.unlink()
@@ -198,11 +189,8 @@ def test_a_killed_driver_is_taken_up_where_it_stopped(dataset, tmp_path):
 
 @pytest.mark.faults
 def test_a_failing_branch_stops_no_other(dataset, tmp_path):
-    """A learning rate that diverges fails its branch; the other is kept, and nothing is fused unless asked for."""
-    text = SMALL_SYSTEM.replace(
-        "neighbours:\n    softmax: {branch: {objective: {name: softmax}}",
-        "neighbours:\n    wild: {branch: {training: {steps: 10, crop_seconds: 0.8, learning_rate: 1.0e+30}}",
-    )
+    wild = "wild: {branch: {training: {steps: 10, crop_seconds: 0.8, learning_rate: 1.0e+30}}, detector"
+    text = SMALL_SYSTEM.replace("softmax: {branch: {objective: {name: softmax}}, detector", wild)
     (tmp_path / "broken.yaml").write_text(text.replace("[0, 1]", "[0]"))
     out = tmp_path / "out"
     command = ["run", tmp_path / "broken.yaml", "--data", dataset, "--out", out]

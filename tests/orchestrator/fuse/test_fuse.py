@@ -36,8 +36,6 @@ FLAG = "--transductive-normalisation"
 
 
 class Pair:
-    """A system of two configurations, the first with two seeds, and its tables."""
-
     def __init__(self, file, data):
         file.write_text(PAIR)
         self.file, self.data, self.system = file, Dataset.read(data), load_system(str(file), "tiny")
@@ -49,12 +47,10 @@ class Pair:
         return {name: make_table(*like, seed=i, **options) for i, name in enumerate(self.names)}
 
     def fused(self, out, tables=None, baseline=None, plan=None):
-        """The result in a run's folder, with a table as the baseline or without one."""
         about, named = (self.system, self.data, plan or self.plan), baseline and (self.plan.baseline, baseline)
         return results.fused_system(*about, tables or self.tables, out / "systems" / "pair", run_here, named)
 
     def write(self, folder, **known):
-        """The tables as branches leave them, but for their names."""
         folder.mkdir(parents=True)
         for i, branch in enumerate(self.plan.branches[:-1]):  # the last one is the baseline
             (name,), (scoring,), spec = table_names(branch), branch.scorings, branch.spec.model_dump_json()
@@ -83,7 +79,6 @@ def fuse(*arguments):
 
 
 def refused(*arguments):
-    """The one line that a refusal says."""
     run = tutti_here("fuse", *arguments)
     assert run.exit_code == 2, run.output
     (line,) = run.stderr.splitlines()
@@ -119,7 +114,6 @@ def test_the_promised_object(fused, tmp_path):
 
 
 def test_tables_without_training_rows_need_the_flag(fused, tmp_path, caplog):
-    """As score tables are published: without training rows and calibration."""
     bare = {n: t.filter(pc.equal(t["split"], "test")).drop_columns("calibrated") for n, t in POOL.items()}
     request = ["--tables", write_pool(tmp_path / "bare", bare), "--out", tmp_path / "out"]
     line = refused(*request)
@@ -128,7 +122,6 @@ def test_tables_without_training_rows_need_the_flag(fused, tmp_path, caplog):
     assert "transductive" in caplog.text
     assert refused(*request) == line  # though it is fused with the flag
     kept = write_pool(tmp_path / "kept", {"g0": read_table(tmp_path / "out" / FUSED)}, ROWS[:1])  # with its mark
-    # Of tables of both kinds the test rows are fused, of tables with training rows all.
     mixed = write_pool(tmp_path / "mixed", {**POOL, "o0": bare["o0"]})
     cases = [(mixed, 80, FLAG), (fused.scores, 160, FLAG), (kept, 80), (tmp_path / "bare", 80, FLAG, *fused.weights)]
     for folder, rows, *options in cases:
@@ -213,7 +206,6 @@ def test_whatever_bytes_stand_in_a_file_one_line_names_it(fused, tmp_path, file,
 
 
 def test_a_system_takes_its_tables_and_weights_wherever_they_are(pair, tmp_path):
-    """From a run's ledger, and by the weights of configurations from any folder."""
     run, other, embedding = tmp_path / "run", tmp_path / "other", PROJECTION.model_dump_json()
     pair.write(run / "branches", embedding=embedding)
     shutil.copytree(run / "branches", run / "mlartifacts")
@@ -237,7 +229,6 @@ def test_a_system_takes_its_tables_and_weights_wherever_they_are(pair, tmp_path)
 
 
 def test_a_stores_tables_become_a_folder_with_an_index(tmp_path, shared):
-    """Of a real MLflow store, to which two ledgers were sent without training."""
     uri, out, tables = empty_store(shared, tmp_path / "mlflow.db"), tmp_path / "fused", iter(POOL.values())
     one, two = (Ledger(tmp_path / name, shared, uri) for name in ("one", "two"))
     experiment = one.client.create_experiment(EXPERIMENT, artifact_location=str(tmp_path / "artifacts"))
@@ -317,6 +308,9 @@ def test_a_result_has_its_baseline_its_omega_and_what_is_missing(pair, tmp_path)
     below = results.below_baseline({**result, "omega": omega - 1})
     assert below.startswith(f"pair is below the log-mel baseline, which needs no training ({omega - 1:.2f} against")
     assert results.below_baseline({**result, "omega": omega}) is None
+    (tmp_path / "x.yaml").write_text(f"name: x\nsubsystems: {{{results.ADDED_BASELINE}}}")  # as is advised then
+    plan = make_plan([load_system(str(tmp_path / "x.yaml"))], pair.data)
+    assert plan.trees["x"] == {"statistics": {"log_mel": [plan.baseline]}}
     alone = pair.fused(tmp_path, plan=without(pair.plan, {pair.names[-1]}))
     assert alone["missing"] == ["one/b/0"]
     assert alone["headline"].endswith(" % on held-out machines, all choices repeated without each: one/a alone")
@@ -331,8 +325,8 @@ def test_a_result_has_its_baseline_its_omega_and_what_is_missing(pair, tmp_path)
 
 def test_a_headline_has_one_figure_and_says_how_it_was_got_and_of_how_many_configurations():
     delivered = {"method": "softmax", "strength": "temperature 0.1", "weights": {"a": {"x": 0.2, "y": 0.8}}}
-    result = {"transductive": False, "delivered": delivered, "omega": 63.44, "machines": {"lomo": {}}}
-    result["machines"] = {"lomo": {"fan": {}, "pump": {}}}
+    machines = {"lomo": {"fan": {}, "pump": {}}}
+    result = {"transductive": False, "delivered": delivered, "omega": 63.44, "machines": machines}
     how = "Omega 63.44 % on held-out machines, all choices repeated without each"
     weights = "softmax weights (temperature 0.1)"
     assert results.headline(result) == f"{how}: {weights} of all 2 configurations"
@@ -342,9 +336,3 @@ def test_a_headline_has_one_figure_and_says_how_it_was_got_and_of_how_many_confi
     delivered |= {"method": "rank_average", "strength": ""}
     single = "Omega 63.44 % on fan, the only machine with labels: rank average of 2 of 3 configurations"
     assert results.headline(result) == single
-
-
-def test_what_is_added_to_a_system_below_the_baseline_is_the_baseline(dataset, tmp_path):
-    (tmp_path / "x.yaml").write_text(f"name: x\nsubsystems: {{{results.ADDED_BASELINE}}}")
-    plan = make_plan([load_system(str(tmp_path / "x.yaml"))], Dataset.read(dataset))
-    assert plan.trees["x"] == {"statistics": {"log_mel": [plan.baseline]}}

@@ -95,8 +95,7 @@ print(json.dumps(loaded.predict(pandas.DataFrame(rows)).to_dict("records")))
 """
 
 
-def test_it_works_alone(run, model, tmp_path):
-    """Moved, in another folder, without tutti's own code, the run and its checkpoint, and with few packages."""
+def test_it_works_moved_and_alone_without_tutti_s_own_code_the_run_and_most_packages(run, model, tmp_path):
     clips = {machine: [str(path) for path in run.clips(machine)] for machine in ("rotor", "pump")}
     code = [str(ROOT / name) for name in ("orchestrator", "branches", "fusion", "scoring", "cluster")]
     argument = json.dumps([str(shutil.copytree(model, tmp_path / "copy")), [str(run.folder), *code], clips])
@@ -129,9 +128,8 @@ def test_a_damaged_or_missing_file_is_named_when_the_model_is_opened(run, model,
             Ensemble(copied)
     if part.startswith("normals"):  # what the list at its end says of it is whole
         victim.write_bytes(content.replace(b"\x3f", b"\x40"))
-        assert f"{victim.name}: missing or damaged; export the system again" in refusal(
-            "score", copied, *run.clips("pump")
-        )
+        told = refusal("score", copied, *run.clips("pump"))
+        assert f"{victim.name}: missing or damaged; export the system again" in told
     victim.unlink()
     assert victim.name in refusal("score", copied, run.clips("rotor")[0])
     (package_of(copied) / MANIFEST).write_text("{}")
@@ -143,7 +141,6 @@ def test_a_damaged_or_missing_file_is_named_when_the_model_is_opened(run, model,
 
 @pytest.fixture
 def moved(run, tmp_path):
-    """A copy of the run's folder alone, to be damaged."""
     return shutil.copytree(run.out, tmp_path / "moved")
 
 
@@ -194,7 +191,6 @@ def test_a_backbone_that_is_gone_is_named(moved, tmp_path):
 
 @pytest.fixture(scope="module")
 def url(model, tmp_path_factory):
-    """Of MLflow's server on the loopback, which runs the code that came with the model."""
     folder, port, bin = tmp_path_factory.mktemp("server"), free_port(), Path(sys.executable).parent
     environment = {**OUTSIDE, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}  # as in one that is active
     command = [bin / "mlflow", "models", "serve", "--model-uri", model, "--port", str(port), "--env-manager", "local"]
@@ -209,7 +205,6 @@ def url(model, tmp_path_factory):
 
 
 def ask(url, *rows, **form):
-    """Status and answer of a request, in MLflow's usual form if in no other."""
     body = json.dumps(form or {"dataframe_records": rows}).encode()
     request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
     try:

@@ -1,17 +1,25 @@
-"""What people see in MLflow: sent from a ledger to a real store, without training."""
+"""What people see in MLflow: sent from a ledger to a real store, without training, in views as its UI saves them."""
 
+import json
 import os
 import re
 import shutil
 import socket
 import sqlite3
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
+import mlflow
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.utils.validation import _validate_metric_name
 
-from orchestrator.ledger.folders import FAILURES, Record, record_failure, write_record
+from orchestrator.ledger.folders import BRANCHES, RECORD, RESULT, SYSTEMS, Record, record_failure, write_record
+from orchestrator.tracking import views
+from orchestrator.tracking.descriptions import Shown, marks, shown
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.store import database_of, refuse_password, sqlite_uri
 from orchestrator.tracking.tracker import Tracker, experiment_name, find_tracker, open_tracker, where_shown
@@ -39,7 +47,6 @@ def ledger(tmp_path, shared):
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory, shared):
-    """A ledger that was sent: two branches, a baseline, and two systems."""
     ledger = Ledger(tmp_path_factory.mktemp("sent") / "out", shared)
     for name, system, omega in (("a/b/0", "one", 60.0), ("a/b/1", "one,two", 61.23456), ("log-mel", "", 61.5)):
         branch(ledger, name, system, omega)
@@ -105,7 +112,6 @@ def test_sending_again_changes_nothing(sent):
     before, ids = ended(), {name: run.info.run_id for name, run in sent.runs.items()}
     assert sent.outbox.close("FINISHED") == 0
     assert ended() == before  # which is when they were sent
-    # A store that knows an older form of the records gets all of them again, into the same runs.
     for run_id in ids.values():
         sent.client.set_tag(run_id, "record", "of old")
     assert sent.outbox.close("FINISHED") == 0
@@ -115,9 +121,9 @@ def test_sending_again_changes_nothing(sent):
 
 def test_a_system_that_is_fused_again_keeps_its_run_and_its_branches(ledger):
     branch(ledger)
-    for status, shown in (("FAILED", "FAILED"), ("FINISHED", "KILLED")):  # nothing is fused
+    for status, seen in (("FAILED", "FAILED"), ("FINISHED", "KILLED")):  # nothing is fused
         ledger.outbox.close(status)
-        assert ledger.runs["one"].info.status == shown
+        assert ledger.runs["one"].info.status == seen
         ledger.client.update_run(ledger.runs["one"].info.run_id, status="RUNNING")
     for system, names in (("one", ["g0", "g1"]), ("another,one", ["g1", "o0"])):
         branch(ledger, system=system)
@@ -126,24 +132,23 @@ def test_a_system_that_is_fused_again_keeps_its_run_and_its_branches(ledger):
     one, shared = ledger.runs["one"], ledger.runs["a/b/0"].data.tags
     assert (one.info.status, one.data.tags["fusion_id"]) == ("FINISHED", "another,one")
     assert one.data.metrics["weights/sub/g0"] == 0.0 < one.data.metrics["weights/sub/g1"]
-    # It stays, though another system comes first in the alphabet.
     assert (shared["mlflow.parentRunId"], shared["system"]) == (one.info.run_id, "another,one")
 
 
 def test_a_failed_branch_says_why_until_it_succeeds(ledger):
     failed = branch(ledger).model_copy(update={"metrics": {}, "curve": [], "files": {}, "tables": {}})
-    record_failure(ledger.out, "a-b-0", failed, "Traceback\nValueError: the loss is *not* finite")
+    reason = record_failure(ledger.out, "a-b-0", failed, "Traceback\nValueError: the loss is *not* finite")
     outbox = ledger.outbox
     outbox.send()
     assert ledger.runs["out"].info.status == "RUNNING"
     assert outbox.close("FAILED") == 0
     run, whole = ledger.runs["a/b/0"], ledger.runs["out"]
     assert (run.info.status, whole.info.status) == ("FAILED", "FAILED")
-    reason = "Failed: ValueError: the loss is \\*not\\* finite (reason.txt"
-    assert run.data.tags["mlflow.note.content"].startswith(reason)
+    told = "Failed: ValueError: the loss is \\*not\\* finite (reason.txt"
+    assert run.data.tags["mlflow.note.content"].startswith(told)
     assert ledger.artifacts("a/b/0") == {"reason.txt", "record.json"}
     assert whole.data.tags["mlflow.note.content"] == "0 branches finished, 1 failed"
-    shutil.rmtree(ledger.out / FAILURES)
+    shutil.rmtree(reason.parent)
     assert ledger.outbox.close("FINISHED") == 0
     run = ledger.runs["a/b/0"]
     assert (run.info.status, run.data.tags["failure"]) == ("FINISHED", "")
@@ -156,7 +161,6 @@ def test_what_cannot_be_sent_is_told_once_and_sent_later(ledger, tmp_path, caplo
     assert [away.send(), away.send(), away.close("FINISHED")] == [1, 1, 2]
     assert caplog.text.count("no MLflow server answers") == 1
     assert f"results are kept in {ledger.out} and sent later" in caplog.text
-    # A branch of which only a part was sent is sent again.
     table = (ledger.out / "branches" / "a-b-0" / "tables" / "knn.parquet").rename(tmp_path / "away")
     outbox = ledger.outbox
     assert [outbox.send(), outbox.send(), ledger.outbox.send()] == [1, 1, 1]
@@ -171,7 +175,6 @@ def test_what_cannot_be_sent_is_told_once_and_sent_later(ledger, tmp_path, caplo
 
 
 def test_a_moved_run_keeps_its_artifacts(ledger, monkeypatch):
-    """And a relative folder is found when the working directory changes, as while Ray starts."""
     monkeypatch.chdir(ledger.out.parent)
     outbox = Outbox(None, Path("out"), EXPERIMENT)
     os.chdir("/")
@@ -233,16 +236,11 @@ def test_a_store_lies_where_its_folder_is_whatever_its_name(tmp_path, shared, na
     assert sqlite_uri(tmp_path / "x.db", "timeout=30") == f"sqlite:///{tmp_path / 'x.db'}?timeout=30"
 
 
-def test_where_a_store_is_shown(tmp_path):
-    """What a server shows is in tests/cluster/test_faults.py."""
+def test_where_a_store_is_shown_and_that_a_password_and_what_cannot_be_served_are_refused(tmp_path):
     away = f"http://127.0.0.1:{free_port()}"
-    shown = {None: f"tutti ui --out {tmp_path}", "sqlite:///a b.db": "mlflow ui --backend-store-uri 'sqlite:///a b.db'"}
-    for uri, told in {**shown, away: away}.items():
+    local = {None: f"tutti ui --out {tmp_path}", "sqlite:///a b.db": "mlflow ui --backend-store-uri 'sqlite:///a b.db'"}
+    for uri, told in {**local, away: away}.items():
         assert where_shown(uri, tmp_path) == told
-
-
-def test_a_password_and_what_cannot_be_served_are_refused(tmp_path):
-    """What can be is in tests/test_readme.py."""
     for uri in (None, "http://host:5000", "http://user@host:5000", "sqlite:////a/b.db"):
         refuse_password(uri)
     with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD"):
@@ -254,3 +252,79 @@ def test_a_password_and_what_cannot_be_served_are_refused(tmp_path):
         serve(tmp_path, 0, print)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InputError, match="taken; give another --port"):
         serve(tmp_path, other.getsockname()[1], print)
+
+
+MACHINE = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
+ODD = ["fan", "Lüfter (A)", "Lüfter [A]", "a:b", "a;b", "press*" + 250 * "x", "press+" + 250 * "x", "v1.2"]
+
+
+def described(folder, metrics, detectors, **known):
+    folder.mkdir(parents=True, exist_ok=True)
+    known |= {"metrics": metrics, "tables": dict.fromkeys(detectors, "")}
+    known |= {"names": {detector: [f"a/{detector}/0", f"c/{detector}/0"] for detector in detectors[1:]}}
+    write_record(folder, Record(name="a/b/0", identity={"role": "branch"}, **known))
+    return shown(folder / RECORD)
+
+
+@settings(max_examples=12, deadline=None)
+@given(machines=st.just(ODD) | st.lists(MACHINE, min_size=1, max_size=4, unique=True))
+def test_machines_of_any_name_have_metrics_of_their_own(tmp_path_factory, machines):
+    folder = tmp_path_factory.getbasetemp() / "described"
+    metrics = {f"knn.{machine}.{cell}": 50.0 + i for i, machine in enumerate(machines) for cell in ("hmean", "pauc")}
+    made = described(folder, {"knn.omega": 60.0, **metrics}, ["knn"]).metrics
+    for name in made:
+        _validate_metric_name(name)
+    assert sorted(made.values()) == sorted([60.0, *metrics.values()])
+    assert {f"hmean/{machine}" for machine in {"fan", "v1.2"} & {*machines}} <= made.keys()
+    for name, value in metrics.items():  # a name does not depend on the other machines
+        assert described(folder, {name: value}, ["knn"]).metrics.items() <= made.items()
+
+
+def test_the_first_table_gives_a_branch_its_omega_and_each_is_called_as_the_systems_call_it(tmp_path):
+    metrics = {"seconds": 2.0, "knn.omega": 2.0, "knn-k2.omega": 1.0, "knn-k2.fan.hmean": 1.0, "knn-k2.5.omega": 3.0}
+    metrics["lost.fan.hmean"] = 4.0  # of a table that is not there any more
+    files = {"tables/knn.parquet": "", "branch.pt": "", "embeddings.npy": ""}
+    look = described(tmp_path, metrics, ["knn-k2", "knn", "knn-k2.5"], files=files)
+    figures = {"omega": 1.0, "hmean/fan": 1.0, "a/knn/omega": 2.0, "a/knn-k2.5/omega": 3.0, "cost/seconds": 2.0}
+    assert (look.metrics, look.files) == (figures, ["tables/knn.parquet", RECORD])
+    assert look.note == "Omega 1.00 % (a/b/0), 2.00 % (a/knn/0), 3.00 % (a/knn-k2.5/0)"
+    assert look.name == "a/b/0, a/knn/0, a/knn-k2.5/0"  # the first of an older tutti
+    assert look.tags["configuration"] == "a/b, a/knn, c/knn, a/knn-k2.5, c/knn-k2.5"
+    assert described(tmp_path, {}, ["knn"]).note == "No labels to measure it by"
+    failed = described(tmp_path, {}, [], status="FAILED", tags={"failure": "long " * 3000})
+    assert 7000 < len(failed.note) < 8000  # where MLflow cuts
+
+
+def test_an_evaluation_set_without_labels_has_no_figures_but_weights_and_what_is_half_done_nothing(tmp_path):
+    delivered = {"in_sample": None, "lomo": None, "method": "uniform", "weights": {"sub": {"g0": 1.0}}}
+    result = {"machines": {"in_sample": None, "lomo": None}, "methods": {}, "omega": None, "delivered": delivered}
+    result |= {"system": "one", "headline": "g0 alone", "fusion_id": "", "branches": [], "delivers": "", "made": {}}
+    (tmp_path / RESULT).write_text(json.dumps(result))
+    assert shown(tmp_path / RESULT).metrics == {"weights/sub/g0": 1.0}
+    assert shown(tmp_path / RESULT).note == "g0 alone."
+    described(tmp_path / BRANCHES / "b", {}, ["knn"])
+    described(tmp_path / BRANCHES / "c", {}, [])  # trained, and not scored yet
+    for path in (tmp_path / SYSTEMS / "one" / RESULT, tmp_path / BRANCHES / "half" / RECORD):
+        path.parent.mkdir(parents=True)
+        path.write_text('{"name"')
+    assert [bool(shown(path)) for path in marks(tmp_path)] == [True, False, False, False]
+
+
+def test_views_have_the_columns_that_matter_in_words_that_the_ui_reads():
+    settings = ({"seed": "0", "channel": "near"}, {"seed": "1", "channel": "near"}, {"path": "log_mel"})
+    metrics = {"omega": 60.0, "hmean/my.pump": 1.0, "hmean/fan": 1.0, "pauc/fan": 1.0}
+    parts = [Shown("b", {}, "", Path(), (), params=p, metrics=metrics, tags={"system": "s"}) for p in settings[:2]]
+    parts.append(Shown("baseline", {}, "", Path(), (), params=settings[2], metrics={"hmean/saw": 1.0}))
+    view = views.experiment_tags(7, parts)[f"mlflow.sharedViewState.{views.BRANCHES}"]
+    state = json.loads(json.loads(view)["state"])
+    machines = ["metrics.`omega`", "metrics.`hmean/fan`", "metrics.`hmean/my.pump`"]
+    assert state["selectedColumns"] == [*machines, "params.`seed`", "tags.`detector`", "tags.`system`"]
+    assert (state["searchFilter"], state["orderByKey"]) == ("tags.role = 'branch'", "metrics.`omega`")
+    (chart,) = state["compareRunCharts"]
+    assert chart["selectedMetrics"] == ["hmean/my.pump", "hmean/fan", "omega"]  # lines have the colour of the last
+    assert views.link("http://host:1/", "7", "v").startswith("http://host:1/#/experiments/7/runs?")
+    assert version("mlflow").startswith("3."), "MLflow has another release: open the views that `tutti ui` prints"
+    scripts = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    (code,) = [code for path in scripts.glob("main.*.js") if "viewStateShareKey" in (code := path.read_text())]
+    words = "mlflow.sharedViewState. searchFilter orderByKey orderByAsc selectedColumns compareRunCharts PARALLEL"
+    assert [word for word in f"{words} compareRunSections metricSectionId".split() if word not in code] == []

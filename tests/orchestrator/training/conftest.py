@@ -13,8 +13,6 @@ from scoring.table import read_table
 
 
 class Bench:
-    """A data set, and one branch that is brought to its tables in this process, as on one node."""
-
     def __init__(self, data, out, storage=None):
         self.data, self.out, self.storage, self.configurations = data, out, storage, [{}]
         self.branch = {"embedding_dim": 8, "strategy": "head", "pooling": "mean"}
@@ -58,5 +56,4 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def bench(trained, tmp_path):
-    """One that is trained, of whose files a test may change any."""
     return Bench(*(shutil.copytree(folder, tmp_path / folder.name) for folder in (trained.data, trained.out)))

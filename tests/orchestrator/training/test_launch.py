@@ -1,4 +1,4 @@
-"""What a run does before branches train, how they end on a real Ray, what it shows, and clips that it generates."""
+"""What a run does before branches train, their processes, how they end, what it shows, and clips that it generates."""
 
 import errno
 import io
@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 from rich.console import Console
 
 from branches.audio.cache import open_cache
@@ -24,19 +26,19 @@ from branches.spec import PROJECTION, BranchSpec
 from cluster.session import session
 from orchestrator.cost import petaflop
 from orchestrator.ledger.folders import BRANCHES, FAILURES, record_failure
+from orchestrator.ledger.storage import StorageAway
 from orchestrator.plan import Branch, Plan, Scoring, Use
-from orchestrator.training import launch, progress
+from orchestrator.training import launch, process, progress
 from orchestrator.training.generated import generated_clips, in_order, nothing_rare, on_sets, set_folders
 from orchestrator.training.job import RunOptions
-from orchestrator.training.process import MEMORY_FULL, MEMORY_REMEDY
 from scoring.detectors import MahalanobisSpec
 from scoring.errors import InputError
+from tests.cluster.conftest import wait_for
 from tests.orchestrator.training.conftest import Bench
 from tests.tables import make_table
 
 
 def branch(name="", systems=("s",), **settings):
-    """One that drives the test's own process."""
     scoring = Scoring(PROJECTION, MahalanobisSpec())
     uses = tuple(Use(system, f"systems/{name}", scoring) for system in systems or [""])
     return Branch(name, str(os.getpid()), BranchSpec(**settings), uses)
@@ -50,7 +52,6 @@ def test_what_a_run_finds_and_prepares_before_it_connects(bench, tmp_path):
     given = bench.job(gpus_per_branch=0.5, memory_per_branch=2.0)
     assert (given.resources, given.device) == ({"CPU": 1.0, "GPU": 0.5, "memory": float(2 << 30)}, "cuda")
     assert (bench.job().resources, bench.job().device) == ({"CPU": 1.0}, "cpu")
-    # What is finished needs no Ray, and learns which systems use it.
     finished = Plan((replace(wanted, uses=(*wanted.uses, wanted.uses[0]._replace(system="t"))),), {})
     assert launch.train_missing(finished, bench.dataset, options, connect) is None
     assert bench.record.tags["system"] == "s,t"
@@ -78,14 +79,6 @@ def test_of_what_is_left_each_branch_has_its_reason_and_a_baseline_stops_nothing
     assert "no baseline: systems/base: not finished" in caplog.text
     assert {path.name for path in (tmp_path / FAILURES).iterdir()} == {"a", "b", "base"}
     assert launch._failure(left[2:], {}, tmp_path, "data") is None
-
-
-def test_the_longest_branch_starts_first(bench, monkeypatch):
-    began = []
-    monkeypatch.setattr(launch, "_launch", lambda ordered, *_: began.extend(b.branch_id for b in ordered) or {})
-    branches = [branch(str(steps), training={"steps": steps}) for steps in (10, 1000, 100)]
-    launch.launch(branches, bench.job(), make_table().select([]))
-    assert began == ["1000", "100", "10"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,6 @@ def test_how_branches_end(bench, tmp_path, monkeypatch):
         once, twice, most = (launch._asked(bench.job().resources, scale)["memory"] for scale in (1, 2, 100))
         failed = failures(well=0, unlucky=1, hungry=2, doomed=1000, wrong=0, faulty=0, full=0, away=0)
         tries = {path.name: path.stat().st_size for path in (tmp_path / "tries").iterdir()}
-        # What Ctrl-C stops has not failed.
         with pytest.raises(KeyboardInterrupt):
             failures(wrong=0, interrupts=0, waits=0, **{"never begins": 0})
     assert 0 < 2 * once == twice <= most <= twice + 1  # byte: all that two branches at once have
@@ -166,7 +158,7 @@ def play(watcher):
 
 
 def test_lines_where_there_is_no_terminal(capsys, monkeypatch, tmp_path):
-    (tmp_path / "error.txt").write_text(f"Failure # 1\n1 worker(s) were {MEMORY_FULL}. Memory was …\nSee https:…\n")
+    (tmp_path / "error.txt").write_text(f"Failure # 1\n1 worker(s) were {process.MEMORY_FULL}. Memory …\nSee …\n")
     generators = {"c": 9 * petaflop(FOUR[2].spec, 10)}
     with progress.shown(FOUR, 10, {"CPU": 1.0}, before=(5, 9), generators=generators) as watcher:
         play(watcher)
@@ -184,16 +176,16 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch, tmp_path):
         "[7/9] systems/c: generator: step 4 of 5, loss 0.500",
         "[7/9] systems/c: step 60 of 100, loss 1.500",
         "[8/9] systems/c: no labels to measure it by",
-        f"[9/9] systems/d: {MEMORY_REMEDY}",  # its worker was killed before it began
+        f"[9/9] systems/d: {process.MEMORY_REMEDY}",  # its worker was killed before it began
     ]
     assert progress.reason("") == "failed; its process was lost"
 
 
-@pytest.mark.parametrize(("width", "shown"), [(13, "cancel/knn/12"), (12, "cance…knn/12"), (5, "ca…12")])
-def test_a_name_is_cut_in_the_middle_so_that_its_seed_stays(width, shown):
-    console = Console(width=width, file=io.StringIO())
-    console.print(progress._Name("cancel/knn/12"))
-    assert console.file.getvalue().strip() == shown
+def test_a_name_is_cut_in_the_middle_so_that_its_seed_stays():
+    for width, shown in ((13, "cancel/knn/12"), (12, "cance…knn/12"), (5, "ca…12")):
+        console = Console(width=width, file=io.StringIO())
+        console.print(progress._Name("cancel/knn/12"))
+        assert console.file.getvalue().strip() == shown
 
 
 def test_live_progress_on_a_terminal(monkeypatch):
@@ -255,17 +247,96 @@ def test_of_branches_that_want_a_set_the_first_makes_it_and_others_wait(generati
     assert bench.bring() == {"branch"}
 
 
-def test_branches_that_share_a_set_start_when_it_may_be_there(generating):
+def test_the_longest_branch_starts_first_and_those_that_share_a_set_after_one_if_any(generating, monkeypatch):
+    began = []
+    monkeypatch.setattr(launch, "_launch", lambda ordered, *_: began.extend(b.branch_id for b in ordered) or {})
+    branches = [branch(str(steps), training={"steps": steps}) for steps in (10, 1000, 100)]
+    launch.launch(branches, generating.job(), make_table().select([]))
+    assert began == ["1000", "100", "10"]
     wanted = {"first": GOOD, "second": GOOD, "plain": {}, "third": GOOD, "other": HOPELESS}
     branches, job = [branch(name, augmentation=clips) for name, clips in wanted.items()], generating.job()
     assert [b.branch_id for b in in_order(branches, job)] == ["first", "other", "plain", "second", "third"]
     others = [branch(augmentation=GOOD, channel="far"), *branches]
     assert [len(set_folders(some, job)) for some in (branches, others, branches[2:3])] == [2, 3, 0]
     assert set_folders(branches, generating.job(training="of others"))[0] not in set_folders(branches, job)
-
-
-def test_where_no_state_is_rare_nothing_is_generated(generating):
     never, rare = (branch(augmentation={"generated": {**GENERATOR, "fill": fill}}) for fill in (0.1, 0.5))
-    index, job = generating.dataset.index, generating.job()
+    index = generating.dataset.index
     assert [nothing_rare(some, index) for some in ([never, rare], [rare, branch()])] == [True, False]
     assert [generated_clips(spec, job, index, None, print) for spec in (never.spec, BranchSpec())] == [None, None]
+
+
+def done(work, subject, report=print):
+    return process.in_own_process(process.packed(subject), process.packed((work,)), report)
+
+
+def counting(numbers, report):
+    for number in numbers:
+        report(number, os.getpid())
+    return sum(numbers)
+
+
+def ending(how, report):
+    if isinstance(how, Exception):
+        how.held = lambda: None  # so that it cannot be pickled
+        raise how
+    if how < 0:
+        os._exit(-how)
+    os.kill(os.getpid(), how)
+
+
+def waiting(place, report):
+    (place / "pid").write_text(str(os.getpid()))
+    report("waits")
+    time.sleep(100)
+
+
+@pytest.mark.slow
+def test_each_call_has_a_process_and_its_reports_come_in_order():
+    heard = []
+    assert [done(counting, some, lambda *values: heard.append(values)) for some in ([1, 2, 3], [4])] == [6, 4]
+    assert [number for number, _ in heard] == [1, 2, 3, 4]
+    assert len({heard[0][1], heard[3][1], os.getpid()}) == 3
+
+
+def test_only_bad_luck_is_tried_again():
+    bad_luck = [OSError(errno.EIO, "Input/output error"), ConnectionResetError(errno.ECONNRESET, "reset by peer")]
+    bad_luck += [TimeoutError(), StorageAway(), MemoryError(), torch.AcceleratorError("CUDA error: ECC error")]
+    faults = [ImportError("libtorchaudio.so: undefined symbol"), IndexError("out of range"), InputError("wrong")]
+    faults += [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left on device")]
+    assert [process.may_pass(error) for error in (*bad_luck, *faults)] == [True] * 6 + [False] * 5
+
+
+@pytest.mark.slow
+def test_an_end_is_told_and_an_error_that_is_no_users_with_its_traceback():
+    for how, told in (
+        (InputError("it is wrong; mend it"), r"^it is wrong; mend it$"),
+        (ValueError("it is odd"), r"in ending\n(.|\n)*\nValueError: it is odd$"),
+        (TimeoutError("it was slow"), r"in ending\n(.|\n)*\nTimeoutError: it was slow$"),
+        (signal.SIGKILL, process.KILLED),
+        (signal.SIGSEGV, r"died of SIGSEGV$"),
+        (-3, r"ended with exit code 3$"),
+    ):
+        end = process.WorkFailed if isinstance(how, Exception) else process.ProcessDied
+        with pytest.raises(end, match=told) as died:
+            done(ending, how)
+        assert (process.KILLED in str(died.value)) == (how == signal.SIGKILL)
+        assert getattr(died.value, "may_pass", False) == isinstance(how, TimeoutError)
+
+
+@pytest.mark.slow
+def test_it_ends_with_its_parent_and_when_that_stops_listening(tmp_path):
+    pid, long = tmp_path / "pid", tmp_path / ("long" * 20)
+    with pytest.raises(KeyboardInterrupt):
+        done(waiting, tmp_path, Mock(side_effect=KeyboardInterrupt))
+    assert not Path("/proc", pid.read_text()).exists()
+    pid.unlink()
+    long.mkdir()
+    code = f"import pathlib, {__name__} as m; m.done(m.waiting, pathlib.Path({str(tmp_path)!r}))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "TMPDIR": str(long)}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    wait_for(lambda: pid.exists() and pid.read_text())
+    child = Path("/proc", pid.read_text())
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.exists() or "Z" in (child / "stat").read_text().rpartition(")")[2][:3], 10)

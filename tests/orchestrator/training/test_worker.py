@@ -1,16 +1,16 @@
 """What one branch's process does: what is there already costs nothing again, and a record commits what was made."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from branches.spec import PROJECTION, BranchSpec
+from branches.spec import BranchSpec
 from orchestrator import plan as planning
 from orchestrator.ledger.folders import RECORD
 from orchestrator.ledger.storage import Storage
 from orchestrator.training import worker
-from scoring.detectors import MahalanobisSpec
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
 from scoring.table import metadata_of
@@ -19,13 +19,11 @@ from tests.tables import make_table
 
 pytestmark = pytest.mark.slow
 KNN = {"detector": "knn"}
-SCORING = planning.Scoring(PROJECTION, MahalanobisSpec())
 BANDS = {"embedding": {"pooling": {"name": "relative_deviation", "gamma": 4}}, "detector": "band_knn"}
 BANDS_FILE = "embeddings.patches-poolingrelative_deviation-pooling_gamma4.0.npy"
 
 
 def assert_as_made_anew(bench):
-    """Embeddings, tables and metrics are those of a folder in which nothing was before."""
     anew = Bench(bench.data, bench.out.with_name("anew"))
     anew.branch, anew.configurations = bench.branch, bench.configurations
     anew.bring()
@@ -146,7 +144,6 @@ def test_what_one_node_has_stored_another_does_not_make(trained, tmp_path, strat
 
 @pytest.mark.parametrize("write", ["worker.write_table", "worker.write_record", "branches.model.embed"])
 def test_a_process_that_ends_anywhere_leaves_no_half_branch(bench, monkeypatch, write):
-    """Nothing counts that no record has committed; weights that one has are kept."""
     shutil.rmtree(bench.out)
     bench.configurations.append(KNN)
     calls, real = [], getattr(worker, write.rpartition(".")[2], None)
@@ -166,11 +163,9 @@ def test_a_process_that_ends_anywhere_leaves_no_half_branch(bench, monkeypatch, 
     assert {path.name for path in bench.folder.glob("*")} == {"branch.pt", "embeddings.npy", "tables", RECORD}
 
 
-def test_a_record_names_a_file_by_its_digest_and_has_all_figures():
+def test_a_record_names_a_file_by_its_digest_and_has_all_figures(trained):
     spec = BranchSpec(backbone={"path": "/here/beats.pt", "sha256": "0" * 64})
-    params = worker.branch_record(
-        planning.Branch("id", "config", spec, (planning.Use("s", "a/b/0", SCORING),)), "data"
-    ).params
+    params = worker.branch_record(replace(trained.plan.branches[0], spec=spec), "data").params
     assert (params["backbone.sha256"], params.get("backbone.path")) == ("0" * 64, None)
     assert (params["objective.name"], params["seed"], params["masked_prediction"]) == ("arcface", "0", "null")
     figures = worker.flat_metrics(official_metrics(make_table(["fan"], separation=-30.0)), "knn.")

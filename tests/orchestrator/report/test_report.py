@@ -1,5 +1,7 @@
-"""The report of results that a real fusion made, also as a browser shows it."""
+"""The report of results that a real fusion made, also as a browser shows it; and figures, sound, verdicts in it."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -13,14 +15,17 @@ import soundfile
 
 from fusion.search import fuse
 from orchestrator.fuse.result import describe, described_table
-from orchestrator.report.collect import collect
+from orchestrator.report import figures
+from orchestrator.report.collect import DEVELOPMENT_SET, System, collect, labelled, published
 from orchestrator.report.page import write_report
+from orchestrator.report.sound import most_wrong
+from orchestrator.report.verdict import differences
 from scoring.bootstrap import bootstrap_intervals
 from scoring.decisions import thresholds
 from scoring.errors import InputError
 from scoring.metrics import official_metrics
 from scoring.table import read_table, write_table
-from tests.orchestrator.package_case import write_truth
+from tests.orchestrator.conftest import write_truth
 from tests.tables import make_table
 
 pytestmark = pytest.mark.slow
@@ -35,7 +40,6 @@ FROM_ELSEWHERE = r'\b(?:src|href)="(?!#|data:)'  # what a page would load
 
 
 def add_system(out, name, tables, baseline=None):
-    """A system as `tutti run` leaves it, of small tables, maybe beside a baseline."""
     fusion = fuse(tables, TREE if len(tables) > 1 else SMALL)
     folder = out / "systems" / name
     folder.mkdir(parents=True)
@@ -55,7 +59,6 @@ def add_system(out, name, tables, baseline=None):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two systems of a run, their results and the report's text."""
     out, baseline = tmp_path_factory.mktemp("run"), make_table(MACHINES, per_cell=8, seed=9)
     some = {"one": {"a0/m": TABLES["a0/m"]}, "two": TABLES}
     results = {name: add_system(out, name, tables, baseline) for name, tables in some.items()}
@@ -68,7 +71,7 @@ def number(text):
     return float(text.replace("−", "-"))
 
 
-def test_everything_is_there_in_one_file(run):
+def test_everything_is_there_in_one_file_that_opens_with_a_verdict_and_has_the_best_of_a_row_bold(run):
     out, results, text = run
     assert write_report(out).read_text() == text
     assert text.count("<svg") == text.count("<figcaption") == FIGURES
@@ -86,10 +89,6 @@ def test_everything_is_there_in_one_file(run):
     assert (len(omegas), omegas) == (4, sorted(omegas, reverse=True))
     assert "bands/&lt;lora&gt;/0" in branches
     assert alike.count(">1.00</td>") == 3
-
-
-def test_a_system_has_one_figure_beside_the_baseline_and_the_best_of_a_row_is_bold(run):
-    out, results, text = run
     assert "<th>log-mel baseline</th><th>one</th><th>two</th>" in text
     row = re.search(r'<tr class="total"><td>Omega</td>(.*)</tr>', text)[1]
     cells = re.findall(r"<td( class=\"best\")?>([\d.]+)<small>([\d.]+) – ([\d.]+)</small></td>", row)
@@ -103,12 +102,6 @@ def test_a_system_has_one_figure_beside_the_baseline_and_the_best_of_a_row_is_bo
     figure = f"{results['two']['omega']:.2f}"
     assert re.search(rf"<td>[\w ]+, delivered</td><td>[\d.]+</td><td>{figure}</td>", of_two)
     assert f"<td></td><td>{figure}<small>" in of_two
-    words = re.sub("<[^>]*>", " ", text)
-    assert [word for word in ("beats", "strength kept") if word in words] == []
-
-
-def test_the_page_opens_with_a_verdict(run):
-    out, results, text = run
     opening = text[text.index('<section class="verdict">') : text.index("</section>")]
     opening = " ".join(re.sub("<[^>]*>", " ", opening).split())
     omega = {name: result["delivered"]["lomo"] for name, result in results.items()}
@@ -168,7 +161,6 @@ def test_without_labels_an_engineer_is_told_and_ground_truth_is_one_table_that_c
 
 
 def test_what_the_data_do_not_give_is_a_dash_or_a_sentence(tmp_path):
-    """A machine without target clips, one with sections; and labels of normal clips alone."""
     source = make_table(("fan",), per_cell=8)
     source = source.filter(pc.equal(source["domain"], "source"))
     add_system(tmp_path / "odd", "odd", {"a0/m": pa.concat_tables([source, make_table(("pump",), section=1)])})
@@ -202,13 +194,11 @@ def test_what_is_lost_damaged_or_of_other_data_is_said(run, tmp_path):
 
 MEASURE = """<script>
 addEventListener("load", () => {
-  const shown = [...document.querySelectorAll("svg")].map(svg => {
-    const box = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll("text")];
-    const places = texts.map(text => text.getBoundingClientRect());
-    const inside = places.every(place => place.left > box.left - 2 && place.right < box.right + 2);
-    return inside && Math.min(box.width, svg.getBBox().width) > 100;
-  });
-  document.body.textContent = JSON.stringify(shown);
+  document.body.textContent = JSON.stringify([...document.querySelectorAll("svg")].map(svg => {
+    const box = svg.getBoundingClientRect(), inside = p => p.left > box.left - 2 && p.right < box.right + 2;
+    const texts = [...svg.querySelectorAll("text")].map(text => text.getBoundingClientRect());
+    return texts.every(inside) && Math.min(box.width, svg.getBBox().width) > 100;
+  }));
 });
 </script>"""
 
@@ -223,3 +213,116 @@ def test_a_browser_shows_every_figure_with_its_texts(run, tmp_path):
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "CONSOLE" not in shown.stderr
     assert f"<body>{json.dumps([True] * FIGURES, separators=(',', ':'))}</body>" in shown.stdout
+
+
+def test_expected_values_stand_beside_the_mean_over_seeds_on_their_data_alone():
+    def expected(branches, machines):
+        subsystems = {"near": {"a": {"expected": 61.0, "seeds": [0, 1]}, "b": {"expected": None, "seeds": [0]}}}
+        machines = {"in_sample": {machine: {"hmean": 60.0} for machine in machines}}
+        return published({"machines": machines, "spec": {"subsystems": subsystems}, "branches": branches})
+
+    branches = [{"branch": f"near/a/{seed}", "omega": 60.0 + seed} for seed in (0, 1, 5)]
+    assert expected(branches, DEVELOPMENT_SET) == [("near/a", 61.0, 60.5)]
+    assert expected([], DEVELOPMENT_SET) == [("near/a", 61.0, None)]
+    for others in (DEVELOPMENT_SET - {"fan"}, DEVELOPMENT_SET | {"gear"}):
+        assert expected(branches, others) == []
+
+
+def scored(score):
+    table = make_table(["fan"])
+    columns = (table[name].to_pylist() for name in ("split", "domain", "condition"))
+    noise = np.random.default_rng(0).normal(size=table.num_rows) / 10
+    values = [score(*row) for row in zip(*columns, strict=True)] + noise
+    return table.set_column(table.schema.get_field_index("score"), "score", pa.array(values))
+
+
+def test_roc_curves_and_distributions_compare_normals_with_anomalies_by_domain_and_by_condition(monkeypatch):
+    monkeypatch.setattr(figures, "_as_svg", lambda figure, _: figure.axes[0].get_legend_handles_labels()[::-1])
+    # Anomalies lie above all normals of the source and below those of the target.
+    table = scored(lambda _, domain, condition: 10 if condition == "anomaly" else 20 * (domain == "target"))
+    lines = dict(zip(*figures.roc(table, "x"), strict=True))
+    areas = [np.trapezoid(*lines[name].get_data()[::-1]) for name in ("source", "target", "all clips")]
+    assert areas == pytest.approx([1, 0, 0.5])
+    table = scored(lambda split, _, condition: -1 if split == "train" else 9 if condition == "anomaly" else 4)
+    found = dict(zip(*figures.distributions(table, "x"), strict=True))
+    for name, mode in (("normal test clips", 4), ("anomalies", 9)):
+        outline = found[name].get_xy()
+        assert outline[outline[:, 1].argmax(), 0] == pytest.approx(mode, abs=0.6)
+    highest = max(found["training clips"].axes.containers[0], key=lambda bar: bar.get_height())
+    assert highest.get_x() == pytest.approx(-1, abs=0.6)
+    assert found["threshold"].get_xdata()[0] == thresholds(table)["fan", 0]
+    outlier = table["score"].to_numpy().copy()
+    outlier[0] = 1e6  # one of 52 clips
+    squeezed = table.set_column(table.schema.get_field_index("score"), "score", pa.array(outlier))
+    labels, handles = figures.distributions(squeezed, "x")
+    assert handles[labels.index("anomalies")].axes.get_xlim()[1] < 30
+    labels, _ = figures.distributions(make_table(["fan"], train=0), "x")
+    assert labels == ["normal test clips", "anomalies"]
+
+
+def test_the_tree_shows_weights_of_configurations_and_of_their_sub_systems_and_what_they_add():
+    weights = {"a": {"x": 0.5, "y": 0.25}, "b": {"z": 0.25, "none": 0.0}}
+    complementarity = {"marginal": {"a/x": 1.5, "a/y": -0.25, "b/z": None}}
+    result = {"system": "mine", "delivered": {"weights": weights}, "complementarity": complementarity}
+    texts = [" ".join(text.split()) for text in re.findall(r"<!-- (.*?) -->", figures.weight_tree(result))]
+    assert {"mine", "a 0.75", "b 0.25", "0.500", "0.000", "+1.50", "−0.25"} <= set(texts)
+
+
+def test_the_most_wrong_clips_are_heard_by_their_first_channel_and_called_as_they_were(tmp_path):
+    table = make_table(["fan"], per_cell=8)
+    rows = [row for row in table.to_pylist() if row["split"] == "test"]
+    (tmp_path / "fan" / "test").mkdir(parents=True)
+    for row in rows:
+        sound = np.stack([np.full(4000, 0.25), np.full(4000, -0.5)], axis=1)
+        soundfile.write(tmp_path / "fan" / "test" / row["clip"], sound, 16_000)
+    worst = max((row for row in rows if row["condition"] == "normal"), key=lambda row: row["calibrated"])["clip"]
+    (tmp_path / "recordings.csv").write_text(f"clip,recording,start\nfan/test/{worst},mine.wav,3.5\n")
+    system = System({"made": {"data": str(tmp_path)}}, table, None)
+    found = most_wrong(system, 2, None)
+    scores = {kind: sorted(r["calibrated"] for r in rows if r["condition"] == kind) for kind in ("normal", "anomaly")}
+    expected = [("false alarm", "fan", score) for score in scores["normal"][:-3:-1]]
+    expected += [("miss", "fan", score) for score in scores["anomaly"][:2]]
+    assert [(r.mistake, r.machine, r.score) for r in found] == expected
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(found[0].sound.partition("base64,")[2])))
+    assert (found[0].clip, len(samples), rate, found[0].seconds) == ("mine.wav, from 3.5 s", 4000, 16_000, 0.25)
+    assert samples == pytest.approx(0.25, abs=1e-3)
+    assert found[0].spectrogram.startswith("data:image/png;base64,")
+    assert found[0].changed == ""  # without the training clips
+    (tmp_path / "fan" / "train").mkdir()
+    for i, row in enumerate(row for row in table.to_pylist() if row["split"] == "train"):
+        noise = np.random.default_rng(i).normal(scale=0.1, size=4000)
+        soundfile.write(tmp_path / "fan" / "train" / row["clip"], noise, 16_000)
+    assert most_wrong(system, 1, None)[0].changed.endswith(" dB below normal")
+    unknown = System({"made": {}}, make_table(["fan"], per_cell=8, labelled=False), None)
+    highest = sorted((row["calibrated"] for row in rows), reverse=True)[:2]
+    assert [r.score for r in most_wrong(unknown, 2, tmp_path)] == highest
+    with pytest.raises(InputError, match="name their data set with --data"):
+        most_wrong(system, 1, tmp_path / "nowhere")
+    (tmp_path / "fan" / "test" / worst).unlink()
+    with pytest.raises(InputError, match=rf"no {worst} in it; name the run's data set"):
+        most_wrong(system, 1, tmp_path)
+
+
+def system(name, separation, machines=MACHINES, baseline=None, gains=(), held_out=True):
+    table = make_table(machines, per_cell=20, separation=separation)
+    delivered = {"method": "uniform", "gains": dict(gains)}
+    result = {"system": name, "delivered": delivered, "baseline": {"name": "baseline"}}
+    return System(result, table, labelled(table) if held_out else None, baseline=baseline)
+
+
+def test_differences_are_paired_and_say_whether_they_are_chance():
+    good = system("good", 3.0, baseline=make_table(MACHINES, 20, seed=3))
+    same, poor, away = system("same", 3.0), system("poor", 0), system("away", 1, ["gear"])
+    found = differences(good, [good, same, poor, away, system("blind", 1, held_out=False)])
+    rows = {row["over"]: row for row in found}
+    meanings = {"the baseline": "better", "system same": "within chance on these machines", "system poor": "better"}
+    assert {over: row["meaning"] for over, row in rows.items()} == meanings
+    assert rows["system same"]["clips"] == rows["system same"]["machines"] == (0, 0)
+    one, two = system("one", 3.0, ["fan"]), system("two", 0.0, ["fan"])
+    assert [row["machines"] for row in differences(one, [one, two])] == [None]  # one machine says nothing of others
+    (worse,) = differences(poor, [poor, good])
+    assert (worse["meaning"], worse["gain"]) == ("worse", pytest.approx(-rows["system poor"]["gain"]))
+    gain = {"gain": 1.0, "clips": [0.5, 1.5], "machines": [-0.5, 2.0]}
+    simple = system("one", 3.0, gains={"uniform": gain, "best_single": gain})
+    (best,) = differences(simple, [simple])
+    assert (best["over"], best["meaning"]) == ("the best single configuration", "within chance on other machines")
