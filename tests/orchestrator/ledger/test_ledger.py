@@ -75,7 +75,7 @@ def test_a_folder_has_one_driver_who_can_write_there(tmp_path):
         with ledger.only_driver(tmp_path / "out"), pytest.raises(TimeoutError):
             FileLock(tmp_path / "out" / ".lock").acquire(timeout=0)
     told = {tmp_path: "another run is writing to this folder"}
-    told[tmp_path / ledger.ID / "out"] = r"id/out: cannot write there .*; give another --out"
+    told[tmp_path / ".lock" / "out"] = r"lock/out: cannot write there .*; give another --out"
     for out, message in told.items():
         with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match=message), ledger.only_driver(out):
             pass

@@ -215,7 +215,9 @@ def test_a_browser_shows_every_figure_with_its_texts(run, tmp_path):
     assert f"<body>{json.dumps([True] * FIGURES, separators=(',', ':'))}</body>" in shown.stdout
 
 
-def test_expected_values_stand_beside_the_mean_over_seeds_on_their_data_alone():
+def test_expected_values_stand_beside_the_mean_over_seeds_on_their_data_alone(monkeypatch):
+    monkeypatch.setattr("orchestrator.report.collect.DEVELOPMENT_SET", DEVELOPMENT_SET)  # which `run` changes
+
     def expected(branches, machines):
         subsystems = {"near": {"a": {"expected": 61.0, "seeds": [0, 1]}, "b": {"expected": None, "seeds": [0]}}}
         machines = {"in_sample": {machine: {"hmean": 60.0} for machine in machines}}
