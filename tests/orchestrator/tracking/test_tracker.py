@@ -73,7 +73,7 @@ def test_a_store_shows_the_run_its_systems_and_their_branches(sent):
     assert figures["out"]["omega"] == max(figures[name]["omega"] for name in ("one", "two")) > figures["two"]["omega"]
     assert 90_000 <= runs["a/b/1"].info.end_time - runs["a/b/1"].info.start_time < 200_000
     notes = {name: tags[name]["mlflow.note.content"] for name in runs}
-    assert notes["a/b/1"] == "Omega 61.23 % with knn-k2.5"
+    assert notes["a/b/1"] == "Omega 61.23 %"
     assert notes["one"].startswith(f"Omega {one['omega']:.2f} % on held-out machines, ")
     assert notes["one"].endswith(" Fused without a/c/0. Of 3 \\| with a bar.")
     assert "Fused without" not in notes["two"]
