@@ -175,7 +175,7 @@ def test_what_makes_no_data_set_is_named(root):
         read_index(root)
     new = touch(root.parent / "new" / "fan" / "Train" / "a.wav").parents[2]
     for folder, message in (
-        (root.parent, f"not a data set: .*; a data set lies below it: .*{root}"),
+        (root.parents[1], f"not a data set: .*; a data set lies below it: .*{root}"),
         (root / "pump", "this is a machine's own folder, give its parent"),
         (root / "nowhere", "nowhere: no such folder; give the folder that holds one folder per machine"),
         (new, r"not a data set: .*; .*fan: missing from the data set: .*1 in Train"),
