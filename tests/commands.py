@@ -16,13 +16,10 @@ TUTTI = str(Path(sys.executable).with_name("tutti"))
 
 SMALL_SYSTEM = """
 name: small
-branch:
-  embedding_dim: 16
-  pooling: band_mean
-  training: {steps: 10, batch_size: 8, crop_seconds: 0.8, learning_rate: 1.0e-3, warmup_steps: 2}
+branch: {embedding_dim: 16, pooling: band_mean, training: {steps: 10, batch_size: 8, crop_seconds: 0.8,
+  learning_rate: 1.0e-3, warmup_steps: 2}}
 subsystems:
-  mahalanobis:
-    softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]}
+  mahalanobis: {softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]}}
   neighbours:
     softmax: {branch: {objective: {name: softmax}}, detector: {name: knn}}
 """
@@ -34,13 +31,11 @@ def tutti_here(*arguments: object) -> Result:
 
 
 def parsed(name: str, *words: str) -> dict[str, object]:
-    """What a command would be called with."""
     parent = main.make_context("tutti", [name])  # without it, click would forget `-h` for the rest of the process
     return main.commands[name].make_context(name, [*words], parent=parent).params
 
 
 def tutti(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """The finished command; its exit code is in `returncode`."""
     return subprocess.run([TUTTI, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
@@ -54,7 +49,6 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether something on this machine takes connections at a port."""
     with suppress(OSError):
         socket.create_connection(("127.0.0.1", port), 1).close()
         return True

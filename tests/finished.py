@@ -35,16 +35,13 @@ class FinishedRun:
 
     @property
     def printed(self) -> dict[str, Any]:
-        """What the run printed with `--json`."""
         return json.loads((self.folder / PRINTED).read_text())
 
     @property
     def result(self) -> dict[str, Any]:
-        """The system's part of it."""
         return self.printed["systems"][NAME]
 
     def clips(self, machine: str, split: str = "test") -> list[Path]:
-        """Recordings of a machine in the order of the score tables."""
         return sorted((self.data / machine / split).iterdir())
 
     def fused(self, machine: str | None = None) -> pa.Table:
@@ -61,7 +58,6 @@ class FinishedRun:
 
 
 def finish_run(folder: Path, dataset: Path) -> None:
-    """Run the golden system in `folder` on a data set, of which it takes a copy, and export it."""
     run = FinishedRun(folder)
     shutil.copytree(dataset, run.data)
     for path in (run.data / "pump").rglob("*_target_train_*.wav"):
@@ -77,7 +73,6 @@ def finish_run(folder: Path, dataset: Path) -> None:
 
 
 def manifest_of(model: Path) -> dict[str, Any]:
-    """The manifest of an exported model as it stands in the file."""
     return json.loads((package_of(model) / MANIFEST).read_text())
 
 
@@ -87,21 +82,16 @@ def contributions(scores: pa.Table) -> NDArray[np.float64]:
 
 
 class Store:
-    """The MLflow store of a run's folder, and what tutti shows of it there."""
-
     def __init__(self, out: Path) -> None:
         self.uri = f"sqlite:///{out / 'mlflow.db'}"
         self.client = MlflowClient(self.uri)
         (self.experiment,) = [e for e in self.client.search_experiments() if e.name != "Default"]
 
     def runs(self, role: str) -> list[Tracked]:
-        """Runs of a role: `run`, `fusion`, or `branch`."""
         return list(self.client.search_runs([self.experiment.experiment_id], f"tags.role = '{role}'"))
 
     def branches(self) -> list[Tracked]:
-        """Runs of all branches but the baseline."""
         return [branch for branch in self.runs("branch") if branch.data.tags["system"]]
 
     def losses(self, run: Tracked) -> list[int]:
-        """The steps of which a branch shows a loss."""
         return [loss.step for loss in self.client.get_metric_history(run.info.run_id, "loss")]

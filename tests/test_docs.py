@@ -15,13 +15,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The page's code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere_and_files_that_are_named_exist(page):
-    """`folder/file.py` in running text is a path from the root."""
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)

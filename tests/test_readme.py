@@ -30,7 +30,6 @@ pytestmark = pytest.mark.slow(seconds=100)
 
 @pytest.fixture
 def folder(run, tmp_path, monkeypatch):
-    """The working folder, with all that the commands name."""
     copy = run.copy(tmp_path)
     for name in ("runs", "scores", "normal", "recordings"):
         (tmp_path / name).mkdir()
@@ -59,7 +58,6 @@ def filled(words, folder):
 
 
 def test_the_commands_run_in_their_order(folder):
-    """Of the first run one branch is left to do; nothing has been made of the others."""
     lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     for words in (shlex.split(line, comments=True) for line in lines if not line.startswith(ELSEWHERE)):
         if words[1:2] == ["run"]:  # which starts Ray, and that in a process of its own
@@ -72,7 +70,6 @@ def test_the_commands_run_in_their_order(folder):
 
 
 def test_make_demo_is_the_demo_whose_store_is_shown(dataset, tmp_path):
-    """With fewer steps and a smaller data set, which it finds in its place."""
     demo = tmp_path / "runs" / "demo"
     shutil.copytree(dataset, demo / "data")
     done = tutti("demo", "--out", demo, "--set", "branch.training.steps=4")
@@ -84,7 +81,6 @@ def test_make_demo_is_the_demo_whose_store_is_shown(dataset, tmp_path):
     assert dry.stdout.splitlines()[-1].endswith("/tutti demo --out runs/demo")
     assert (demo / "report.html").exists()
     assert len(list((demo / "submission" / "demo").rglob("*.csv"))) == 4
-
     port = free_port()
     command, nowhere = [TUTTI, "ui", "--out", "runs/demo", "--port", str(port)], subprocess.DEVNULL
     server = subprocess.Popen(command, cwd=tmp_path, stdout=nowhere, stderr=nowhere, start_new_session=True)
@@ -99,7 +95,6 @@ def test_make_demo_is_the_demo_whose_store_is_shown(dataset, tmp_path):
 
 
 def answer(url: str, seconds: int = 60) -> str:
-    """What a server answers, once it does."""
     for _ in range(2 * seconds):
         with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
             return response.read().decode()

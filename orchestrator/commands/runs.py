@@ -196,11 +196,12 @@ def plan(
     print_table(("table", "systems", "training", "state", "PFLOP"), [*rows, *sets])
     trained = sum(b["trained"] for b in result["branches"])
     to_do = sum(not t["done"] for t in result["tables"])
-    click.echo(
-        f"{counted(trained, 'training')}, {counted(len(rows), 'table')}, {to_do} to do: "
+    cost = (
         f"about {duration(3600 * result['gpu_hours'])} of a GPU at {ASSUMED_TFLOPS} TFLOP/s, "
         f"or {duration(3600 * result['cpu_hours'])} of a CPU core"
     )
+    left = f"{to_do} to do: {cost}" if to_do else "nothing to do"
+    click.echo(f"{counted(trained, 'training')}, {counted(len(rows), 'table')}, {left}")
     for note in result["notes"]:
         click.echo(note, err=True)
 

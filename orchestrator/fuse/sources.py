@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -40,12 +40,14 @@ LOOSE = "tables"  # the sub-system of tables without an index
 class Source:
     """Score tables: the tree of their names, and the file of each.
 
-    name: a system's, or that of what was given
+    name: of what was given, for people
+    system: that these tables are of by a run's result; empty for others
     """
 
     name: str
     tree: Tree
     files: Mapping[str, Path]
+    system: str = ""
 
 
 def read_sources(paths: Sequence[Path], system: str | None = None, backbone: str | None = None) -> Source:
@@ -65,7 +67,7 @@ def read_sources(paths: Sequence[Path], system: str | None = None, backbone: str
     if absent := [path for path in paths if not path.exists()]:
         raise InputError(f"{absent[0]}: no such folder or score table")
     loose = [path for path in paths if is_table(path)]
-    found = [source for path in paths if path not in loose for source in _sources(path)]
+    found = [source for path in paths if path not in loose for source in _sources(path, alone=len(paths) == 1)]
     if loose:
         found.append(_loose(loose))
     source = _of_system(paths, found, system, backbone) if system else _side_by_side(paths, found)
@@ -74,10 +76,15 @@ def read_sources(paths: Sequence[Path], system: str | None = None, backbone: str
     return source
 
 
-def _sources(path: Path) -> list[Source]:
+def _sources(path: Path, alone: bool) -> list[Source]:
     if not path.is_dir():
         raise InputError(f"{path}: neither a folder nor a .parquet or .csv file")
-    return of_run(path) if is_run(path) else [from_index(path)]
+    if not is_run(path):
+        return [from_index(path)]
+    found, run = of_run(path), path.resolve().name
+    if alone:
+        return found
+    return [replace(source, name=run if len(found) == 1 else f"{run}-{source.name}") for source in found]
 
 
 def is_run(path: Path) -> bool:
@@ -95,7 +102,7 @@ def of_run(run: Path) -> list[Source]:
         result = read_result(folder)
         files = {branch["branch"]: table_file(run, branch["table"]) for branch in result["branches"]}
         if len(files) == len(result["branches"]) > 0:
-            found.append(Source(result["system"], tree_of(files), files))
+            found.append(Source(result["system"], tree_of(files), files, result["system"]))
         else:
             log.warning("%s: of an older tutti; repeat the `tutti run` that made it", folder / RESULT)
     if not found:
@@ -196,15 +203,15 @@ def _side_by_side(paths: Sequence[Path], sources: Sequence[Source]) -> Source:
         for subsystem, configurations in source.tree.items():
             own = f"{source.name}-{subsystem}" if subsystems[subsystem] > 1 else subsystem
             tree[own] = {name: [called[table] for table in tables] for name, tables in configurations.items()}
-    return Source(LOOSE, tree, files)
+    return Source("", tree, files)
 
 
 def _of_system(paths: Sequence[Path], sources: Sequence[Source], system: str, backbone: str | None) -> Source:
     recorded: dict[str, list[Path]] = {}
-    spec = None if any(source.name == system for source in sources) else load_system(system, backbone)
+    spec = None if any(source.system == system for source in sources) else load_system(system, backbone)
     name = spec.name if spec else system
     for source in sources:
-        if source.name == name:
+        if source.system == name:
             for table, file in source.files.items():
                 recorded.setdefault(table, []).append(file)
     names = list(recorded) if spec is None else _seeds(spec, recorded)
@@ -220,7 +227,7 @@ def _of_system(paths: Sequence[Path], sources: Sequence[Source], system: str, ba
             told = told if by_content else "no score table there"
             raise InputError(f"{name}: {table} has {told}; fuse the tables of one finished run")
         (files[table],) = by_content.values()
-    return Source(name, tree_of(names), files)
+    return Source(name, tree_of(names), files, name)
 
 
 def _seeds(spec: SystemSpec, recorded: Iterable[str]) -> list[str]:

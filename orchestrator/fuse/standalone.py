@@ -65,7 +65,7 @@ def fuse_tables(
     if (finished := finished_result(out, fusion_id)) is not None:
         return finished
     log.info("fusing %s", counted(len(used), "score table"))
-    tables, name = TableFiles(used, transductive), source.name if system or is_run(paths[0]) else LOOSE
+    tables, name = TableFiles(used, transductive), source.system or LOOSE
     about = {
         "system": name,
         "branches": [described_table(table, table, "", tables[table]) for table in used],

@@ -94,9 +94,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError:
         raise InputError(f"{folder}: no packaged ensemble; `tutti export` makes one") from None
-    except ValidationError as error:
-        reason = f"damaged, or of another version of tutti ({error.error_count()} errors)"
-        raise InputError(f"{path}: {reason}; {REMEDY}") from None
+    except ValidationError:
+        raise InputError(f"{path}: damaged, or of another version of tutti; {REMEDY}") from None
     if manifest.versions != VERSIONS:
         raise InputError(f"{path}: another version of tutti has fitted it; {REMEDY}")
     return manifest

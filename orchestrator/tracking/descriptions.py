@@ -100,7 +100,8 @@ def _branch(folder: Path, record: Record) -> Shown:
     # A record of an older tutti has no names of its tables.
     names = {table: record.names.get(table, [record.name]) for table in record.tables or record.names}
     known = [(called, record.metrics.get(f"{table}.omega")) for table, called in names.items()]
-    omegas = [f"{omega:.2f} % ({called[0]})" for called, omega in known if omega is not None]
+    of_which = "" if len(names) == 1 else " ({})"
+    omegas = [f"{omega:.2f} %{of_which.format(called[0])}" for called, omega in known if omega is not None]
     text = f"Omega {', '.join(omegas)}" if omegas else "No labels to measure it by"
     if record.status == "FAILED":
         text = f"Failed: {record.tags['failure']} ({REASON} among the artifacts has the whole of it)"

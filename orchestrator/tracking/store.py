@@ -41,7 +41,10 @@ def check_database(database: Path, writing: bool) -> None:
     """Raise `sqlite3.Error` if a database cannot be read, or written to; MLflow would try for minutes."""
     if database.exists():
         with closing(sqlite3.connect(database, timeout=2)) as store:
-            store.execute("BEGIN IMMEDIATE" if writing else "SELECT * FROM sqlite_master")
+            store.execute("SELECT * FROM sqlite_master")
+            if writing:
+                store.execute("BEGIN IMMEDIATE")
+                store.execute("PRAGMA user_version = 0")  # never committed; a lock alone needs no right to write
 
 
 def relocate(database: Path, out: Path) -> None:

@@ -252,7 +252,11 @@ def reaching(uri: str) -> Iterator[None]:
         elif not uri.startswith("sqlite") or not database.exists():
             raise InputError(f"no MLflow store at {uri} ({reason}); {_CHECK}") from error
         else:
-            remedies = {"locked": "end the process that uses it, ", "readonly": "make it writable, "}
+            remedies = {
+                "locked": "end the process that uses it, ",
+                "readonly": "make it writable, ",
+                "unable": "make its folder writable, ",
+            }
             remedy = next((remedies[word] for word in remedies if word in reason), "")
         remedy += f"{'or ' * bool(remedy)}move it away, and the next run makes another"
         raise StoreRefuses(f"the MLflow store {uri} cannot be used ({reason}); {remedy}") from error

@@ -22,8 +22,6 @@ from branches.data.dataset import Dataset, read_index
 from branches.frozen import frozen_embeddings
 from branches.spec import BranchSpec, PatchesSpec
 from fusion.hierarchy import tables_of
-from fusion.joined import Joined
-from fusion.labelled import LabelledScores
 from fusion.methods import to_weights
 from fusion.search import fuse
 from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, write_record
@@ -41,6 +39,7 @@ from scoring.metrics import LabelledCells, metrics_of_cells, official_metrics
 from scoring.neighbours import NearestNeighbours
 from scoring.table import conform, with_scores, write_table
 from tests.commands import checksums
+from tests.fusion.pools import labelled
 from tests.gpu.checks import BASE, measure_what_is_not_the_encoder
 from tests.tables import make_table
 
@@ -74,7 +73,6 @@ def eager_attention(q, k, v, gate, bias, padding, dropout=0.0):
 
 
 def peak_gib(step):
-    """Highest sum of what the step allocated and did not yet free."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         step()
     events = sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
@@ -121,7 +119,6 @@ def test_one_pass_with_six_embeddings_against_six_passes(dataset, tmp_path):
 
 
 def sklearn_cells(table, score):
-    """AUCs and pAUC of each machine's test clips, with one call of scikit-learn each."""
     machine, domain, condition = (table[column].to_numpy() for column in ("machine", "domain", "condition"))
     anomaly, cells = condition == "anomaly", []
     for own in (machine == name for name in np.unique(machine)):
@@ -189,8 +186,7 @@ def pool(names, shared=0.8):
         noise = np.random.default_rng(i).normal(size=len(base))
         score = shared * base["score"].to_numpy() + (1 - shared) * noise
         tables[name] = conform(with_scores(base, score, calibrate(base, score), {}))
-    joined = Joined.read(tables, tables)
-    return tables, LabelledScores.of(joined.names, joined.values, joined.first)
+    return tables, labelled(tables)
 
 
 def test_one_weight_vector_against_sklearn():
@@ -212,7 +208,6 @@ def test_one_weight_vector_against_sklearn():
 
 
 def flat_search(scores, trials):
-    """What is usually done: one TPE search over the weights of all tables."""
     space = {str(i): hyperopt.hp.uniform(str(i), 0, 1) for i in range(len(scores.names))}
     settings = {"algo": hyperopt.tpe.suggest, "max_evals": trials, "rstate": np.random.default_rng(0)}
 

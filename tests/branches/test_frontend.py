@@ -1,4 +1,8 @@
+import re
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -6,6 +10,7 @@ from torchaudio.compliance import kaldi
 
 from branches.frames import FRAME_LENGTH, MIN_SAMPLES, n_frames
 from branches.frontend import fbank, frame_padding
+from branches.spectra import spectrum_of
 from scoring.errors import InputError
 
 
@@ -54,3 +59,34 @@ def test_frames_are_counted_and_wrong_input_is_named():
     ):
         with pytest.raises(InputError, match=message):
             fbank(waveforms)
+
+
+def recorded(number, seconds=5.0):
+    """Of a machine whose level is not always the same: (samples, 1)."""
+    rng = np.random.default_rng(number)
+    return (0.02 * 10 ** rng.uniform(0, 0.3) * rng.normal(size=(int(16_000 * seconds), 1))).astype(np.float32)
+
+
+def with_tone(hz, start, end):
+    t = np.arange(80_000)[:, None] / 16_000
+    return recorded(99) + 0.1 * np.where((t >= start) & (t < end), np.sin(2 * np.pi * hz * t), 0)
+
+
+def test_what_stands_out_from_normals_is_told_with_its_time_frequency_and_level_and_of_normals_nothing(tmp_path):
+    for i in range(30):
+        soundfile.write(tmp_path / f"{i}.wav", recorded(i), 16_000)
+    normals = sorted(tmp_path.iterdir())
+    many, few = spectrum_of(normals), spectrum_of(normals[:3])
+    for sound, change in (
+        (with_tone(3100, 2, 4), "2.0–4.0 s, around 3.1 kHz, 1. dB above normal"),
+        (with_tone(400, 0, 5), "throughout, around 4.. Hz, 2. dB above normal"),
+        (np.repeat(with_tone(3100, 4.5, 5), 2, axis=1), "4.5–5.0 s, around 3.1 kHz, 1. dB above normal"),
+        (recorded(99) / 8, "throughout, at all frequencies, 1. dB below normal"),
+        (np.cumsum(recorded(99), axis=0) / 40, "throughout, from .* dB .* normal"),
+        (np.zeros((80_000, 1)), "throughout, at all frequencies, [0-9]+ dB below normal"),
+    ):
+        assert re.fullmatch(change, many.change(sound.astype(np.float32)))
+    assert [many.change(recorded(i)) for i in range(100, 130)].count("") >= 28
+    assert isinstance(few.change(recorded(99, 0.2)), str)
+    for gone in (normals[:2], [*normals, None], [*normals, tmp_path / "gone.wav"]):
+        assert spectrum_of(gone) is None

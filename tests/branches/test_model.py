@@ -16,7 +16,7 @@ from branches.model import BranchModel, batches_of_like_length, load_branch, sav
 from branches.pooling import Pooling
 from branches.spec import PROJECTION, BranchSpec, PatchesSpec
 from scoring.errors import InputError
-from tests.embedded import embedded
+from tests.gpu.checks import embedded
 
 FEATURES = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
 PATCHES = [

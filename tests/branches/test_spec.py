@@ -22,25 +22,22 @@ URI = "memory://beats.pt"
 PLACES = {"TUTTI_CACHE": "", "XDG_CACHE_HOME": "tutti", "HOME": ".cache/tutti"}
 
 
-def spec(**settings):
-    return BranchSpec.model_validate(settings)
-
-
 def test_a_frozen_branch_is_its_backbone_and_channel_and_wants_embeddings_as_pseudo_labels_do():
-    full = spec(strategy="frozen", channel="far", seed=3, backbone={"path": "small", "layers": [0]}, embedding_dim=9)
+    backbone = {"path": "small", "layers": [0]}
+    full = BranchSpec(strategy="frozen", channel="far", seed=3, backbone=backbone, embedding_dim=9)
     backbone = {"path": "small", "sha256": None, "precision": "float32"}
     alone = {"backbone": backbone, "channel": "far", "strategy": {"name": "frozen"}, "seed": 3}
     assert json.loads(full.model_dump_json()) == alone
     assert full.model_dump(exclude_unset=True)["embedding_dim"] == 9  # it keeps what is not used
-    assert spec().model_dump()["backbone"]["layers"] == (-1,)
+    assert BranchSpec().model_dump()["backbone"]["layers"] == (-1,)
     embeddings = [PatchesSpec(), PatchesSpec(layers=(0,))]
     assert full.frozen_inputs(embeddings) == [(full, embedding) for embedding in embeddings]
-    assert spec().frozen_inputs(embeddings) == []
+    assert BranchSpec().frozen_inputs(embeddings) == []
     backbone = {"path": "small", "sha256": "d184fd97", "layers": [0], "precision": "bfloat16"}
     other = {"channel": "near", "pooling": "band_mean"}
     for pseudo_labels, channel, pooling in (({}, "far", "mean"), (other, "near", "band_mean")):
-        clustered = spec(classes={"pseudo_labels": pseudo_labels}, backbone=backbone, channel="far")
-        as_it_is = spec(strategy="frozen", channel=channel, backbone={"path": "small", "sha256": "d184fd97"})
+        clustered = BranchSpec(classes={"pseudo_labels": pseudo_labels}, backbone=backbone, channel="far")
+        as_it_is = BranchSpec(strategy="frozen", channel=channel, backbone={"path": "small", "sha256": "d184fd97"})
         wanted = PatchesSpec.model_validate({"layers": [0], "pooling": pooling})
         assert clustered.frozen_inputs(embeddings) == [(as_it_is, wanted)]
 

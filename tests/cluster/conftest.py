@@ -30,8 +30,6 @@ subsystems: {one: {softmax: {branch: {objective: {name: softmax}}, seeds: [0, 1]
 
 
 class Trial:
-    """A system, a folder for its output, and runs into it."""
-
     def __init__(self, data: Path, folder: Path, system: str = SYSTEM) -> None:
         self.data, self.out, self.system = data, folder / "out", folder / "system.yaml"
         folder.mkdir(exist_ok=True)
@@ -39,12 +37,10 @@ class Trial:
         self.arguments = ["run", self.system, "--data", data, "--out", self.out, "--checkpoint-seconds", 0]
 
     def start(self, *options: object) -> subprocess.Popen[str]:
-        """A run in a process group of its own, as from a terminal."""
         command, pipe = [TUTTI, *map(str, [*self.arguments, *options])], subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
     def tables(self) -> dict[Path, object]:
-        """All score tables, of branches and of the system, by place."""
         paths = [path for folder in (BRANCHES, SYSTEMS) for path in (self.out / folder).rglob("*.parquet")]
         return {path.relative_to(self.out): read_table(path) for path in paths}
 
@@ -56,7 +52,6 @@ class Trial:
         return sum(step_of(path) > 10 for path in self.checkpoints()) >= branches
 
     def statuses(self, uri: str | None = None) -> list[tuple[str, str]]:
-        """Role and status of every run in a store, by default the folder's own."""
         client = MlflowClient(uri or f"sqlite:///{self.out / 'mlflow.db'}")
         runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
         return sorted((run.data.tags["role"], run.info.status) for run in runs)
@@ -69,7 +64,6 @@ def step_of(checkpoint: Path) -> int:
 
 
 def finish(run: subprocess.Popen[str], *codes: int) -> str:
-    """What a run that was started tells on stderr until it ends, with one of these codes or 0."""
     try:
         _, errors = run.communicate(timeout=400)
     finally:
@@ -104,7 +98,6 @@ def background(log, command, running):
 
 
 def below(root: int, command: str) -> list[psutil.Process]:
-    """What a process started, directly or not, that has these words in its command line."""
     found = []
     for process in psutil.Process(root).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -113,7 +106,6 @@ def below(root: int, command: str) -> list[psutil.Process]:
 
 
 def branches_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The branches' own processes: each is forked from a server."""
     return [branch for server in below(run.pid, "forkserver") for branch in server.children()]
 
 

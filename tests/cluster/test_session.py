@@ -28,9 +28,8 @@ from tests.cluster.conftest import below, ray_cluster
 ROOT = str(Path(scoring.errors.__file__).parents[1])
 
 
-@pytest.mark.parametrize(
-    ("address", "folder", "given", "mode", "temporary"),
-    [
+def test_what_ray_is_told_is_explicit_and_what_is_set_stays():
+    for address, folder, given, mode, temporary in (
         ("local", "/" + 38 * "x", {}, "token", None),
         ("local", "/" + 19 * "ü" + "x", {}, "token", "/tmp"),  # a socket's path would have too many bytes
         ("local", "/" + 39 * "x", {"RAY_TMPDIR": "/own"}, "token", "/own"),
@@ -38,24 +37,22 @@ ROOT = str(Path(scoring.errors.__file__).parents[1])
         ("auto", "/" + 39 * "x", {}, "disabled", None),
         ("host:6379", "/tmp", {"RAY_AUTH_TOKEN": "theirs"}, "token", None),
         ("host:6379", "/tmp", {"RAY_AUTH_TOKEN_PATH": "/theirs"}, "token", None),
-    ],
-)
-def test_what_ray_is_told_is_explicit_and_what_is_set_stays(address, folder, given, mode, temporary):
-    told = []
-    for _ in range(2):
-        with patch.dict(os.environ, given, clear=True), patch.object(tempfile, "tempdir", folder):
-            prepare_environment(address)
-            told.append({"RAY_AUTH_TOKEN": None, "RAY_TMPDIR": None, **os.environ})
-    first, second = told
-    assert (first["RAY_AUTH_MODE"], first["RAY_TMPDIR"], first["RAY_USAGE_STATS_ENABLED"]) == (mode, temporary, "0")
-    assert given.items() <= first.items()
-    assert first["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"  # else all packages are uploaded under `uv run`
-    assert first.get("RAY_worker_niceness") == ("0" if address == "local" else None)
-    if address == "local" and mode == "token":
-        assert len(first["RAY_AUTH_TOKEN"]) == 64
-        assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
-    else:
-        assert first["RAY_AUTH_TOKEN"] == given.get("RAY_AUTH_TOKEN")
+    ):
+        told = []
+        for _ in range(2):
+            with patch.dict(os.environ, given, clear=True), patch.object(tempfile, "tempdir", folder):
+                prepare_environment(address)
+                told.append({"RAY_AUTH_TOKEN": None, "RAY_TMPDIR": None, **os.environ})
+        first, second = told
+        assert (first["RAY_AUTH_MODE"], first["RAY_TMPDIR"], first["RAY_USAGE_STATS_ENABLED"]) == (mode, temporary, "0")
+        assert given.items() <= first.items()
+        assert first["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"  # else all packages are uploaded under `uv run`
+        assert first.get("RAY_worker_niceness") == ("0" if address == "local" else None)
+        if address == "local" and mode == "token":
+            assert len(first["RAY_AUTH_TOKEN"]) == 64
+            assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+        else:
+            assert first["RAY_AUTH_TOKEN"] == given.get("RAY_AUTH_TOKEN")
 
 
 def connect(address="local"):
@@ -63,12 +60,9 @@ def connect(address="local"):
         raise AssertionError("there is a Ray")
 
 
-submit = partial(submit_job, command="true", folder=Path())
-
-
-@pytest.mark.parametrize(
-    ("connect", "address", "message"),
-    [
+def test_an_address_where_nothing_or_something_else_listens_is_refused_at_once_and_may_lack_its_port():
+    submit = partial(submit_job, command="true", folder=Path())
+    for call, address, message in (
         (connect, "127.0.0.1:1", "^no Ray cluster answers at 127.0.0.1:1 "),
         (connect, "ray://127.0.0.1:1", "^no Ray cluster answers at ray://127.0.0.1:1 "),
         (connect, "nobody.invalid:6379", "^no Ray cluster answers at nobody.invalid:6379 "),
@@ -78,32 +72,25 @@ submit = partial(submit_job, command="true", folder=Path())
         (submit, "127.0.0.1:8265", "^--address 127.0.0.1:8265: give the dashboard's"),
         (submit, "ray://127.0.0.1:1", "^--address ray://127.0.0.1:1: give the dashboard's"),
         (submit, "http://127.0.0.1:1", "^no Ray dashboard answers at http://127.0.0.1:1 "),
-    ],
-)
-def test_an_address_where_nothing_or_something_else_listens_is_refused_at_once(connect, address, message):
-    with pytest.raises(InputError, match=message):
-        connect(address)
-
-
-def test_an_address_without_a_port_has_that_of_rays_clients():
-    with socket.create_server(("127.0.0.77", 10001)):  # of this machine, and nobody else's
+    ):
+        with pytest.raises(InputError, match=message):
+            call(address)
+    with socket.create_server(("127.0.0.77", 10001)):  # of this machine, and nobody else's; the port of Ray's clients
         check_address("ray://127.0.0.77")
 
 
-@pytest.mark.parametrize(
-    ("folder", "reason"),
-    [
+def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(tmp_path, monkeypatch, caplog):
+    for folder, reason in (
         ("/proc/nowhere", "No such file.*; /proc/nowhere must be a folder that you may write to, or name another"),
         (100 * "x", "AF_UNIX path length .*; its sockets need a short folder: export RAY_TMPDIR=/tmp"),
-    ],
-)
-def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(folder, reason, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / folder))
-    with pytest.raises(InputError, match=rf"^Ray does not start .*{reason}") as refused:
-        connect()
-    assert "\n" not in str(refused.value)
-    assert caplog.text.count("trying once more") == 1
-    assert not ray.is_initialized()
+    ):
+        caplog.clear()
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / folder))
+        with pytest.raises(InputError, match=rf"^Ray does not start .*{reason}") as refused:
+            connect()
+        assert "\n" not in str(refused.value)
+        assert caplog.text.count("trying once more") == 1
+        assert not ray.is_initialized()
     assert [first_line(e) for e in (ValueError("\n what \nTraceback\n"), TimeoutError())] == ["what ", "TimeoutError"]
 
 
@@ -189,7 +176,6 @@ def test_a_local_session_has_its_share_lets_no_stranger_in_and_outlives_a_signal
 
 @pytest.mark.slow
 def test_what_falls_to_a_branch_is_counted_node_by_node_and_what_no_node_can_give_is_refused():
-    """Of a large node without GPUs, and a small one with two."""
     with ray_cluster(num_cpus=8, memory=64 * GIB) as cluster:
         cluster.add_node(num_cpus=4, num_gpus=2, memory=8 * GIB)
         ray.init(address=cluster.address, log_to_driver=False)

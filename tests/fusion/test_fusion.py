@@ -94,7 +94,6 @@ def test_every_point_is_on_the_simplex_and_comes_back(point):
 
 
 def test_weights_are_chosen_on_two_levels_that_multiply_and_come_apart_again():
-    """A sub-system without weight has equal ones inside, and a table that stands twice gets both weights."""
     assert hierarchy.choose_weights(SCORES.part(slice(1, 4)), PARTS, rng(), best_single).tolist() == [1, 0, 0]
     tree = {"a": {"x": ["t", "u"], "y": ["v"]}, "b": {"z": ["v", "v", "w"]}}
     weights = hierarchy.product(np.array([0.7, 0.3]), [np.array([0.6, 0.4]), np.ones(1)])
@@ -166,7 +165,6 @@ def test_what_beats_the_simple_methods_beyond_noise_is_delivered_and_the_best_of
 
 
 def test_each_machine_is_judged_by_what_was_found_without_it_and_of_one_nothing_is_told():
-    """And the choice without it by pairs: neither what it helped to find nor what was found without it alone counts."""
     found = estimates(weak=lambda out: [{"fan": 71, "pump": 72, "valve": 73}.get(min(out, default=""), 99)] * 3)
     lomo = found.lomo(lambda _: GREEDY)
     assert [metrics.auc_source for metrics in lomo.machines.values()] == pytest.approx([71, 72, 73])
@@ -184,7 +182,6 @@ def test_each_machine_is_judged_by_what_was_found_without_it_and_of_one_nothing_
 
 
 def test_figures_are_of_a_choice_made_without_the_machine():
-    """Of a search whose strengths change places once a machine is left out: what looks good is not what is got."""
     found = {}
     for out in sets_left_out(MACHINES):
         weights = (GOOD, POOR) if len(out) < 2 else (POOR, GOOD)
@@ -285,7 +282,6 @@ def test_the_seed_decides_and_neither_order_nor_place_of_execution_changes_anyth
 
 
 def test_what_labels_do_not_tell_is_not_claimed():
-    """Of one machine no choice can be tested, and clips without labels or normals alone tell nothing at all."""
     hidden, drone = make_pool(per_cell=4, labelled=False), make_table(["drone"])
     normal = drone.filter(pc.equal(drone["condition"], "normal"))
     for tables, tells in ((make_pool(("fan",), 6), True), (hidden, False), (dict.fromkeys(hidden, normal), False)):

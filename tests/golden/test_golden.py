@@ -1,12 +1,4 @@
-"""The numbers of the whole chain stay what they are, unless a version says that they have changed.
-
-Scores are compared to a hundredth of their spread: more than processors differ by, less than any change of a
-recipe. Omegas count pairs of clips, of which rounding may swap one or two.
-
-    python -m tests.golden.test_golden        writes golden.json anew
-
-Do that only together with a raised version, and say in the commit why the numbers differ.
-"""
+"""The numbers of the whole chain, that change with a version: `python -m tests.golden.test_golden` writes them."""
 
 import csv
 import json
@@ -29,24 +21,17 @@ from tests.tables import make_table
 pytestmark = pytest.mark.slow(seconds=60)  # of the run that many tests share
 GOLDEN = Path(__file__).with_name("golden.json")
 CLIPS = 6  # of each table, whose scores are kept one by one
-VERSIONS = {
-    "TRAINING_VERSION": TRAINING_VERSION,
-    "EMBEDDING_VERSION": EMBEDDING_VERSION,
-    "SCORING_VERSION": SCORING_VERSION,
-    "FUSION_VERSION": FUSION_VERSION,
-}
-REMEDY = (
-    "numbers have changed. If they should, raise {} and write golden.json anew (python -m tests.golden.test_golden)"
-)
+VERSIONS = {"TRAINING_VERSION": TRAINING_VERSION, "EMBEDDING_VERSION": EMBEDDING_VERSION}
+VERSIONS |= {"SCORING_VERSION": SCORING_VERSION, "FUSION_VERSION": FUSION_VERSION}
+REMEDY = "numbers have changed; if they should, raise {} and write golden.json anew: python -m tests.golden.test_golden"
 TABLES = REMEDY.format("TRAINING_VERSION for other weights, EMBEDDING_VERSION for embeddings, else SCORING_VERSION")
 FUSION = REMEDY.format("FUSION_VERSION")
-SCORES = 0.01  # of a column's standard deviation
-OMEGA = 1.0  # per cent
+SCORES = 0.01  # of a column's standard deviation: more than processors differ by, less than a recipe's change makes
+OMEGA = 1.0  # per cent: rounding may swap a pair of clips
 THEN = json.loads(GOLDEN.read_text())
 
 
 def figures(run: FinishedRun, folder: Path) -> dict[str, Any]:
-    """Figures of the golden run, and of what commands make of it in `folder`."""
     tables = {}
     for branch in run.result["branches"]:
         branch_id, _, detector = branch["table"].partition("/")
@@ -77,7 +62,6 @@ def write_pool(folder: Path) -> None:
 
 
 def outputs(run: FinishedRun, folder: Path) -> dict[str, Any]:
-    """What each command prints of a run or of the pool with `--json`."""
     package, printed = folder / "package", {"run": run.printed}
     for name, options in {
         "plan": [run.system, "--data", run.data, "--out", run.out],
@@ -116,7 +100,6 @@ def defaults() -> dict[str, Any]:
 
 
 def scores(table: Any) -> dict[str, Any]:
-    """Mean, spread and some clips of a table's two columns of scores."""
     found: dict[str, Any] = {}
     for column in ("score", "calibrated"):
         values = table[column].to_numpy()
@@ -125,14 +108,8 @@ def scores(table: Any) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[float]:
-    """The second column of a CSV file of the challenge."""
     with path.open(newline="") as file:
         return [float(value) for _, value in csv.reader(file)]
-
-
-@pytest.fixture(scope="module")
-def now(run, tmp_path_factory):
-    return figures(run, tmp_path_factory.mktemp("golden"))
 
 
 def test_golden_numbers_are_of_these_versions_and_no_default_has_changed():
@@ -151,22 +128,20 @@ def same(now, then):
 
 
 def assert_near(now, then, tolerance, remedy):
-    """Of what two runs have by name, numbers or lists of them."""
     assert now.keys() == then.keys()
     for name, numbers in then.items():
         assert now[name] == pytest.approx(numbers, abs=tolerance), f"{name}: {remedy}"
 
 
-def test_scores_of_branches_and_of_their_fusion(now):
+def test_what_commands_print_keeps_its_form_and_scores_of_branches_their_fusion_and_the_submission_stay(run, tmp_path):
+    now = figures(run, tmp_path)
+    assert lost(now["outputs"], THEN["outputs"]) == []  # scripts rely on it: a key may be added, none goes
     assert now["tables"].keys() == THEN["tables"].keys()
     for name, then in {**THEN["tables"], "fused": THEN["fused"]}.items():
         found, remedy = (now["fused"], FUSION) if name == "fused" else (now["tables"][name], f"{name}: {TABLES}")
         assert found.get("omega") == pytest.approx(then.get("omega"), abs=OMEGA), remedy
         for column in ("score", "calibrated"):
             assert_near({column: found[column]}, {column: then[column]}, SCORES * then[column][1], remedy)
-
-
-def test_fusion_and_submission(now):
     assert_near(now["methods"], THEN["methods"], OMEGA, FUSION)
     assert_near(now["weights"], THEN["weights"], 0.01, FUSION)
     assert_near(now["submission"], THEN["submission"], SCORES * THEN["fused"]["calibrated"][1], FUSION)
@@ -174,14 +149,7 @@ def test_fusion_and_submission(now):
     assert all(now["submission"][name] == THEN["submission"][name] for name in decisions), FUSION
 
 
-@pytest.mark.parametrize("command", THEN["outputs"])
-def test_what_commands_print_keeps_its_form(now, command):
-    """Scripts rely on it: a key may be added, none goes or changes its type."""
-    assert lost(now["outputs"][command], THEN["outputs"][command]) == []
-
-
 def lost(now, then, place=""):
-    """Places in a JSON value whose form is not what it was."""
     if isinstance(then, dict) and isinstance(now, dict):
         return [p for key, form in then.items() for p in lost(now.get(key), form, f"{place}.{key}")]
     if isinstance(then, list) and isinstance(now, list):

@@ -23,13 +23,12 @@ from branches.beats.attention import gated_attention
 from branches.beats.checkpoint import random_beats
 from branches.beats.encoder import apply_layer, recomputed
 from branches.frontend import fbank, full_precision
-from branches.model import BranchModel, features_of, load_branch, save_branch
-from branches.spec import BranchSpec, PatchesSpec
+from branches.model import BranchModel, embed, features_of, load_branch, save_branch
+from branches.spec import PROJECTION, BranchSpec, PatchesSpec
 from branches.training.batches import Batch, make_batch
 from branches.training.finetuning import FineTuning, train
 from branches.training.loop import _descend
 from branches.training.training_set import TrainingClips
-from tests.embedded import embedded
 
 BASE = BEATsConfig(
     input_patch_size=16, embed_dim=512, encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072,
@@ -55,8 +54,15 @@ def clips(n: int, seconds: float) -> TrainingClips:
     return TrainingClips(audio, np.arange(n), np.full(n, "m", object), labels, np.zeros(4, bool))
 
 
+def embedded(model, audio, channel="near", embeddings=(PROJECTION,), batch_size=32):
+    """Each of the embeddings of all clips, from one pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.npy" for i in range(len(embeddings))]
+        embed(model, audio, channel, embeddings, files, batch_size)
+        return [np.load(file) for file in files]
+
+
 def spec_of(steps: int, training=None, **settings) -> BranchSpec:
-    """Of a tiny network that learns quickly."""
     common = {"steps": steps, "batch_size": 8, "crop_seconds": 1.0, "learning_rate": 2e-3, "warmup_steps": 3}
     return BranchSpec.model_validate({"embedding_dim": 16, **settings, "training": {**common, **(training or {})}})
 
@@ -163,7 +169,6 @@ def measure_speed() -> None:
 
 
 def row_of(path: str, kind: str, n: int, limits: dict[torch.dtype, float]) -> list[str]:
-    """Figures of a step, or of embedding where nothing is trained."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before, sounds = torch.cuda.memory_allocated(), clips(64, 10.0)
@@ -184,7 +189,6 @@ def row_of(path: str, kind: str, n: int, limits: dict[torch.dtype, float]) -> li
 
 @contextmanager
 def base_checkpoint():
-    """A random network of the released size."""
     with tempfile.TemporaryDirectory() as folder:
         save_beats(random_beats(BASE, seed=0), f"{folder}/base.pt")
         yield f"{folder}/base.pt"
@@ -230,7 +234,6 @@ def measure_one_pass() -> None:
 
 
 def step_of(parts: FineTuning, batch: Batch) -> Callable[[], object]:
-    """A training's step with always the same clips."""
     progress = parts.progress()
     return lambda: _descend(progress, parts.spec.training, lambda number: parts(batch))
 

@@ -141,7 +141,8 @@ def test_what_is_lost_is_made_again_and_another_detector_costs_no_training(run, 
     assert before.items() <= tables_and_weights().items()
     assert {tracked.info.run_id: store.losses(tracked) for tracked in store.branches()} == losses
     assert {tracked.data.tags["system"] for tracked in store.branches()} == {f"{NAME},other"}
-    assert f'<th colspan="2">{NAME}</th><th colspan="2">other</th>' in (copy.out / "report.html").read_text()
+    report = (copy.out / "report.html").read_text()
+    assert all(f">System {name}</a>" in report for name in (NAME, "other"))
 
 
 def test_a_run_is_fused_again_by_its_own_records_and_so_are_copies_of_its_tables(run, tmp_path):
@@ -156,6 +157,10 @@ def test_a_run_is_fused_again_by_its_own_records_and_so_are_copies_of_its_tables
         assert [branch["branch"] for branch in fused["branches"]] == names
         assert fused["delivered"]["weights"] == run.result["delivered"]["weights"]
         assert read_table(tmp_path / str(i) / "fused.parquet").equals(run.fused())
+    mixed = ["--tables", run.out, "--tables", tmp_path / "scores", "--out", tmp_path / "mixed"]
+    subsystems = [*run.result["delivered"]["weights"]]
+    tree = json.loads(tutti_here("fuse", *mixed, "--json").stdout)["tree"]
+    assert [*tree] == [f"{source}-{name}" for source in ("out", "scores") for name in subsystems]
     weights = ["--weights", run.out / "systems" / NAME, "--out", tmp_path / "applied"]
     for folder in (run.out, tmp_path / "scores"):
         assert tutti_here("fuse", *weights, "--tables", folder).exit_code == 0

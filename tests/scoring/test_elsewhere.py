@@ -60,7 +60,6 @@ def test_tables_are_found_by_name_and_a_folder_of_many_files_is_one_with_one_che
 
 
 def test_csv_and_what_pandas_writes_have_what_the_table_has(tmp_path):
-    """With pandas' index, 32-bit scores and categories."""
     table, path, pd = make_table(labelled=False), tmp_path / "t.csv", pytest.importorskip("pandas")
     for absent in ("", "None", "null", "nan", "NaN"):
         pyarrow.csv.write_csv(table, path)
@@ -102,7 +101,6 @@ def folder(tmp_path):
 
 
 def labels(folder, *tables):
-    """Condition and domain of each split's clips by the ground truth in a folder."""
     rows = read_ground_truth(folder).revealed(conform(pa.concat_tables(tables))).to_pylist()
     return {(row["split"], row["clip"]): (row["condition"], row["domain"]) for row in rows}
 
@@ -143,7 +141,6 @@ def test_no_file_takes_these_labels_and_what_changed_what_is_missing_and_a_secon
 
 
 def read(path):
-    """The rows of a score table or the labels of a ground truth, whichever the name says."""
     if path.name.startswith(("ground_truth", "eval")):
         return read_ground_truth(path.parent).labels
     return read_scores(path).to_pylist()

@@ -67,7 +67,6 @@ def harmonic(values):
 @given(labelled_tables())
 @settings(max_examples=60, deadline=None)
 def test_official_metrics_follow_the_task_description(table):
-    """Each section has cells of its own, and a machine's values are harmonic means over them."""
     cells = {}
     for row in table.to_pylist():
         if row["split"] == "test" and row["condition"]:
@@ -86,7 +85,6 @@ def test_official_metrics_follow_the_task_description(table):
 
 
 def test_published_values_come_out_and_it_is_told_where_they_are_not_that_years_and_where_labels_lack():
-    """Omega as those who made the tables published it; without training clips they have no calibration."""
     published = {"global_ap": 56.98, "freq_ap": 57.83, "freq_ap_beam": 60.35, "freq_rdp4_beam": 61.27}
     for name, omega in {**published, "freq_rdp8_beam": 61.98}.items():
         table = read_table(Path(__file__).parent / "fixtures" / "frozen_beats" / f"{name}.parquet")
@@ -104,7 +102,6 @@ def test_published_values_come_out_and_it_is_told_where_they_are_not_that_years_
 
 
 def test_intervals_are_those_of_drawing_clips_one_stratum_at_a_time():
-    """AUC being the share of pairs that are in the right order."""
     table, rng, drawn = make_table(["fan"], per_cell=20, train=0), np.random.default_rng(0), []
     score, condition, domain = (table[c].to_numpy() for c in ("score", "condition", "domain"))
     for _ in range(2000):
@@ -156,7 +153,6 @@ def test_thresholds_come_from_training_rows_alone_be_they_few():
 
 
 def test_decisions_are_scikit_learns():
-    """On all test clips of a machine; a clip at the threshold is no anomaly, what cannot be divided is absent."""
     table = make_table(train=40, per_cell=25)
     limits = {group: sorted(table["score"].to_pylist())[110] for group in thresholds(table)}
     for (machine, _), limit in limits.items():

@@ -54,23 +54,7 @@ def test_the_old_one_stays_until_the_block_ends_without_an_error_and_of_writers_
     assert (len(texts(tmp_path)), list(tmp_path.iterdir())) == (1, [path])
 
 
-def test_a_folder_that_another_writer_has_meanwhile_put_there_is_replaced(tmp_path, monkeypatch):
-    path, rename = tmp_path / "model", os.replace
-    write_folder(path, "old")
-
-    def disturbed(source, target):
-        if target == path:
-            monkeypatch.undo()
-            write_folder(path, "other")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", disturbed)
-    write_folder(path, "new")
-    assert texts(tmp_path) == {"new"}
-
-
-def test_the_old_folder_is_whole_at_every_rename_and_comes_back_if_the_new_one_is_refused(tmp_path, monkeypatch):
-    """So a kill at any of them loses nothing."""
+def test_the_old_folder_is_whole_at_every_rename_and_comes_back_unless_the_new_one_arrives(tmp_path, monkeypatch):
     path, whole, rename = tmp_path / "model", [], os.replace
     write_folder(path, "old")
 
@@ -80,16 +64,24 @@ def test_the_old_folder_is_whole_at_every_rename_and_comes_back_if_the_new_one_i
             raise PermissionError(target)
         rename(source, target)
 
+    def disturbed(source, target):
+        if target == path:
+            monkeypatch.undo()
+            write_folder(path, "of another writer")
+        rename(source, target)
+
     monkeypatch.setattr(os, "replace", refused)
     with pytest.raises(PermissionError):
         write_folder(path, "new")
     assert whole == [True, True, True]
     assert texts(tmp_path) == texts(path) == {"old"}
+    monkeypatch.setattr(os, "replace", disturbed)
+    write_folder(path, "new")
+    assert texts(tmp_path) == {"new"}
 
 
 @both
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path, monkeypatch, write):
-    """By inodes, which do not change with the name."""
     path, calls = tmp_path / "result", []
     for call in (os.fsync, os.replace):
 
@@ -187,7 +179,6 @@ SCORE, MACHINE, SECTION, SPLIT = (CLIPS[name].to_numpy() for name in ("score", "
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_calibration_is_in_standard_deviations_of_the_training_clips_or_transductively_of_the_test_clips(split):
-    """Each machine and section by itself; what is known of a table stays with it."""
     score, expected = SCORE * np.where(MACHINE == "fan", 1, 50) + 7, np.empty(len(SCORE))
     for machine, section in (("fan", 0), ("fan", 1), ("pump", 0)):
         group = (machine == MACHINE) & (section == SECTION)
@@ -232,9 +223,8 @@ def joined(b, names="ab"):
     return join({"a": TABLE, "b": b}, names, agreeing=["domain"])
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_what_is_wrong_is_named():
+    for call, message in (
         (lambda: conform(TABLE.drop_columns("score"), "mine"), "^mine: no column score"),
         (lambda: conform(replaced(TABLE, "score", ["high"] * 72), "mine"), "^mine: .*wrong type"),
         (lambda: conform(replaced(TABLE, "split", ["dev"] * 72), "mine"), "^mine: split is 'dev'"),
@@ -251,18 +241,10 @@ def joined(b, names="ab"):
         (lambda: transductive_normalisation(make_table(["fan"], per_cell=0)), "fan section 0 has 0 test clips"),
         (lambda: joined(make_table(["fan"])), "b has no machine pump, which a has"),
         (lambda: joined(TABLE.slice(2)), r"b lacks 2 clips that a has, fan/test/"),
-        (
-            lambda: joined(pa.concat_tables([TABLE, make_table(["fan"], section=1)])),
-            "a lacks 36 clips that b has",
-        ),
-        (
-            lambda: joined(replaced(TABLE, "calibrated", pa.nulls(72, pa.float64()))),
-            "no calibrated score in 72 rows",
-        ),
+        (lambda: joined(pa.concat_tables([TABLE, make_table(["fan"], section=1)])), "a lacks 36 clips that b has"),
+        (lambda: joined(replaced(TABLE, "calibrated", pa.nulls(72, pa.float64()))), "no calibrated score in 72"),
         (lambda: joined(replaced(TABLE, "domain", ["source"] * 72)), "of target_.* is target in a and source in b"),
         (lambda: joined(TABLE, "abc"), "no score table for c"),
-    ],
-)
-def test_what_is_wrong_is_named(call, message):
-    with pytest.raises(InputError, match=message):
-        call()
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

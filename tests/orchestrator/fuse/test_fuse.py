@@ -113,6 +113,22 @@ def test_the_promised_object(fused, tmp_path):
         assert set(of_folder) == {"g0", "g1", "p0", "o0"}
 
 
+def test_sources_stand_side_by_side_under_names_of_their_own(fused, tmp_path):
+    one, two = (shutil.copytree(fused.scores, tmp_path / name / "scores") for name in ("one", "two"))
+    request = ["--tables", fused.out / FUSED, "--tables", one / "g1.parquet", "--tables", two / "g1.parquet"]
+    loose = {name: [name] for name in ("fused", "scores-g1", "two-g1")}
+    line = refused(*request, "--out", tmp_path / "out")
+    assert f"{two / 'g1.parquet'} and {one / 'g1.parquet'} have the same name" in line
+    shutil.copy(two / "g1.parquet", tmp_path / "two" / "g1.parquet")
+    result = fuse(*request[:-1], tmp_path / "two" / "g1.parquet", "--tables", two, "--out", tmp_path / "out")
+    a = {"good": ["g0", "g1"], "poor": ["p0"]}
+    assert result["tree"] == {"a": a, "b": {"other": ["o0"]}, "tables": loose}
+    assert "two sources are called scores" in refused("--tables", one, "--tables", two, "--out", tmp_path / "out")
+    both = fuse("--tables", two, "--tables", one.rename(tmp_path / "first"), "--out", tmp_path / "out")["tree"]
+    assert [*both] == ["scores-a", "scores-b", "first-a", "first-b"]
+    assert both["first-a"] == {"good": ["first/g0", "first/g1"], "poor": ["first/p0"]}
+
+
 def test_tables_without_training_rows_need_the_flag(fused, tmp_path, caplog):
     bare = {n: t.filter(pc.equal(t["split"], "test")).drop_columns("calibrated") for n, t in POOL.items()}
     request = ["--tables", write_pool(tmp_path / "bare", bare), "--out", tmp_path / "out"]

@@ -104,10 +104,11 @@ def test_an_exported_system_with_merged_adapters_says_of_clips_what_the_run_said
     for name in ("score", "calibrated"):
         assert found[name].to_numpy() == pytest.approx(fused[name].to_numpy(), abs=1e-5)
     members = ensemble.manifest.members
-    assert len(members) == len(run.result["branches"])
+    named = {branch["branch"]: branch["table"] for branch in run.result["branches"]}
+    assert {member.name for member in members} == named.keys()
     assert sum(member.weight for member in members) == pytest.approx(1)
     for member, contribution in zip(members, contributions(found), strict=True):
-        table = read_finished(run.out, f"{member.branch_id}/{member.name.rpartition(' ')[2]}")
+        table = read_finished(run.out, named[member.name])
         rows = table.filter((pc.field("machine") == machine) & (pc.field("split") == "test"))
         assert contribution == pytest.approx(member.weight * rows["calibrated"].to_numpy(), abs=1e-5)
     assert ensemble.reference(machine) is ensemble.reference(machine)
