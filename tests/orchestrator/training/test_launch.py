@@ -233,7 +233,7 @@ def test_of_branches_that_want_a_set_the_first_makes_it_and_others_wait(generati
     arguments = (bench.plan.branches[0].spec, job, index, open_cache(job.data, index, job.decoded))
     with ThreadPoolExecutor() as branches:
         tries = [branches.submit(generated_clips, *arguments, lambda *r: steps.append(r[:3])) for _ in "ab"]
-    assert steps == [("generator", step, 3) for step in (1, 2, 3)]
+    assert steps == [("generator of clips", step, 3) for step in (1, 2, 3)]
     assert tries[0].result()[0] == tries[1].result()[0]
     assert bench.bring() == {"branch"}
     (told,) = on_sets(bench.plan.branches, job)
