@@ -147,7 +147,7 @@ def test_the_doctor_names_places_that_cannot_be_used_or_have_no_room_for_the_cli
     (tmp_path / "text.db").write_text("not a database " * 100)
     places = ["--data", tmp_path, "--out", tmp_path, "--tracking-uri", f"sqlite:///{tmp_path / 'text.db'}"]
     run = tutti_here("doctor", *NOWHERE, *places)
-    problems = ("ray: no Ray cluster answers at 127.0.0.1:1", "mlflow: the MLflow store sqlite", f"data: {tmp_path}: not a")
+    problems = ("ray: no Ray cluster answers at 127.0.0.1:1", "mlflow: the MLflow store", f"data: {tmp_path}: not a")
     for start in ("ok       disk: ", *(f"problem  {problem}" for problem in problems)):
         assert f"\n{start}" in run.stdout
     assert (run.exit_code, run.stderr.splitlines()[-1]) == (2, "Error: 3 problems: ray, mlflow, data")
