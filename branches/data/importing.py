@@ -117,9 +117,9 @@ def _described(source: Path, recordings: Sequence[Path]) -> Iterator[dict[str, s
         yield {**row, "condition": condition, "path": str(path)}
     if doubted:
         log.warning(
-            "normal or anomalous? the names of %d folders do not say, so their recordings are taken as normal, or "
-            "below a folder test as unlabelled: %s",
-            len(doubted), ", ".join(sorted(doubted)[:5]) + ", …" * (len(doubted) > 5),
+            "normal or anomalous? %s with a name that does not say; the recordings are taken as normal, or below a "
+            "folder test as unlabelled: %s",
+            counted(len(doubted), "folder"), ", ".join(sorted(doubted)[:5]) + ", …" * (len(doubted) > 5),
         )  # fmt: skip
 
 
@@ -210,6 +210,10 @@ def import_recordings(
     with atomic_folder(out) as folder:
         for original in recordings:
             samples = read_clip(original.path)
+            if not samples.any():
+                log.warning(
+                    "%s: nothing is heard in it; among normal clips it hides anomalies, take it out", original.path
+                )
             pieces = _pieces(samples, clip_seconds)
             condition = original.condition or "unlabelled"
             made[original.machine, original.split, condition, original.folder] += len(pieces)

@@ -32,8 +32,8 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
     """Print the official metrics of score tables, in per cent, with 95 % bootstrap intervals.
 
     TABLE is a Parquet file, a CSV file with a header, an anomaly_score_*.csv of the challenge, or a folder of these;
-    the folder of a fusion stands for its fused table. The tables of a run's folder are ranked, the best first. With
-    --ground-truth, only machines with ground truth are measured.
+    the folder of a fusion stands for its fused table. The tables of a run's folder, or of one with an index.csv, are
+    ranked, the best first. With --ground-truth, only machines with ground truth are measured.
 
     For any table of labelled clips, whoever made it.
 
@@ -44,20 +44,21 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
              tutti metrics runs/a/systems/s2
              tutti metrics runs/a --ground-truth dcase2026_task2_evaluator
     """
-    from orchestrator.fuse.sources import is_run
+    from orchestrator.fuse.sources import INDEX, is_run
 
+    several = {given for given in tables if is_run(given) or (given / INDEX).exists()}
     by_folder = {
         given: {str(p): _metrics_of(p, n, ground_truth) for p, n in _tables_in(given).items()} for given in tables
     }
     for given, found in by_folder.items():
-        if is_run(given):
-            by_folder[given] = dict(sorted(found.items(), key=lambda item: -_to_rank_by(item[1])["omega"]))
+        if given in several:
+            by_folder[given] = dict(sorted(found.items(), key=lambda item: -(_to_rank_by(item[1])["omega"] or 0.0)))
     by_table = {name: m for found in by_folder.values() for name, m in found.items()}
     if as_json:
         click.echo(json.dumps({"tables": by_table} if len(by_table) > 1 else next(iter(by_table.values()))))
         return
     for given, found in by_folder.items():
-        if is_run(given):
+        if given in several:
             _print_ranking(given, found)
             continue
         for name, m in found.items():
@@ -107,9 +108,11 @@ def _to_rank_by(m: dict[str, Any]) -> dict[str, Any]:
 def _tables_in(path: Path) -> dict[Path, str]:
     """The tables of a run's folder by what they are called, or that of a fusion; any other path is a table itself."""
     from orchestrator.fuse.result import read_result, result_folders
-    from orchestrator.fuse.sources import is_run, of_run
+    from orchestrator.fuse.sources import INDEX, from_index, is_run, of_run
     from orchestrator.ledger.folders import FUSED, table_file
 
+    if (path / INDEX).exists():
+        return {file: name for name, file in from_index(path).files.items()}
     folders = result_folders(path)
     if not is_run(path):
         return {folder / FUSED: "" for folder in folders} or {path: ""}

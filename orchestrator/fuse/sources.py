@@ -247,7 +247,12 @@ def _by_settings(paths: Sequence[Path], system: SystemSpec) -> dict[str, list[Pa
         for file in sorted(root.rglob("*.parquet")) if root.is_dir() else [root]:
             with suppress(KeyError, ValueError, OSError):  # made elsewhere
                 found.setdefault(_identity(metadata_of(pq.read_schema(file).empty_table())), []).append(file)
-    plan = make_plan([with_resolved_files(system)], None)
+    try:
+        plan = make_plan([with_resolved_files(system)], None)
+    except InputError as error:
+        raise InputError(
+            f"{paths[0]}: no results of {system.name}, and to know its tables by its file: {error}"
+        ) from None
     named: dict[str, list[Path]] = {}
     for branch in plan.branches:
         for use in branch.uses:

@@ -50,12 +50,18 @@ def enrol(
         )
     if replace and not known:
         ensemble.reference(machine, section)  # which says what the model knows
-    names = [path.name for path in recordings]
-    if len(set(names)) < len(names):
-        raise InputError("two recordings have the same file name; rename one")
+    by_name: dict[str, Path] = {}
+    for path in recordings:
+        if path.name in by_name:
+            raise InputError(f"{by_name[path.name]} and {path} have the same file name; rename one")
+        by_name[path.name] = path
+    names = list(by_name)
     if called := [path for path in recordings if is_called_anomaly(path)]:
         log.warning("taken as normal though called an anomaly: %s, %s", counted(len(called), "recording"), called[0])
     samples = [read_clip(path) for path in recordings]
+    for path, sound in zip(recordings, samples, strict=True):
+        if not sound.any():  # one such clip stretches the calibration so that nothing is anomalous any more
+            raise InputError(f"{path}: nothing is heard in it; leave it out")
     clips = pa.table({"machine": [machine] * len(names), "split": ["train"] * len(names), "clip": names})
     try:
         one_domain = clips.append_column("domain", pa.array(["source"] * len(names)))

@@ -48,7 +48,11 @@ def recordings(paths: Iterable[Path]) -> list[Path]:
             f"{path}/*{f.suffix}" for f in taken
         )
         left = ", ".join(f"{count} {name}" for name, count in where.most_common(5))
-        remedy = f"name sub-folders one by one; {CONVERT} that libsndfile does not read"
+        below = any(file.parent != path for file in inside)
+        foreign = any(file.suffix.lower() not in READABLE for file in inside)
+        remedy = "; ".join(
+            ["name sub-folders one by one"] * below + [f"{CONVERT} that libsndfile does not read"] * foreign
+        )
         if not taken:
             raise InputError(f"{path}: no recordings in it" + (f", but {left}; {remedy}" if left else ""))
         if left:
@@ -94,7 +98,7 @@ def score_clips(
         if banked := [path for path in paths_of if path.name in normals]:
             log.warning(
                 "%s, in all %s of %s, has the name of a normal clip of the model; if it is that, its "
-                "score is too low, since it is in its own reference: fused.parquet has cross-fitted ones",
+                "score is too low, since it is in its own reference",
                 banked[0], counted(len(banked), "recording"), group[0],
             )  # fmt: skip
     tables = []

@@ -219,7 +219,7 @@ def record(path, seconds=1.0, rate=44_100, channels=2):
     return path
 
 
-def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_machines(tmp_path):
+def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_machines(tmp_path, caplog):
     first, *_ = [record(tmp_path / "in" / f"Press läuft {i}.WAV", 2.5) for i in range(4)]
     for name, seconds in (("target/x", 1), ("abnormal/damage", 1), ("test/normal/good", 0.4), ("test/who knows", 1)):
         record(tmp_path / "in" / f"{name}.wav", seconds)
@@ -243,7 +243,9 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
         "\ufeffpath,machine,section,split,condition,domain,attributes\n"
         "a.wav,fan,2,Train,,target,spd 1_load_2\nb.wav,fan,2,,NG,,\nc.wav,,,test,,,\n"
     )
+    soundfile.write(tmp_path / "c.wav", np.zeros(16_000), 16_000)
     import_recordings(originals(tmp_path / "list.csv", "pump"), tmp_path / "listed")
+    assert "c.wav: nothing is heard in it" in caplog.text
     assert sorted(original_names(tmp_path / "listed")) == [
         "fan/test/section_02_source_test_anomaly_0000_noAttribute.wav",
         "fan/train/section_02_target_train_normal_0000_spd-1_load_2.wav",
@@ -283,7 +285,7 @@ def test_no_anomaly_becomes_a_training_clip_without_a_word(folders, told, tmp_pa
             originals(tmp_path, "fan")
         return
     found = originals(tmp_path, "fan")
-    assert ({f"{o.split} {o.condition}" for o in found}, "do not say" in caplog.text) == told
+    assert ({f"{o.split} {o.condition}" for o in found}, "does not say" in caplog.text) == told
     assert "--machine fan is not used: folders or rows name machines: press" in caplog.text
 
 

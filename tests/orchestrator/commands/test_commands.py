@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import click
+import pyarrow.compute as pc
 import pytest
 import yaml
 
@@ -26,6 +27,7 @@ from scoring.metrics import official_metrics
 from scoring.table import read_table, write_table
 from tests.commands import SMALL_SYSTEM, TUTTI, checksums, parsed, tutti, tutti_here
 from tests.orchestrator.conftest import LABEL, write_truth
+from tests.orchestrator.ledgers import finished_branch
 from tests.tables import make_table
 
 
@@ -276,6 +278,13 @@ def test_metrics_of_one_of_several_and_of_a_table_without_training_rows(tmp_path
     assert (run.exit_code, "precision" in run.stdout) == (0, False)
     for told in ("no decisions: machine fan section 0 has 0 training clips", "of test clips have reached these scores"):
         assert told in run.stderr
+    no_normals = tables[0].filter((pc.field("split") == "train") | (pc.field("condition") == "anomaly"))
+    for name, table in (("a/b/0", no_normals), ("a/c/0", tables[0])):
+        finished_branch(tmp_path / "run", name, table, tags={"system": "s"})
+    ranked = [line.split()[:2] for line in tutti_here("metrics", tmp_path / "run").stdout.splitlines()[1:]]
+    assert ranked == [["a/c/0", f"{expected.omega:.2f}"], ["a/b/0", "–"]]
+    assert tutti_here("tables", tmp_path / "run", tmp_path / "copy").exit_code == 0
+    assert [line.split()[:2] for line in tutti_here("metrics", tmp_path / "copy").stdout.splitlines()[1:]] == ranked
 
 
 def test_other_teams_scores_are_measured_with_ground_truth_and_take_part_in_a_fusion(case, tmp_path):

@@ -307,7 +307,8 @@ def test_replaced_normals_are_as_if_no_others_had_been_and_the_rest_stays_as_it_
         ("enrol {0} {1} {2} --machine rotor --out {out}", "the model knows machine rotor section 0 already"),
         ("enrol {0} {1} {2} --machine rotor --section 1 --replace --out {out}", "not know machine rotor section 1"),
         ("enrol {0} {1} --machine valve --out {out}", "2 training clips; scoring needs at least 3"),
-        ("enrol {0} {1} {2} {0} --machine valve --out {out}", "two recordings have the same file name"),
+        ("enrol {0} {1} {2} {0} --machine valve --out {out}", "0.wav have the same file name"),
+        ("enrol {0} {1} {silent} --machine valve --out {out}", "silent.wav: nothing is heard in it; leave it out"),
         ("enrol {0} {1} {text} --machine valve --out {out}", "text.wav: not a readable recording"),
         ("enrol {alike} --machine valve --out {out}", "valve cannot be judged by these recordings"),
         ("enrol {0} {1} {2} --machine valve --out {empty}", "empty: exists already"),
@@ -316,8 +317,9 @@ def test_replaced_normals_are_as_if_no_others_had_been_and_the_rest_stays_as_it_
 def test_mistakes_are_named_and_leave_nothing(model, night, normals, tmp_path, arguments, message):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    paths = {name: tmp_path / name for name in ("text.wav", "odd.wav", "empty", "alike")}
+    paths = {name: tmp_path / name for name in ("text.wav", "silent.wav", "odd.wav", "empty", "alike")}
     paths["text.wav"].write_text("not audio")
+    soundfile.write(paths["silent.wav"], np.zeros(16_000), 16_000)
     samples = np.full(48_000, 0.1, np.float32)
     samples[40_000] = np.nan
     soundfile.write(paths["odd.wav"], samples, 16_000, subtype="FLOAT")
