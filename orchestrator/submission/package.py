@@ -16,7 +16,13 @@ import yaml
 
 from orchestrator.fuse.result import read_result, system_folders
 from orchestrator.ledger.folders import FUSED, RESULT
-from orchestrator.submission.files import MAX_SYSTEMS, TEAM_LABEL, challenge_machines, write_submission
+from orchestrator.submission.files import (
+    MAX_SYSTEMS,
+    PLACEHOLDER_LABEL,
+    TEAM_LABEL,
+    challenge_machines,
+    write_submission,
+)
 from orchestrator.submission.meta import rounded, system_meta
 from orchestrator.submission.schema import AuthorsFile, read_yaml
 from orchestrator.system import validated
@@ -59,8 +65,9 @@ def make_package(
     out.mkdir(parents=True, exist_ok=True)
     form = out / AUTHORS_FORM
     if authors_file is None and not form.exists():
-        with atomic(form) as temporary:
-            temporary.write_bytes(files("orchestrator").joinpath("templates/authors.yaml").read_bytes())
+        template = files("orchestrator").joinpath("templates/authors.yaml").read_text(encoding="utf-8")
+        with atomic(form) as temporary:  # with the label, which need not be given again
+            temporary.write_text(template.replace(PLACEHOLDER_LABEL, label or PLACEHOLDER_LABEL), encoding="utf-8")
     form = authors_file or form
     authors = validated(AuthorsFile, read_yaml(form.read_bytes(), form), str(form))
     label = label or authors.label

@@ -141,6 +141,9 @@ def test_from_the_form_to_a_package_that_passes(run, tmp_path):
         assert part in told
     assert made.stderr.endswith(f"next: fill in {form} and run this again\n")
     codes = made.exit_code, tutti_here("submission", "check", made.stdout.strip()).exit_code
+    for label in (["--label", LABEL], []):  # the form keeps it
+        other = tutti_here("submission", "make", run, *label, "--out", tmp_path / "other").stdout.strip()
+        assert Path(other).name == f"{LABEL}.zip"
     filled = {**AUTHORS, "label": LABEL, "systems": {"s1": {"name": "One", "abbreviation": "1"}}}
     form.write_text(yaml.safe_dump(filled))
     copied_systems(run)
