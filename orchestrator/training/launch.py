@@ -185,7 +185,10 @@ def _launch(
                 verbose=0,
             ),
         )
-        results = dict(zip(by_id, tuner.fit(), strict=False))  # one that never began has no config in its result
+        fitted = list(tuner.fit())  # in an order of Tune's own
+    results = {r.config["branch_id"]: r for r in fitted if r.config}
+    # A branch whose worker never began has no config in its result; all such have failed for want of a worker.
+    results |= zip((b for b in by_id if b not in results), (r for r in fitted if not r.config), strict=False)
     failures = {branch_id: _told(str(r.error)) for branch_id, r in results.items() if r.error}
     failures |= {branch_id: r.metrics["failure"] for branch_id, r in results.items() if "failure" in r.metrics}
     if by_id.keys() - failures.keys() - {branch_id for branch_id, r in results.items() if "omega" in r.metrics}:
