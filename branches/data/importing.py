@@ -242,6 +242,7 @@ def original_names(root: Path) -> dict[str, str]:
     """What each clip (`<machine>/<split>/<name>`) of an imported data set was called; nothing where none can tell."""
     try:
         with open(root / ORIGINALS, newline="", encoding="utf-8") as file:
-            return {row["clip"]: f"{row['recording']}, from {float(row['start']):g} s" for row in csv.DictReader(file)}
+            rows = [(row["clip"], row["recording"], float(row["start"])) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):  # there is none, or it is damaged
         return {}
+    return {clip: f"{recording}, from {start:g} s" if start else recording for clip, recording, start in rows}

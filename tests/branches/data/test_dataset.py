@@ -233,6 +233,7 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
     assert counts(index) == {"press": {"sections": 1, **kinds, "test hidden hidden": 1}}
     names = original_names(tmp_path / "out")
     assert set(names) == {*index["path"].to_pylist()}
+    assert str(first) in names.values()
     assert original_names(tmp_path / "in") == {}
     (second,) = [clip for clip, name in names.items() if name == f"{first}, from 1 s"]
     assert f"{second},{first},1.0,2.0\n" in (tmp_path / "out" / ORIGINALS).read_text()
