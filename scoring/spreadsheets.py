@@ -42,8 +42,8 @@ def read_rows(
 def _rows(
     path: Path, text: str, required: Collection[str], allowed: Collection[str] | None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    told = text.lower().startswith("sep=")  # tells Excel the separator
-    if told:
+    hint = text.lower().startswith("sep=")  # tells Excel the separator
+    if hint:
         text = text.partition("\n")[2]
     readers = {separator: csv.reader(io.StringIO(text, newline=""), delimiter=separator) for separator in _SEPARATORS}
     headers = {sep: [cell.strip().lower() for cell in next(reader, [])] for sep, reader in readers.items()}
@@ -64,8 +64,8 @@ def _rows(
         pairs = [(name, cell.strip()) for name, cell in zip_longest(header[begin:], cells[begin:], fillvalue="")]
         if any(cell and not name for name, cell in pairs):
             raise InputError(
-                f"{path}, line {reader.line_num + told}: a cell without a column: {separator.join(cells)!r}; name its "
+                f"{path}, line {reader.line_num + hint}: a cell without a column: {separator.join(cells)!r}; name its "
                 f"column, or put a cell that holds {separator!r} in quotes"
             )
         if any(cell for _, cell in pairs):
-            yield reader.line_num + told, {name: cell for name, cell in pairs if name}
+            yield reader.line_num + hint, {name: cell for name, cell in pairs if name}

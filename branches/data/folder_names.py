@@ -23,7 +23,7 @@ _SEAMS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})|(?<=[A-Za-
 
 
 @cache
-def said_by(name: str) -> dict[str, str]:
+def labels_of(name: str) -> dict[str, str]:
     """`condition`, `split` and `domain`, as far as the words in a name say it; words end at digits, signs, capitals.
 
     One word is enough for a condition. Split and domain are taken from names that say nothing else, so that ToyTrain
@@ -41,7 +41,7 @@ def said_by(name: str) -> dict[str, str]:
 
 def is_called_anomaly(path: Path) -> bool:
     """Whether its folder's name, or failing that its own, says that a recording is an anomaly."""
-    return (said_by(path.parent.name).get("condition") or said_by(path.stem).get("condition")) == "anomaly"
+    return (labels_of(path.parent.name).get("condition") or labels_of(path.stem).get("condition")) == "anomaly"
 
 
 def _conditions(words: list[str]) -> set[str]:

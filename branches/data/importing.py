@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from branches.audio import read_clip, write_wav
-from branches.data.folder_names import is_called_anomaly, said_by
+from branches.data.folder_names import is_called_anomaly, labels_of
 from branches.data.layout import CONVERT, READABLE, RECORDINGS, files, find, kinds
 from branches.frames import SAMPLE_RATE
 from scoring.atomic import atomic_folder
@@ -104,13 +104,13 @@ def _described(source: Path, recordings: Sequence[Path]) -> Iterator[dict[str, s
         for folder in path.parents[: len(path.relative_to(source).parts)]:
             inside[folder].add(name)
             name = folder.name
-    said = {folder: _said(source, folder, inside) for folder in {path.parent for path in recordings}}
+    labels = {folder: _folder_labels(source, folder, inside) for folder in {path.parent for path in recordings}}
     doubted: set[str] = set()
     for path in recordings:
-        row, silent = said[path.parent]
-        condition = row.get("condition") or said_by(path.stem).get("condition", "")
+        row, silent = labels[path.parent]
+        condition = row.get("condition") or labels_of(path.stem).get("condition", "")
         for folder in silent if not condition else ():
-            if speaking := sorted(name for name in inside[folder.parent] if said_by(name)):
+            if speaking := sorted(name for name in inside[folder.parent] if labels_of(name)):
                 beside = ", ".join(speaking[:5])
                 raise InputError(f"{folder}: beside {beside}, whose names say what is in them, its does not; {_REMEDY}")
             doubted |= {str(folder)} if len(inside[folder.parent]) > 1 else set()
@@ -123,7 +123,7 @@ def _described(source: Path, recordings: Sequence[Path]) -> Iterator[dict[str, s
         )  # fmt: skip
 
 
-def _said(source: Path, folder: Path, inside: Mapping[Path, set[str]]) -> tuple[dict[str, str], list[Path]]:
+def _folder_labels(source: Path, folder: Path, inside: Mapping[Path, set[str]]) -> tuple[dict[str, str], list[Path]]:
     """What the names of the folders down to this one say, and those folders of which neither they nor places tell.
 
     The outermost that says nothing is the machine, unless others beside it say something. Beside `test/good`, as in
@@ -131,16 +131,16 @@ def _said(source: Path, folder: Path, inside: Mapping[Path, set[str]]) -> tuple[
     """
     row, silent, above = {"folder": folder.relative_to(source).as_posix()}, [], source
     for name in folder.relative_to(source).parts:
-        beside, says = [said_by(other) for other in inside[above]], said_by(name)
-        if not says and row.get("split") == "test" and "normal" in {other.get("condition") for other in beside}:
-            says = {"condition": "anomaly"}
+        beside, labels = [labels_of(other) for other in inside[above]], labels_of(name)
+        if not labels and row.get("split") == "test" and "normal" in {other.get("condition") for other in beside}:
+            labels = {"condition": "anomaly"}
         above /= name
-        for key, value in says.items():
+        for key, value in labels.items():
             if row.setdefault(key, value) != value:
                 raise InputError(f"{above}: names of folders say both {row[key]} and {value}; {_REMEDY}")
-        if not says and ("machine" in row or any(beside)):
+        if not labels and ("machine" in row or any(beside)):
             silent.append(above)
-        elif not says:
+        elif not labels:
             row["machine"] = name
     return row, silent
 
@@ -169,7 +169,7 @@ def _original(where: str, row: dict[str, str], machine: str | None) -> Original:
         raise InputError(f"{where}: of which machine? give --machine, a folder for each, or a column machine")
     if machine in (".", "..") or machine.startswith(".") or "/" in machine or "\\" in machine:
         raise InputError(f"{where}: machine {machine!r} cannot be a folder's name")
-    row = {column: said_by(text).get(column, text) for column, text in row.items()}  # OK is normal, Train is train
+    row = {column: labels_of(text).get(column, text) for column, text in row.items()}  # OK is normal, Train is train
     condition = row.get("condition", "")
     split = row.get("split") or ("test" if condition == "anomaly" else "train")
     values = {"split": split, "condition": condition or ("normal" if split == "train" else "")}

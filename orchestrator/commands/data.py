@@ -87,12 +87,12 @@ def check(folder: Path, as_json: bool) -> None:
     from branches.data.dataset import counts, read_index
     from branches.data.inspection import PROPERTIES, inspect
 
-    told: list[str] = []
-    index = read_index(folder, told.append)
+    notes: list[str] = []
+    index = read_index(folder, notes.append)
     label = f"reading {index.num_rows} clips"  # some thousand take minutes
     with click.progressbar(length=index.num_rows, label=label, file=sys.stderr) as progress:
         machines, inspection = counts(index), inspect(folder, index, progress.update)
-    inspection.notes[:0] = told
+    inspection.notes[:0] = notes
     if as_json:
         click.echo(json.dumps({"clips": index.num_rows, "machines": machines, **asdict(inspection)}))
     else:
@@ -106,6 +106,6 @@ def check(folder: Path, as_json: bool) -> None:
         click.echo(line, err=True)
     if inspection.problems:
         raise InputError(f"{folder}: {len(inspection.problems)} of {index.num_rows} clips cannot be used")
-    notes = counted(len(inspection.notes), "note")
-    noted = f"nothing that stops a run; {notes}" if inspection.notes else "no clip looks wrong"
-    click.echo(f"{folder}: {noted}", err=True)
+    number = counted(len(inspection.notes), "note")
+    verdict = f"nothing that stops a run; {number}" if inspection.notes else "no clip looks wrong"
+    click.echo(f"{folder}: {verdict}", err=True)

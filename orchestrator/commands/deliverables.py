@@ -62,7 +62,7 @@ def make(
     Example: tutti submission make runs/a s1 s3 --label Jiang_THU_task2
     """
     click.echo(f"packing {folder}", err=True)
-    from orchestrator.submission.check import check_package
+    from orchestrator.submission.check import UNFILLED, check_package
     from orchestrator.submission.package import AUTHORS_FORM, make_package
 
     package = make_package(folder, systems, out, label, meta)
@@ -73,7 +73,7 @@ def make(
     click.echo(package)
     for line in [*findings.errors, *findings.warnings]:
         click.echo(f"to do: {line}", err=True)
-    if any("still to be filled in" in line for line in findings.errors):
+    if any(UNFILLED in line for line in findings.errors):
         click.echo(f"next: fill in {meta or package.with_name(AUTHORS_FORM)} and run this again", err=True)
 
 

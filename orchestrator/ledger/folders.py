@@ -37,7 +37,7 @@ FUSED = "fused.parquet"
 HELD_OUT = "held_out.parquet"
 RESULT = "result.json"
 REPORT = "report.html"  # who writes a result removes it
-ID, PLACE = ".id", ".place"  # of the run in a folder, and where that folder was
+ID, LOCATION = ".id", ".location"  # of the run in a folder, and where that folder was
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -179,14 +179,14 @@ def new_folder_id(out: Path, shared: bool = False) -> str:
 
     shared: whether it is for a store that shows other folders' runs, too; there a copy of a folder is another run
     """
-    place = out / PLACE
-    before = Path(os.fsdecode(place.read_bytes())) if place.exists() else out
+    location = out / LOCATION
+    before = Path(os.fsdecode(location.read_bytes())) if location.exists() else out
     is_copy = bool(folder_id(out)) and folder_id(before) == folder_id(out) and not before.samefile(out)
     if not folder_id(out) or (is_copy and shared):
         with atomic(out / ID) as temporary:
             temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
         is_copy = False
     if not is_copy:  # as long as it has the id of the folder that it was copied from, it is known to be a copy
-        with atomic(place) as temporary:
+        with atomic(location) as temporary:
             temporary.write_bytes(os.fsencode(out.resolve()))
     return folder_id(out)

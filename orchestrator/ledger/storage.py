@@ -24,7 +24,7 @@ from orchestrator.ledger.folders import (
     BRANCHES,
     FAILURES,
     ID,
-    PLACE,
+    LOCATION,
     RECORD,
     REPORT,
     Record,
@@ -44,7 +44,7 @@ GONE_SECONDS = 120.0  # after its last sign of life a driver is taken for dead
 NODE, DRIVER = ".node", ".driver"  # the token of an output folder, and the signature of the last driver
 _PROBE = ".writable"
 # Of one node or of the storage itself, or stored as they are made.
-_LOCAL = ("cache", "checkpoints", "generated", ".lock", BRANCHES, FAILURES, PLACE, NODE, DRIVER, _PROBE)
+_LOCAL = ("cache", "checkpoints", "generated", ".lock", BRANCHES, FAILURES, LOCATION, NODE, DRIVER, _PROBE)
 _CONSTANT = ("data", "mlartifacts")  # whose files do not change
 LAST = "check.json"  # of a set of generated clips
 

@@ -60,7 +60,7 @@ class EnsembleModel(PythonModel):  # type: ignore[misc]  # MLflow publishes no t
 
         Returns
         -------
-        frame: as of `Ensemble.score`, contributions as JSON by branch and detector; and a warning where the recording
+        frame: as of `Ensemble.score`, contributions as JSON by score table; and a warning where the recording
             is unlike the machine's clips, else an empty one
         """
         return pd.DataFrame([self._scored(i, row) for i, row in enumerate(model_input.to_dict("records"))])

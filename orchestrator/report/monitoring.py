@@ -19,7 +19,7 @@ DAY = 86_400  # seconds
 
 
 @dataclass(frozen=True)
-class Heard:
+class MachineSummary:
     """A machine, with its section if there are several.
 
     normals: number of training clips
@@ -41,7 +41,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class StandOut:
+class HighScore:
     """A clip with one of the highest scores, by its original name; the score is calibrated."""
 
     machine: str
@@ -51,7 +51,9 @@ class StandOut:
     alarm: bool
 
 
-def monitored(system: System, run: Path, data: Path | None, count: int = 10) -> tuple[list[Heard], list[StandOut]]:
+def monitoring(
+    system: System, run: Path, data: Path | None, count: int = 10
+) -> tuple[list[MachineSummary], list[HighScore]]:
     """The machines that a system has heard, and the clips that stand out.
 
     data: the data set; None takes it from where the run had it
@@ -63,15 +65,15 @@ def monitored(system: System, run: Path, data: Path | None, count: int = 10) -> 
         limits = thresholds(system.fused)
     except InputError:  # tables that were made elsewhere may have no training clips
         return [], []
-    formats, heard, alarm = read_formats(run), [], np.zeros(len(score), bool)
+    formats, machines, alarm = read_formats(run), [], np.zeros(len(score), bool)
     for title, key, rows in sections(system.fused):
         alarm[rows] = score[rows] > limits[key]
         train = rows & (split == "train")
         seconds = formats[key[0]].seconds if key[0] in formats else None
-        heard.append(Heard(title, int(train.sum()), limits[key], float(alarm[train].mean()), seconds))
+        machines.append(MachineSummary(title, int(train.sum()), limits[key], float(alarm[train].mean()), seconds))
     before = original_names(data or Path(system.result["made"].get("data", "")))
     names = [f"{m}/{s}/{c}" for m, s, c in zip(machine, split, clip, strict=True)]
-    return heard, [
-        StandOut(machine[i], split[i], before.get(names[i], clip[i]), float(calibrated[i]), bool(alarm[i]))
+    return machines, [
+        HighScore(machine[i], split[i], before.get(names[i], clip[i]), float(calibrated[i]), bool(alarm[i]))
         for i in np.argsort(-calibrated, kind="stable")[:count]
     ]

@@ -16,7 +16,7 @@ from orchestrator.fuse.result import below_baseline, how_measured, rows_of_metho
 from orchestrator.ledger.folders import REPORT
 from orchestrator.report import figures
 from orchestrator.report.collect import System, collect, labelled, published
-from orchestrator.report.monitoring import monitored
+from orchestrator.report.monitoring import monitoring
 from orchestrator.report.sound import most_wrong
 from orchestrator.report.verdict import differences
 from scoring.atomic import atomic
@@ -76,7 +76,7 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
             revealed=_revealed(systems, read_ground_truth(ground_truth)) if ground_truth else {},
             hidden=hidden,
             branches=_branches(tables, machines),
-            monitored={} if machines else {s.result["system"]: monitored(s, out, data) for s in systems},
+            monitoring={} if machines else {s.result["system"]: monitoring(s, out, data) for s in systems},
             figures=figures,
             recordings={system.result["system"]: most_wrong(system, audio, data) for system in systems if audio},
         )

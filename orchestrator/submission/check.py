@@ -33,6 +33,7 @@ from scoring.errors import InputError
 from scoring.metrics import CELLS, MachineMetrics, official_metrics
 
 ROUNDING = 0.06  # per cent; one digit after the point is enough
+UNFILLED = "still to be filled in"  # in the lines on these fields
 
 Files = dict[Path, bytes]
 Group = tuple[str, int]  # machine and section
@@ -82,7 +83,7 @@ def check_package(path: Path, data: Path | None = None) -> Findings:
         to_fill_in[keys].append(str(meta))
     for keys, metas in to_fill_in.items():
         if keys:
-            findings.error(_some(metas), f"still to be filled in: {', '.join(keys)}")
+            findings.error(_some(metas), f"{UNFILLED}: {', '.join(keys)}")
     if not any(file.suffix.lower() == ".pdf" for file in files):
         findings.warning(path.name, "no technical report (PDF) in it")
     return findings

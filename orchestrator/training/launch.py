@@ -189,14 +189,14 @@ def _launch(
     results = {r.config["branch_id"]: r for r in fitted if r.config}
     # A branch whose worker never began has no config in its result; all such have failed for want of a worker.
     results |= zip((b for b in by_id if b not in results), (r for r in fitted if not r.config), strict=False)
-    failures = {branch_id: _told(str(r.error)) for branch_id, r in results.items() if r.error}
+    failures = {branch_id: _with_remedy(str(r.error)) for branch_id, r in results.items() if r.error}
     failures |= {branch_id: r.metrics["failure"] for branch_id, r in results.items() if "failure" in r.metrics}
     if by_id.keys() - failures.keys() - {branch_id for branch_id, r in results.items() if "omega" in r.metrics}:
         raise KeyboardInterrupt  # Tune ends like this on a SIGUSR1
     return failures
 
 
-def _told(error: str) -> str:
+def _with_remedy(error: str) -> str:
     """What Tune says of a branch, whose last line says what went wrong."""
     return f"{error}\n{MEMORY_REMEDY}" if MEMORY_FULL in error else error
 

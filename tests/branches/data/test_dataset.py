@@ -12,7 +12,7 @@ import soundfile
 from branches.audio import read_clip
 from branches.data import synthetic
 from branches.data.dataset import Dataset, class_labels, counts, index_of, noise_index, parse_path, read_index
-from branches.data.folder_names import said_by
+from branches.data.folder_names import labels_of
 from branches.data.importing import ORIGINALS, import_recordings, original_names, originals
 from branches.data.inspection import inspect
 from branches.data.layout import clip_paths, files, find
@@ -263,7 +263,7 @@ def test_words_in_names_tell_normal_from_anomalous_whatever_their_form_and_machi
         ("SourceTestData source_test TEST-source", ["test", "source"]),
     ):
         for name in names.split():
-            assert [*said_by(name).values()] == said, name
+            assert [*labels_of(name).values()] == said, name
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_a_driver_has_what_the_last_one_left_and_what_it_left_itself(nodes, sign
         two.drive()
     (two.out / "report.html").rmdir()
     assert two.drive() == "old"
-    assert files(two.out) == [".id", ".node", ".place", *moved[1:]]  # nothing that is each node's own
+    assert files(two.out) == [".id", ".location", ".node", *moved[1:]]  # nothing that is each node's own
     two.drive("new")
     assert one.drive() == "new"
     one.put("report.html", text="newest, of a driver that was killed before it had stored it")
