@@ -26,7 +26,7 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
 # Raised by hand when the same tables come to give other weights, or a result gets other fields; every system is fused
 # once more.
-FUSION_VERSION = 5
+FUSION_VERSION = 6
 
 # How the weights of a fused table were chosen, in its metadata.
 WEIGHTS, ON_THESE_LABELS = "weights", "chosen on these labels"
@@ -36,7 +36,10 @@ WHY = {
     "best_single": "on held-out machines no other way gains enough over it",
     "uniform": "on held-out machines they gain enough over the best single configuration, and no search over them",
 }
-WHY_BEST = "on held-out machines it gains enough over the simple ways, and has the highest Omega of those that do"
+WHY_BEST = (
+    "on held-out machines it gains enough over the simple ways, {:.2f} ± {:.2f} with its strength kept, and has the "
+    "highest Omega of those that do"
+)
 WHY_UNTESTED = "fewer than two labelled machines: no choice can be tested on a held-out one, so none is made"
 
 
@@ -92,18 +95,21 @@ def fuse(
     """
     joined = Joined.read(tables, tables_of(system), ("domain", "condition"))
     validation, (method, strength), weights = None, UNIFORM, uniform_weights(parts_of(system))
+    why = WHY_UNTESTED
     if pools := _pools(joined, system):
         problem = Problem(pools["calibrated"], parts_of(system), seed)
         estimates = Estimates(pools, search_all(problem, runner))
         method, strength = estimates.choose()
         weights = estimates.weights((method, strength))
         validation = validation_of(estimates, seed)
+        if validation.lomo is not None:
+            why = WHY.get(method) or WHY_BEST.format(*estimates.gain((method, strength)))
     scale, by_table = METHODS[method].scale, weights @ averaging(system, joined.names)
     untested = validation is None or validation.lomo is None
     return Fusion(
         method=method,
         strength=strength,
-        why=WHY_UNTESTED if untested else WHY.get(method, WHY_BEST),
+        why=why,
         weights=dict(zip(joined.names, by_table.tolist(), strict=True)),
         scale=scale,
         configuration_weights=by_subsystem(system, weights),

@@ -58,11 +58,10 @@ def fused_system(
     measured = [*members.items(), *([baseline] if baseline else [])]
     scores = [[name, hashlib.sha256(table["calibrated"].to_numpy()).hexdigest()] for name, table in measured]
     fusion_id = digest([tree, scores, dataset.fingerprint, FUSION_VERSION])
-    named = plan.tables(system.name)
-    known = [name for name in system.tables if named[name] in members]
-    finished = finished_result(folder, fusion_id)
-    if finished is not None and [branch["branch"] for branch in finished["branches"]] == known:
+    if (finished := finished_result(folder, fusion_id)) is not None:
         return finished
+    named = plan.tables(system.name)
+    fused = [name for name in system.tables if named[name] in members]
     log.info("%s: fusing %s", system.name, counted(len(members), "score table"))
     detectors = {f"{b.branch_id}/{s.name}": s.detector.name for b in plan.branches for s in b.scorings}
 
@@ -73,8 +72,8 @@ def fused_system(
         "system": system.name,
         "description": system.description,
         "dataset": dataset.fingerprint,
-        "branches": [described(name, named[name], members[named[name]]) for name in known],
-        "missing": [name for name in system.tables if name not in known],
+        "branches": [described(name, named[name], members[named[name]]) for name in fused],
+        "missing": [name for name in system.tables if name not in fused],
         "spec": system.model_dump(),
         "baseline": {"name": BASELINE, **described(*plan.tables("").popitem(), baseline[1])} if baseline else None,
     }

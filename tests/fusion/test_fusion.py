@@ -241,6 +241,8 @@ def test_independent_errors_give_a_large_gain_with_figures_of_what_is_delivered_
     assert fused.weights["g0"] == fused.weights["g1"] == pytest.approx(fused.configuration_weights["a"]["good"] / 2)
     assert fused.table.equals(apply_weights(TABLES, fused.weights, {"made": "here"}, fused.scale))
     assert (fused.method == "best_single") == ("no other way" in fused.why)
+    chosen = fused.validation.methods[fused.method]  # a search, with the strength that its own row has
+    assert f"{chosen.gain:.2f} ± {chosen.gain_error:.2f} with its strength kept" in fused.why
     v, joined = fused.validation, Joined.read(TABLES, fused.weights)
     assert official_metrics(fused.table).omega == pytest.approx(v.in_sample.omega)
     assert official_metrics(fused.held_out).omega == pytest.approx(v.lomo.omega)
