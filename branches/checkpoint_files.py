@@ -4,20 +4,37 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from branches.backbones import BACKBONES, Backbone, cache_folder, cached, fetched
+from branches.spec import FileSpec
+from scoring.atomic import atomic
 from scoring.errors import InputError
+from scoring.table import file_sha256
 
-_MIN_DIGEST = 8
+_MIN_DIGEST, _WHOLE = 8, 64
 SMALL = Path(__file__).parent / "beats" / "small.pt"
 # Of that file: with a new network come a new digest and other branches.
 SMALL_SHA256 = "d184fd97fa7063727bb7b87e5d6b4003b90f25978c98c7a07719287fe40ea624"
 
 
 def is_remote(path: str) -> bool:
-    """Whether a checkpoint is given by a URI that is fetched; a `file://` one is a path, percent-encoded."""
-    return "://" in path and not path.startswith("file://")
+    """Whether a checkpoint is given by a name or URI that is fetched; a `file://` one is a path, percent-encoded."""
+    return path in BACKBONES or ("://" in path and not path.startswith("file://"))
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, read once in this process unless size or time of change are others then."""
+    status = file.stat()
+    return _digest(file, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    return file_sha256(file)
 
 
 def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
@@ -25,19 +42,49 @@ def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
 
     fetch: whether what is not in the cache is downloaded, or an error
     """
-    digest = (sha256 or "").lower()
-    if sha256 is not None and (len(digest) not in range(_MIN_DIGEST, 65) or set(digest) - set("0123456789abcdef")):
-        raise InputError(f"sha256 {sha256!r} must be {_MIN_DIGEST} to 64 hex digits")
+    digest = _checked(sha256)
+    if path in BACKBONES:
+        return _published(BACKBONES[path], digest, fetch)
     if is_remote(path):
         return _copy(path, digest, fetch)
     if path == "small":
         return _shipped(digest)
     file = Path(unquote(path.removeprefix("file://")) if path.startswith("file://") else path)
     if not file.is_file():
-        raise InputError(f"{path}: no such file; give a BEATs checkpoint's path or URI, or the name small or tiny")
+        name = f"{file.stem}, which is fetched" if file.stem in BACKBONES else "a name that `tutti backbones` lists"
+        raise InputError(f"{path}: no such file; give the path or URI of a checkpoint, or {name}")
     if digest:
-        with file.open("rb") as stream:
-            _check(path, hashlib.file_digest(stream, "sha256").hexdigest(), digest)
+        _check(path, file_digest(file), digest)
+    return file
+
+
+def stated_digest(path: str, sha256: str | None) -> str | None:
+    """The whole digest of what is fetched, if it is known before; InputError if `sha256` means another file."""
+    digest = _checked(sha256)
+    if path in BACKBONES and (published := BACKBONES[path].sha256):
+        _check(path, published, digest)
+        return published
+    return digest if is_remote(path) and len(digest) == _WHOLE else None
+
+
+def _checked(sha256: str | None) -> str:
+    """A digest, or its first digits, in lower case; empty for none."""
+    digest = (sha256 or "").lower()
+    if sha256 is not None and (
+        len(digest) not in range(_MIN_DIGEST, _WHOLE + 1) or set(digest) - set("0123456789abcdef")
+    ):
+        raise InputError(f"sha256 {sha256!r} must be {_MIN_DIGEST} to {_WHOLE} hex digits")
+    return digest
+
+
+def _published(backbone: Backbone, digest: str, fetch: bool) -> Path:
+    """The cached file of a checkpoint with a name."""
+    file, wanted = cached(backbone.name), stated_digest(backbone.name, digest or None) or digest
+    if not fetch and not file.exists():
+        raise InputError(f"{backbone.name} is not in the cache, a run fetches it ({backbone.size / 1e6:.0f} MB)")
+    fetched(backbone)
+    if not (actual := file_digest(file)).startswith(wanted):
+        raise InputError(f"{file} has sha256 {actual}, not {wanted}; remove it, and it is fetched anew")
     return file
 
 
@@ -58,7 +105,7 @@ def _check(path: str, digest: str, wanted: str) -> None:
 
 def _copy(uri: str, digest: str, fetch: bool) -> Path:
     """The cached copy of a remote file; the copy's name is its whole digest."""
-    folder = _cache_folder()
+    folder = cache_folder()
     cached = sorted(folder.glob(f"{digest}*.pt")) if digest else []
     if cached:
         return cached[0]
@@ -75,12 +122,22 @@ def _copy(uri: str, digest: str, fetch: bool) -> Path:
         except Exception as error:  # each protocol has its own exceptions
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{uri} cannot be read: {reason}") from error
-        with part.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = file_sha256(part)
         _check(uri, sha256, digest)
         return part.replace(folder / f"{sha256}.pt")
 
 
-def _cache_folder() -> Path:
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TUTTI_CACHE") or Path(user) / "tutti")
+def lay_out(files: Iterable[FileSpec], folder: Path) -> None:
+    """Put what was fetched into a folder that serves as cache where there is no network: a link, or a copy.
+
+    What is given by its path is expected to be everywhere under it.
+    """
+    for file in {local_file(file.path, file.sha256) for file in files if is_remote(file.path)}:
+        target = folder / file.name
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic(target) as temporary:
+                try:
+                    os.link(file, temporary)
+                except OSError:  # another file system
+                    shutil.copyfile(file, temporary)

@@ -34,6 +34,7 @@ PAUSES = (2.0, 10.0, 30.0, 60.0)
 LONGEST_WAIT = 600.0  # that a server may ask for
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 2**16  # of a longer one, a cut would lose more
+_UNREACHABLE = "cannot be reached"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -136,7 +137,7 @@ class _Download:
             headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={here}-"} if here else {})}
             name = self._part.name[1 : -len(".part")]
             seconds = 0.1 if sys.stderr.isatty() else 60.0  # between lines of a log
-            with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=seconds) as bar:
+            with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=seconds, delay=1) as bar:
                 fetch = pooch.HTTPDownloader(
                     bar, chunk_size=_CHUNK, headers=headers, hooks={"response": begun}, timeout=TIMEOUT
                 )
@@ -177,7 +178,11 @@ def _first_of(urls: Sequence[str], attempt: Callable[[str], T], arrived: Callabl
 
 
 def _listed(reasons: dict[str, str]) -> str:
-    return "; ".join(f"{_short(url)} {reason}" for url, reason in reasons.items())
+    """Each address with its reason; a host that cannot be reached once."""
+    lines = [
+        (urlsplit(url).hostname if reason == _UNREACHABLE else _short(url), reason) for url, reason in reasons.items()
+    ]
+    return "; ".join(dict.fromkeys(f"{address} {reason}" for address, reason in lines))
 
 
 def _short(url: str) -> str:
@@ -201,7 +206,7 @@ def _reason(error: requests.RequestException) -> str:
             return "is no address"
     match error.args:
         case [MaxRetryError()]:
-            return "cannot be reached"
+            return _UNREACHABLE
         case [ReadTimeoutError()]:
             return f"was silent for {TIMEOUT:.0f} s"
         case [ProtocolError()]:

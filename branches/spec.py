@@ -45,7 +45,10 @@ class FileSpec(Settings):
 class BackboneSpec(FileSpec):
     """A BEATs checkpoint, and which of its layers the branch listens to."""
 
-    path: str = Field("tiny", description="a checkpoint's path or URI, `small`, `tiny` (random) or `log_mel` (frozen)")
+    path: str = Field(
+        "tiny",
+        description="a checkpoint's name (`tutti backbones`), path or URI; `small`, `tiny` (random) or `log_mel`",
+    )
     layers: Layers = (-1,)
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the encoder when it embeds, in the run and in the packaged model"
@@ -332,6 +335,11 @@ class BranchSpec(Settings):
     def is_frozen(self) -> bool:
         """Whether nothing is trained."""
         return isinstance(self.strategy, FrozenSpec)
+
+    @property
+    def files(self) -> tuple[FileSpec, ...]:
+        """The backbone, and the tokenizers if there are any."""
+        return (self.backbone, *(self.masked_prediction.tokenizers if self.masked_prediction else ()))
 
     def frozen_inputs(self, embeddings: Sequence[EmbeddingSpec]) -> list[FrozenInput]:
         """What the branch needs of its backbone as it is: its embeddings if it is frozen, or those of its classes."""

@@ -17,7 +17,7 @@ from orchestrator.commands.deliverables import report, submission, ui
 from orchestrator.commands.model import enrol, export, score
 from orchestrator.commands.runs import demo, doctor, plan, run, submit
 from orchestrator.commands.scores import fuse, metrics, tables
-from orchestrator.commands.systems import show, systems
+from orchestrator.commands.systems import backbones, show, systems
 from scoring.errors import PLACE_ERRNOS, InputError, place_error
 
 
@@ -82,7 +82,7 @@ def main(verbose: bool, quiet: bool) -> None:
 
 
 for command in (
-    *(demo, data, systems, show, doctor, plan, run, submit),
+    *(demo, data, systems, show, backbones, doctor, plan, run, submit),
     *(metrics, fuse, tables),
     *(report, submission, ui),
     *(export, score, enrol),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from branches.audio import Header, read_header
+from branches.backbones import BACKBONES, cached
 from branches.data.dataset import Dataset
 from branches.spec import GeneratorSpec
 from orchestrator.cost import ASSUMED_TFLOPS, core_gflops, duration, generator_petaflop, petaflop
@@ -48,6 +49,7 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dic
         for branch in plan.branches
     ]
     missing = [branch for branch, row in zip(plan.branches, branches, strict=True) if not row["done"]]
+    notes += _to_fetch(missing)
     generated = _generated(missing, dataset, out)
     costs = [(branch.spec, petaflop(branch.spec, clips)) for branch in missing] + [*generated.values()]
     core_seconds = [pflop * 1e6 / core_gflops(spec) for spec, pflop in costs]
@@ -74,6 +76,13 @@ def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:
     except InputError as error:
         notes.append(f"{error}; until then branch ids are provisional and nothing is known to be done")
         return system
+
+
+def _to_fetch(branches: Sequence[Branch]) -> list[str]:
+    """What to say of checkpoints that are not in the cache, but whose digest is known."""
+    names = {branch.spec.backbone.path for branch in branches if branch.spec.backbone.sha256} & BACKBONES.keys()
+    missing = [BACKBONES[name] for name in sorted(names) if not cached(name).exists()]
+    return [f"{b.name} is not in the cache; a run fetches it, {b.size / 1e6:.0f} MB" for b in missing]
 
 
 def _tables(branch: Branch, out: Path | None) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from branches.checkpoint_files import is_remote, local_file
+from branches.checkpoint_files import file_digest, is_remote, local_file, stated_digest
 from branches.data.dataset import class_labels
 from branches.frames import n_frames
 from branches.spec import BUILT_IN, LOG_MEL, BackboneSpec, FileSpec, PatchesSpec
@@ -17,7 +17,6 @@ from orchestrator.training.generated import nothing_rare
 from orchestrator.training.process import check_installation
 from scoring.errors import InputError
 from scoring.settings import Settings
-from scoring.table import file_sha256
 
 if TYPE_CHECKING:
     from branches.audio.cache import AudioCache
@@ -42,19 +41,20 @@ def with_resolved_files(settings: Any, fetch: bool = True) -> Any:
 def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
     """One checkpoint's file and digest; `InputError` if it is not there, or is another than its digest says.
 
-    fetch: whether a URI that is not in the cache is downloaded; without, a whole digest in its spec is enough
+    fetch: whether what is not in the cache is fetched now if its whole digest is not known before
     """
-    made_here = spec.path in ("tiny", LOG_MEL) or spec.path.startswith("random:")
-    if made_here or (not fetch and is_remote(spec.path) and len(spec.sha256 or "") == 64):
+    if spec.path in ("tiny", LOG_MEL) or spec.path.startswith("random:"):
         return spec
+    if digest := stated_digest(spec.path, spec.sha256):
+        return spec.model_copy(update={"sha256": digest})
     try:
         file = local_file(spec.path, spec.sha256, fetch)
     except InputError as error:
         remedy = " (--backbone FILE takes another one)" if isinstance(spec, BackboneSpec) else ""
         raise InputError(f"{error}{remedy}") from None
-    # Another node fetches a URI itself; a path must be the same everywhere.
+    # What is fetched has the same name everywhere; a path must be the same everywhere.
     path = spec.path if spec.path in BUILT_IN or is_remote(spec.path) else str(file.resolve())
-    return spec.model_copy(update={"path": path, "sha256": file_sha256(file)})
+    return spec.model_copy(update={"path": path, "sha256": file_digest(file)})
 
 
 def check_branches(branches: Sequence[Branch], noise: pa.Table) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from branches.checkpoint_files import is_remote
 from branches.spec import BUILT_IN
 from scoring.errors import InputError
 
@@ -53,7 +54,7 @@ def run_command(systems: Sequence[str], options: Mapping[str, Any]) -> str:
     """
     paths = {key: options[key] for key in ("data", "out")}
     backbone = options["backbone"]
-    if backbone and backbone not in BUILT_IN and "://" not in backbone:
+    if backbone and backbone not in BUILT_IN and not is_remote(backbone):
         paths["backbone"] = Path(backbone)
     for key, path in paths.items():
         if not path.is_absolute():

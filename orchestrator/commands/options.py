@@ -44,7 +44,8 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 
 backbone_option = click.option(
-    "--backbone", help="BEATs checkpoint (path or URI) for every branch, or built in: `small`, `tiny`."
+    "--backbone",
+    help="Checkpoint for every branch: a name (see `tutti backbones`), path or URI; or built in: `small`, `tiny`.",
 )
 set_option = click.option(
     "--set",

@@ -1,4 +1,4 @@
-"""Commands on system files: systems, show."""
+"""Commands on what runs are made of: systems, show, backbones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import click
 import yaml
 
-from orchestrator.commands.options import backbone_option, complete_systems, json_option, set_option
-from scoring.errors import counted
+from orchestrator.commands.options import backbone_option, complete_systems, json_option, print_table, set_option
+from scoring.errors import InputError, counted
 
 
 @click.command()
@@ -60,3 +60,35 @@ def show(system: str, backbone: str | None, overrides: tuple[str, ...], as_json:
 
     settings = load_system(system, backbone, overrides).model_dump(mode="json")
     click.echo(json.dumps(settings) if as_json else yaml.safe_dump(settings, sort_keys=False, width=120), nl=as_json)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option
+def backbones(names: tuple[str, ...], as_json: bool) -> None:
+    """List the checkpoints that --backbone takes by name; fetch those that are named here.
+
+    A run fetches what it needs. Where nodes of a cluster have no network, fetch it here before.
+
+    \b
+    Example: tutti backbones
+             tutti backbones BEATs_iter3
+    """
+    from branches.backbones import BACKBONES, cache_folder, cached, fetched
+
+    if unknown := [name for name in names if name not in BACKBONES]:
+        raise InputError(f"{', '.join(unknown)}: no checkpoint of this name; `tutti backbones` lists them")
+    for name in names:
+        fetched(BACKBONES[name])
+    listed = [{**vars(b), "cached": cached(b.name).exists()} for b in BACKBONES.values()]
+    if as_json:
+        click.echo(json.dumps({"backbones": listed, "cache": str(cache_folder())}))
+        return
+    print_table(
+        ("name", "MB", "licence", "sha256", "in the cache"),
+        [
+            (b["name"], f"{b['size'] / 1e6:.0f}", b["licence"], (b["sha256"] or "")[:8] or None, "yes" * b["cached"])
+            for b in listed
+        ],
+    )
+    click.echo(f"\ncache: {cache_folder()} (TUTTI_CACHE moves it)")

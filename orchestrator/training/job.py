@@ -93,6 +93,11 @@ class Job(RunOptions):
         return self.cache / f"derived-{EMBEDDING_VERSION}"
 
     @property
+    def backbones(self) -> Path:
+        """Checkpoints that the driver has fetched, for nodes without network; not there on a single machine."""
+        return self.cache / "backbones"
+
+    @property
     def generated(self) -> Path:
         """Sets of generated clips."""
         return self.out / "generated"

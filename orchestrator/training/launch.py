@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from branches.checkpoint_files import lay_out
 from branches.data.dataset import Dataset
 from cluster.capacity import gpus_of_a_branch, largest_memory, memory_share, require, slots
 from orchestrator.cost import generator_petaflop, petaflop
@@ -81,6 +82,8 @@ def train_missing(
     if options.address != "local":
         connect()  # a cluster that cannot be used is refused before minutes go into decoding
     _prepare(job, dataset.index, missing)
+    if options.address != "local" or storage is not None:
+        lay_out({file for branch in missing for file in branch.spec.files}, job.backbones)
     if storage is not None:
         storage.push(job.cache.relative_to(job.out).as_posix())
     connect()
@@ -114,7 +117,8 @@ def _prepare(job: Job, index: pa.Table, branches: Sequence[Branch]) -> None:
         with_cancellation(audio, job.derived)
     if any((noise := b.spec.augmentation.noise) and noise.source == "supplemental" for b in branches):
         open_cache(job.data, job.noise, job.decoded_noise)
-    for old in {path for path in job.cache.iterdir() if path.is_dir()} - {job.decoded, job.decoded_noise, job.derived}:
+    used = {job.decoded, job.decoded_noise, job.derived, job.backbones}
+    for old in {path for path in job.cache.iterdir() if path.is_dir()} - used:
         shutil.rmtree(old)
     job.checkpoints.mkdir(exist_ok=True)
     for half in job.checkpoints.glob("*.tmp"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,8 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
     checkpoint = job.checkpoints / f"{branch.branch_id}.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with _exchanged(branch, job, checkpoint):
+        if job.backbones.is_dir():
+            os.environ["TUTTI_CACHE"] = str(job.backbones)  # this process is the branch's alone
         before = read_record(folder)
         record = _renewed(before, branch, job)
         missing = [e for e in branch.embeddings if not _is_stored(folder, record, branch, e)]
