@@ -22,9 +22,17 @@ from tests.fusion.pools import make_pool
 from tests.test_docs import ROOT, blocks
 
 # The finished run of a small system in place of a large one, and data that two cores get through.
-STAND_FOR = {"BEATs_iter3.pt": "pretrained.pt", "/data/dcase2026": "data", "/data/mine": "mine", "fan": "rotor"}
-# The tests run in an environment, `make test` runs this test, and the others have tests of their own.
-ELSEWHERE = ("make ", "pip install ", ". .venv/bin/activate", "tutti ui ", "tutti submit ")
+STAND_FOR = {"/data/dcase2026": "data", "/data/mine": "mine", "fan": "rotor"}
+# The tests run in an environment, `make test` runs this test, and the others have tests of their own or need a network.
+ELSEWHERE = (
+    "make ",
+    "pip install ",
+    ". .venv/bin/activate",
+    "tutti ui ",
+    "tutti submit ",
+    "tutti data fetch ",
+    "open ",
+)
 pytestmark = pytest.mark.slow(seconds=100)
 
 
@@ -60,6 +68,8 @@ def filled(words, folder):
 def test_the_commands_run_in_their_order(folder):
     lines = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
     for words in (shlex.split(line, comments=True) for line in lines if not line.startswith(ELSEWHERE)):
+        if "s5" in words:
+            continue  # all of the report, with BEATs
         if words[1:2] == ["run"]:  # which starts Ray, and that in a process of its own
             done = tutti(*[*filled(words, folder)][1:])
             assert done.returncode == 0, done.stderr

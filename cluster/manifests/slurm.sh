@@ -1,6 +1,6 @@
 #!/bin/bash
 # A Ray cluster on the nodes of a Slurm job, and a run on it; a job that is requeued goes on where it stopped.
-#   sbatch slurm.sh s2 --data /shared/dcase2026 --backbone /shared/BEATs_iter3.pt --out /shared/runs/s2
+#   sbatch slurm.sh s2 --data /shared/dcase2026 --out /shared/runs/s2
 # The environment that holds tutti must be active, and lie where all nodes see it.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

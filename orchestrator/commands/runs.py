@@ -44,7 +44,7 @@ def run(
     On this machine, or on a cluster that it is a node of; for a cluster elsewhere there is `tutti submit`.
 
     \b
-    Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a --backbone BEATs_iter3.pt
+    Example: tutti run s1 s2 --data /data/dcase2026 --out runs/a
     """
     log.info("reading %s", options["data"])
     from orchestrator.fuse.result import below_baseline
@@ -176,7 +176,7 @@ def plan(
     Before a long run.
 
     \b
-    Example: tutti plan s2 --data /data/dcase2026 --backbone BEATs_iter3.pt --out runs/a
+    Example: tutti plan s2 --data /data/dcase2026 --out runs/a
     """
     from orchestrator.cost import ASSUMED_TFLOPS, duration
     from orchestrator.overview import overview

@@ -68,7 +68,7 @@ def test_a_digest_or_its_first_digits_tell_a_checkpoint_and_small_comes_with_tut
     for wrong in (DIGEST[:7], "", "x" * 8, DIGEST + "0"):
         with pytest.raises(InputError, match=f"sha256 '{wrong}' must be 8 to 64 hex digits"):
             local_file(str(file), wrong)
-    with pytest.raises(InputError, match=r"absent\.pt: no such file; give a BEATs checkpoint's path or URI"):
+    with pytest.raises(InputError, match=r"absent\.pt: no such file; give the path or URI of a checkpoint"):
         local_file(str(tmp_path / "absent.pt"), None)
     small = checkpoint_files.SMALL
     assert local_file("small", checkpoint_files.SMALL_SHA256[:8]) == small

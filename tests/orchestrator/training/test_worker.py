@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from branches.backbones import BACKBONES
+from branches.checkpoint_files import SMALL, SMALL_SHA256, lay_out
 from branches.spec import BranchSpec
 from orchestrator import plan as planning
 from orchestrator.ledger.folders import RECORD
@@ -140,6 +142,21 @@ def test_what_one_node_has_stored_another_does_not_make(trained, tmp_path, strat
     shutil.rmtree(two.out)
     two.branch["channel"] = "far"
     assert two.bring(data=tmp_path / "nowhere") == training
+
+
+def test_a_node_without_network_takes_a_checkpoint_from_the_run(trained, tmp_path, monkeypatch):
+    published = replace(BACKBONES["BEATs_iter3"], sha256=SMALL_SHA256)
+    monkeypatch.setitem(BACKBONES, "BEATs_iter3", published)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    stored = (tmp_path / "storage").as_uri()
+    driver, node = (Bench(trained.data, tmp_path / name, stored) for name in ("driver", "node"))
+    node.branch["backbone"] = "BEATs_iter3"
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path))
+    shutil.copy(SMALL, tmp_path / "BEATs_iter3.pt")
+    lay_out(node.plan.branches[0].spec.files, driver.job().backbones)
+    Storage(stored, driver.out).push("cache")
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path / "none"))
+    assert node.bring() == {"branch"}
 
 
 @pytest.mark.parametrize("write", ["worker.write_table", "worker.write_record", "branches.model.embed"])
