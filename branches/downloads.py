@@ -9,9 +9,9 @@ import errno
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -43,7 +43,7 @@ class _Refused(Exception):
 
 
 def download(target: Path, urls: Sequence[str], digest: str, size: int | None = None) -> Path:
-    """Fetch a file to `target`, unless it is there.
+    """Fetch a file to `target`, unless it is there; then it is checked.
 
     While it is fetched it is called `.NAME.part`; from there another call goes on. Two processes wait for each other.
 
@@ -57,7 +57,10 @@ def download(target: Path, urls: Sequence[str], digest: str, size: int | None = 
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     with locked(target.with_name(".download.lock")):
-        if not target.exists():
+        if target.exists():
+            _check(target, digest)
+        else:
+            log.info("fetching %s%s", target.name, f", {size / 1e6:.0f} MB" if size else "")
             attempt = _Download(part, digest, size)
             try:
                 with naming(target, part):
@@ -71,6 +74,13 @@ def download(target: Path, urls: Sequence[str], digest: str, size: int | None = 
                 if not attempt.arrived():
                     part.unlink(missing_ok=True)
     return target
+
+
+def _check(file: Path, digest: str) -> None:
+    """Raise `InputError` if a file that was here before is another than that which would be fetched."""
+    algorithm, _, wanted = digest.partition(":")
+    if (actual := pooch.file_hash(str(file), algorithm)) != wanted:
+        raise InputError(f"{file} has {algorithm} {actual}, not {wanted}; remove it, and it is fetched anew")
 
 
 def document(url: str) -> Any:
@@ -122,26 +132,22 @@ class _Download:
             )
 
     def _transfer(self, url: str) -> None:
-        with self._part.open("ab") as file:
+        with self._part.open("ab") as file, ExitStack() as shown:
             here = file.tell()
 
             def begun(response: requests.Response, **_: Any) -> None:
-                if response.is_redirect:
-                    return
                 if response.ok and response.headers.get("Content-Type", "").startswith("text/html"):
                     raise _Refused("answers with a web page")
                 if response.status_code in (requests.codes.ok, requests.codes.requested_range_not_satisfiable):
                     file.truncate(0)  # a server that cannot go on sends the whole
+                if response.ok and not response.is_redirect:
+                    bar = tqdm(total=1, unit="B", unit_scale=True, disable=None)  # None: shown on a terminal alone
+                    fetch.progressbar = shown.enter_context(bar)
 
             # Compressed on the way, the parts would not fit together.
             headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={here}-"} if here else {})}
-            name = self._part.name[1 : -len(".part")]
-            seconds = 0.1 if sys.stderr.isatty() else 60.0  # between lines of a log
-            with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=seconds, delay=1) as bar:
-                fetch = pooch.HTTPDownloader(
-                    bar, chunk_size=_CHUNK, headers=headers, hooks={"response": begun}, timeout=TIMEOUT
-                )
-                fetch(url, file, None)
+            fetch = pooch.HTTPDownloader(chunk_size=_CHUNK, headers=headers, hooks={"response": begun}, timeout=TIMEOUT)
+            fetch(url, file, None)
 
 
 def _first_of(urls: Sequence[str], attempt: Callable[[str], T], arrived: Callable[[], int]) -> T:

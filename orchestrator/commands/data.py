@@ -1,4 +1,4 @@
-"""Commands on data sets: data synth, data import, data check."""
+"""Commands on data sets: data fetch, data synth, data import, data check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,43 @@ from scoring.errors import InputError, counted
 
 @click.group()
 def data() -> None:
-    """Generate, import and check data sets."""
+    """Fetch, generate, import and check data sets."""
+
+
+@data.command()
+@click.argument("name", type=click.Choice([f"dcase{year}" for year in range(2020, 2027)]))
+@click.argument("folder", type=path_type)
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["dev", "additional", "eval"]),
+    help="Development set, additional training set or evaluation set; repeatable. Default: all three.",
+)
+@click.option("--machine", "machines", multiple=True, help="One machine alone; repeatable. Default: all.")
+@click.option("--keep", is_flag=True, help="Keep the archives beside what they held.")
+@click.pass_context
+def fetch(
+    context: click.Context, name: str, folder: Path, parts: tuple[str, ...], machines: tuple[str, ...], keep: bool
+) -> None:
+    """Fetch a challenge's data set from Zenodo into FOLDER, and check it.
+
+    Archives are checked and unpacked one after another. After a cut or Ctrl-C the same command goes on; of what is
+    there nothing is fetched again.
+
+    \b
+    Example: tutti data fetch dcase2026 /data/dcase2026
+             tutti data fetch dcase2026 /data/fans --part dev --machine fan
+    """
+    from branches.data import fetching
+
+    listed = fetching.archives(name, parts or fetching.PARTS, machines)
+    missing = [archive for archive in listed if not fetching.is_unpacked(archive, folder)]
+    size = sum(archive.size for archive in missing) / 1e9
+    click.echo(f"{counted(len(listed), 'archive')}, {len(missing)} to fetch: {size:.1f} GB")
+    fetching.check_room(missing, folder, keep)
+    fetching.fetch(missing, folder, keep)
+    context.invoke(check, folder=folder, as_json=False)
 
 
 @data.command()
