@@ -37,6 +37,12 @@ def _digest(file: Path, size: int, changed: int) -> str:
     return file_sha256(file)
 
 
+def is_safetensors(file: Path) -> bool:
+    """Whether a file is of the safetensors format: the length of a header in JSON, and the header."""
+    with file.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
 def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:
     """`path` itself if it is local, else its copy in the cache; its digest begins with `sha256`.
 

@@ -9,7 +9,7 @@ from branches.beats.config import BEATsConfig
 from branches.beats.encoder import Encoder
 from branches.beats.memory import LONG_CLIP, check_attention_memory
 from branches.frames import MIN_SAMPLES, N_MELS
-from branches.frontend import fbank
+from branches.frontend import FBANK_STD, fbank
 from scoring.errors import InputError
 
 
@@ -73,7 +73,7 @@ class BEATs(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Normalised log-mel features → patch features.
 
-        features: (B, F, 128) from `branches.frontend.fbank`; F ≥ 16
+        features: (B, F, 128) from `branches.frontend.fbank`, whatever the checkpoint's normalisation; F ≥ 16
         padding: (B, F) bool, True = padding, or None; a patch with a padded frame is padding
         layers: n is the output of the n-th layer, 0 the input of the first, −1 the last; layers above the highest
             wanted are not computed
@@ -109,6 +109,8 @@ class BEATs(nn.Module):
             )
         if features.shape[1] > LONG_CLIP:
             check_attention_memory(self.config.encoder_attention_heads, features.shape[1], features.device)
+        # All the rest knows one normalisation, that of BEATs; for its checkpoints this changes no bit.
+        features = (features - self.config.mean_level) * (FBANK_STD / self.config.fbank_std)
         patches = self.patch_embedding(features.unsqueeze(1)).flatten(2).transpose(1, 2)
         x = self.dropout_input(self.post_extract_proj(self.layer_norm(patches)))
         outputs: list[Tensor] = self.encoder(x, mask, depth)

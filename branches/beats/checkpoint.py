@@ -1,7 +1,12 @@
-"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them."""
+"""Reads and writes BEATs checkpoints: `{"cfg": dict, "model": state_dict}`, as the BEATs authors release them.
+
+Those of OpenBEATs (arXiv:2507.14129) hold the same network among parts of its pre-training, and may state another
+normalisation of the log-mels. A safetensors file has its `cfg` in `config.json` beside it.
+"""
 
 import copy
 import errno
+import json
 import os
 import re
 from argparse import Namespace
@@ -9,22 +14,34 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from branches.beats.backbone import BEATs
 from branches.beats.config import TINY, BEATsConfig
 from branches.beats.lora import merge_lora
-from branches.checkpoint_files import local_file
+from branches.checkpoint_files import is_safetensors, local_file
 from scoring.atomic import atomic
 from scoring.errors import InputError
 
 _TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 _TINY_SEED = 20_221_218
-# Of DistributedDataParallel, and of torch.compile.
-_MODULE_WRAPPERS = ("module.", "_orig_mod.")
+_PATCHES = "patch_embedding.weight"
+# OpenBEATs': convolutions that find padding, by which its checkpoints are known, and what predicts masked tokens.
+_PADDING = ("patch_embedding_pad.", "raw2fbank_pad.")
+_PRETRAINING = ("decoder", "predictor.", "mask_token")
+# What training scripts call the two parts of a checkpoint.
+_PARTS = {"config": "cfg", "state_dict": "model"}
+_ALONE = (
+    "tensors alone, as in a .pth of ESPnet: the architecture is not in it; take the checkpoint of the base repository, "
+    "such as shikhar7ssu/OpenBEATs-Base-i3 or -Large-i2 on the Hugging Face Hub, or save "
+    '{"cfg": architecture, "model": these tensors}'
+)
 # Weight norm as torch.nn.utils.parametrizations has it: original0 is the magnitude, original1 the direction.
 _WEIGHT_NORM = re.compile(r"(.*)parametrizations\.weight\.original([01])")
 _NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
@@ -109,20 +126,36 @@ def build_beats(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> BEATs:
 
     Raises InputError, naming the first key that is missing, unexpected or of the wrong shape.
     """
-    config = BEATsConfig.from_cfg(cfg)
-    with torch.device("meta"):  # no time is spent on random weights, and no random numbers
-        model = BEATs(config)
-    first, *others = tables = _tables(config)
-    _fail_on("missing", [key for key in tables if key not in state])
+    model = _on_meta(cfg)
+    first, *others = _tables(model.config)
     for key in others:
-        if not torch.equal(state[first], state[key]):
+        if key in state and first in state and not torch.equal(state[first], state[key]):
             raise InputError(f"{key} differs from {first}; BEATs has one table for all layers")
-    load_state(model, {key: value for key, value in state.items() if key not in others})
+    beside = (*_PADDING, *_PRETRAINING) if any(key.startswith(_PADDING) for key in state) else ()
+    passed_over = {key for key in state if key.startswith(beside)} - model.state_dict().keys()
+    load_state(model, {key: value for key, value in state.items() if key not in passed_over.union(others)})
     return model.eval()
 
 
+def count_parameters(path: str | os.PathLike[str]) -> int:
+    """Parameters of a checkpoint's network, which is neither loaded nor are its weights read; errors as `load_beats`.
+
+    What OpenBEATs has beside the network does not count.
+    """
+    cfg, _ = read_checkpoint(path, mapped=True)
+    with naming(path):
+        return sum(parameter.numel() for parameter in _on_meta(cfg).parameters())
+
+
+def _on_meta(cfg: Mapping[str, Any]) -> BEATs:
+    """A network without weights: no time is spent on random ones, and no random numbers."""
+    config = BEATsConfig.from_cfg(cfg)
+    with torch.device("meta"):
+        return BEATs(config)
+
+
 def _tables(config: BEATsConfig) -> list[str]:
-    """Keys of the table of relative positions, which the released files have under every layer, the model once."""
+    """Keys of the table of relative positions, which released files have under every layer, and the model once."""
     return [_TABLE.format(layer) for layer in range(config.encoder_layers)]
 
 
@@ -148,30 +181,40 @@ def _fail_on(what: str, keys: list[str]) -> None:
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str], sha256: str | None = None
+    path: str | os.PathLike[str], sha256: str | None = None, mapped: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The two parts of a checkpoint, `cfg` and state dict, as the released files have them.
+
+    mapped: leave tensors in the file until they are used
 
     Raises InputError if the file is not there, not the one `sha256` means, or no checkpoint.
     """
     file = local_file(str(path), sha256)
     try:
-        match read_tensors(file):
+        content = _read_safetensors(file) if is_safetensors(file) else read_tensors(file, mapped)
+        if isinstance(content, dict):
+            content = {_PARTS.get(key, key): value for key, value in content.items()} | content
+        match content:
             case {"cfg": dict() | Namespace() as cfg, "model": dict() as state}:
-                if all(map(torch.is_tensor, state.values())):
+                if all(isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()):
                     return _plain_values(cfg), _plain_keys(state)
             case {"spec": str()}:
                 raise InputError('it is a trained branch; save_beats(load_branch(FILE).beats, "my.pt") makes one of it')
+            case {} if all(map(torch.is_tensor, content.values())):
+                raise InputError(_ALONE)
         raise InputError('it must hold "cfg" and "model" (a state dict)')
     except InputError as error:
         raise InputError(f"{path} is not a BEATs checkpoint: {error}") from error
 
 
-def read_tensors(file: Path) -> Any:
-    """What torch saved in a file; only tensors and plain values are ever unpickled, else it raises InputError."""
+def read_tensors(file: Path, mapped: bool = False) -> Any:
+    """What torch saved in a file; only tensors and plain values are ever unpickled, else it raises InputError.
+
+    mapped: leave tensors in the file until they are used, unless it is of torch before 1.6
+    """
     try:
         with torch.serialization.safe_globals(_PLAIN):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, "cpu", weights_only=True, mmap=mapped and is_zipfile(file))
     except MemoryError:
         raise
     except Exception as error:  # the unpickler fails in any way on a file that is no pickle
@@ -182,6 +225,24 @@ def read_tensors(file: Path) -> Any:
         raise InputError("not a file of tensors saved by torch") from error
 
 
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    """The same content as of a released file, from a safetensors file and `config.json` beside it."""
+    config = file.with_name("config.json")
+    try:
+        cfg = json.loads(config.read_bytes())
+        state = load_file(file)
+    except FileNotFoundError:
+        raise InputError(f"it holds tensors alone, and {config}, which describes the network, is not there") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise InputError(f"{config} is not JSON") from None
+    except SafetensorError as error:
+        raise InputError(f"not a file of safetensors ({error})") from None
+    inner = (cfg.get(key) for key in ("cfg", "config", "beats_config")) if isinstance(cfg, dict) else ()
+    return {"cfg": next((value for value in inner if isinstance(value, dict)), cfg), "model": state}
+
+
 def _plain_values(cfg: dict[str, Any] | Namespace) -> dict[str, Any]:
     """A `cfg` as a dict without NumPy's numbers."""
     values = vars(cfg) if isinstance(cfg, Namespace) else cfg
@@ -189,13 +250,17 @@ def _plain_values(cfg: dict[str, Any] | Namespace) -> dict[str, Any]:
 
 
 def _plain_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the released names: without a wrapper before all of them, weight norm as it was saved then."""
-    for wrapper in _MODULE_WRAPPERS:
-        if state and all(key.startswith(wrapper) for key in state):
-            return _plain_keys({key.removeprefix(wrapper): value for key, value in state.items()})
+    """A state dict under the released names: without what stands before all of them, weight norm as it was saved then.
+
+    In an ESPnet model the network stands under `encoder.`, and what stands elsewhere is not of it.
+    """
+    prefix = min((key.removesuffix(_PATCHES) for key in state if key.endswith(_PATCHES)), key=len, default="")
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if len(inside) < len(state) and "encoder." not in prefix:
+        inside = dict(state)
     return {
         f"{match[1]}weight_{'gv'[int(match[2])]}" if (match := _WEIGHT_NORM.fullmatch(key)) else key: value
-        for key, value in state.items()
+        for key, value in inside.items()
     }
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
 from branches.frames import N_MELS
+from branches.frontend import FBANK_MEAN, FBANK_STD
 from scoring.errors import InputError
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -51,6 +52,10 @@ class BEATsConfig(BaseModel):
     """Whether there is a predictor of classes."""
     predictor_dropout: Probability = 0.1
     predictor_class: PositiveInt = 527
+    fbank_mean: FiniteFloat = FBANK_MEAN
+    """Mean of the log-mels in pre-training, which is taken off them; of an OpenBEATs checkpoint its own."""
+    fbank_std: Annotated[FiniteFloat, Field(gt=0)] = FBANK_STD
+    """Their standard deviation, by twice which they are divided."""
     # All of BEATs' releases say these three; the authors' code knows other networks too.
     activation_fn: Literal["gelu"] = "gelu"
     relative_position_embedding: Literal[True] = True
@@ -69,6 +74,11 @@ class BEATsConfig(BaseModel):
     def freq_patches(self) -> int:
         """Patches on the frequency axis (8 of 16 mel bins)."""
         return N_MELS // self.input_patch_size
+
+    @property
+    def mean_level(self) -> float:
+        """`fbank_mean` in the normalisation of `branches.frontend.fbank`: what a masked part is filled with."""
+        return (self.fbank_mean - FBANK_MEAN) / (2 * FBANK_STD)
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any]) -> Self:

@@ -23,16 +23,16 @@ def add_noise(waveform: NDArray[np.float32], noise: NDArray[np.float32], snr_db:
     return waveform + noise * np.float32(np.sqrt(signal / disturbance * 10 ** (-snr_db / 10)))
 
 
-def spec_augment(features: Tensor, spec: AugmentationSpec) -> Tensor:
+def spec_augment(features: Tensor, spec: AugmentationSpec, mean_level: float) -> Tensor:
     """Mask a stretch of frames and of mel bands of each clip: (B, F, M) normalised log-mels → same shape.
 
-    Widths are uniform from 0 to the spec's largest, places uniform; masked values are 0, the mean of BEATs'
-    normalisation. Park et al., "SpecAugment", 2019.
+    Widths are uniform from 0 to the spec's largest, places uniform; masked values are `mean_level`, the mean of the
+    log-mels in the backbone's pre-training. Park et al., "SpecAugment", 2019.
     """
     n_clips, n_frames, n_mels = features.shape
     frames = _stretch(n_clips, n_frames, spec.time_mask, features.device)
     bands = _stretch(n_clips, n_mels, spec.frequency_mask, features.device)
-    return features.masked_fill(frames[:, :, None] | bands[:, None, :], 0.0)
+    return features.masked_fill(frames[:, :, None] | bands[:, None, :], mean_level)
 
 
 def _stretch(n_clips: int, length: int, longest: int, device: torch.device) -> Tensor:

@@ -148,6 +148,7 @@ class FineTuning(nn.Module):
         """Mean loss of a batch: mixed, masked, encoded, classified."""
         augmentation, device = self.spec.augmentation, self.device
         features, padding = _features(batch, device)
+        mean_level = self.model.beats.config.mean_level
         labels = to_device(torch.from_numpy(batch.labels), device)
         partner, share = (to_device(t, device) for t in mixing(len(labels), augmentation.mixup))
         if augmentation.mixup is not None:
@@ -157,8 +158,8 @@ class FineTuning(nn.Module):
         if self.masked is not None:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.model.train_in_bfloat16):
                 hidden = self.masked.labels(features)
-            features, where = self.masked.mask(features)
-        patches, patch_padding = self.model.encode(spec_augment(features, augmentation), padding)
+            features, where = self.masked.mask(features, mean_level)
+        patches, patch_padding = self.model.encode(spec_augment(features, augmentation, mean_level), padding)
         embeddings = self.model.pool(patches, patch_padding).flatten(1)
         loss = mixed_loss(self.objective, embeddings, labels, labels[partner], share)
         if self.masked is not None:

@@ -28,14 +28,14 @@ class MaskedPrediction(nn.Module):
         self._tokenizers = [load_tokenizer(file.path, file.sha256) for file in spec.tokenizers]
         self.heads = nn.ModuleList(nn.Linear(width, tokenizer.n_codes) for tokenizer in self._tokenizers)
 
-    def mask(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask a share of the patches of features (B, F, 128): features, and what is masked (B, P)."""
+    def mask(self, features: Tensor, mean_level: float) -> tuple[Tensor, Tensor]:
+        """Mask a share of the patches of features (B, F, 128) with a level: features, and what is masked (B, P)."""
         n_clips, n_frames, _ = features.shape
         moments, bands = n_frames // PATCH_SIZE, N_MELS // PATCH_SIZE
         masked = to_device(torch.rand(n_clips, moments, bands) < MASKED, features.device)
         wide = masked.repeat_interleave(PATCH_SIZE, 1).repeat_interleave(PATCH_SIZE, 2)
         wide = F.pad(wide, (0, 0, 0, n_frames - wide.shape[1]))
-        return features.masked_fill(wide, 0.0), masked.flatten(1)
+        return features.masked_fill(wide, mean_level), masked.flatten(1)
 
     def labels(self, features: Tensor) -> list[Tensor]:
         """Labels (B, P) by each tokenizer of features (B, F, 128) that are not masked."""

@@ -157,7 +157,7 @@ def test_noise_is_added_at_the_ratio_asked_for_to_the_share_of_clips_that_have_s
 @pytest.mark.parametrize(("longest", "axis"), [(5, 1), (5, 2), (40, 1)])
 def test_a_mask_is_one_stretch_of_any_width_up_to_the_longest_anywhere(longest, axis):
     spec = AugmentationSpec(time_mask=longest * (axis == 1), frequency_mask=longest * (axis == 2))
-    masked = spec_augment(torch.ones(2_000, 20, 128), spec) == 0
+    masked = spec_augment(torch.ones(2_000, 20, 128), spec, 0.5) == 0.5
     stretch = masked.all(dim=3 - axis)
     assert torch.equal(masked, stretch.unsqueeze(3 - axis).expand_as(masked))
     assert set(stretch.sum(dim=1).tolist()) == set(range(min(longest, stretch.shape[1]) + 1))

@@ -229,7 +229,7 @@ def test_the_scale_of_adacos_starts_and_moves_as_published_within_its_bounds(clu
 
 def test_whole_patches_are_masked_and_predicted_of_tokenizers_that_are_neither_trained_nor_saved():
     auxiliary, features = MaskedPrediction(specs.MaskedPredictionSpec(), width=6), torch.randn(9, 70, 128)
-    hidden, masked = auxiliary.mask(features)
+    hidden, masked = auxiliary.mask(features, 0.0)
     wide = masked.reshape(9, 4, 1, 8, 1).expand(9, 4, 16, 8, 16).reshape(9, 64, 128)
     assert torch.equal(hidden, torch.cat([features[:, :64] * ~wide, features[:, 64:]], dim=1))
     assert masked.float().mean().item() == pytest.approx(0.3, abs=0.06)
