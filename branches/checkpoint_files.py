@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -27,20 +28,33 @@ def is_remote(path: str) -> bool:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file, read once in this process unless size or time of change are others then."""
-    status = file.stat()
-    return _digest(file, status.st_size, status.st_mtime_ns)
+    """SHA-256 of a checkpoint's `parts`, one after the other: weights are another network with another `config.json`.
+
+    They are read once in this process, unless size or time of change are others then.
+    """
+    return _digest(*((part, status.st_size, status.st_mtime_ns) for part in parts(file) for status in [part.stat()]))
 
 
 @cache
-def _digest(file: Path, size: int, changed: int) -> str:
-    return file_sha256(file)
+def _digest(*states: tuple[Path, int, int]) -> str:
+    digest = hashlib.sha256()
+    for part, _, _ in states:
+        with part.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+def parts(file: Path) -> list[Path]:
+    """The files of a checkpoint: itself, and if it is of safetensors, `config.json` beside it where there is one."""
+    config = file.with_name("config.json")
+    return [file, config] if is_safetensors(file) and config.is_file() else [file]
 
 
 def is_safetensors(file: Path) -> bool:
     """Whether a file is of the safetensors format: the length of a header in JSON, and the header."""
-    with file.open("rb") as stream:
+    with suppress(OSError), file.open("rb") as stream:
         return stream.read(9)[8:] == b"{"
+    return False
 
 
 def local_file(path: str, sha256: str | None, fetch: bool = True) -> Path:

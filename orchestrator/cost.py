@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
-from branches.spec import LOG_MEL, BranchSpec, GeneratorSpec
+from branches.checkpoint_files import file_digest, local_file
+from branches.spec import LOG_MEL, BranchSpec, FileSpec, GeneratorSpec
+from scoring.errors import InputError
 
 # Floating-point operations per parameter and patch: a forward pass has 2, gradients of the activations cost 2 more,
 # and those of the weights another 2. Of `partial` the dearest case is assumed.
 FLOP_PER_PARAMETER = {"frozen": 0, "head": 2, "partial": 6, "lora": 4, "full": 6}
 PATCHES_PER_SECOND = 50  # 100 frames of 10 ms, 16 × 16 patches of 128 mels
 TOKENS_PER_SECOND = 25  # of a generator, four frames each
-PARAMETERS = {"tiny": 86_000, "small": 660_000, LOG_MEL: 0}
-BASE_PARAMETERS = 90_000_000  # BEATs base, the size of every released checkpoint; taken where the file is not there
+# Of the networks that come with tutti; with them nothing has to load torch.
+_BUILT_IN = {"tiny": 86_120, "small": 662_068, LOG_MEL: 0}
+# Of a checkpoint that is not here yet: OpenBEATs-Large, or all others that are published.
+_LARGE, _BASE = 317_000_000, 90_000_000
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
 CLIP_SECONDS = 10.0
 # GFLOP/s of one CPU core for networks of up to so many parameters, twice `tiny` and `small`, measured while these and
@@ -26,13 +32,31 @@ def core_gflops(spec: BranchSpec | GeneratorSpec) -> float:
 
 
 def _parameters(spec: BranchSpec | GeneratorSpec) -> int:
-    """Of a generator's blocks, or the backbone; of a file on this machine by its size, since nothing is loaded here."""
+    """Of a generator's blocks, or the backbone; what its name says where the file is not here."""
     if isinstance(spec, GeneratorSpec):
         return 8 * spec.depth * spec.width**2
-    path = spec.backbone.path
-    if path in PARAMETERS:
-        return PARAMETERS[path]
-    return Path(path).stat().st_size // 4 if Path(path).is_file() else BASE_PARAMETERS
+    counted = parameters(spec.backbone)
+    if counted is None:
+        return _LARGE if re.search("beats.*large", spec.backbone.path, re.IGNORECASE) else _BASE
+    return counted
+
+
+def parameters(backbone: FileSpec) -> int | None:
+    """How many a network has, by its file; None if that is not on this machine. Raises InputError if it is none."""
+    if backbone.path in _BUILT_IN:
+        return _BUILT_IN[backbone.path]
+    try:
+        file = local_file(backbone.path, backbone.sha256, fetch=False)
+    except InputError:
+        return None
+    return _counted(file, file_digest(file))
+
+
+@cache
+def _counted(file: Path, digest: str) -> int:
+    from branches.beats.checkpoint import count_parameters  # torch, which takes seconds to load
+
+    return count_parameters(file)
 
 
 def petaflop(spec: BranchSpec, clips: int) -> float:

@@ -52,8 +52,9 @@ def resolve_file(spec: FileSpec, fetch: bool = True) -> FileSpec:
     except InputError as error:
         remedy = " (--backbone FILE takes another one)" if isinstance(spec, BackboneSpec) else ""
         raise InputError(f"{error}{remedy}") from None
-    # What is fetched has the same name everywhere; a path must be the same everywhere.
-    path = spec.path if spec.path in BUILT_IN or is_remote(spec.path) else str(file.resolve())
+    # What is fetched has the same name everywhere; a path must be the same everywhere. A link stays one: beside what it
+    # leads to in a cache of the Hub, `config.json` has another name.
+    path = spec.path if spec.path in BUILT_IN or is_remote(spec.path) else str(file.absolute())
     return spec.model_copy(update={"path": path, "sha256": file_digest(file)})
 
 

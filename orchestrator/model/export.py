@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from branches.audio.formats import read_formats
-from branches.checkpoint_files import local_file
+from branches.checkpoint_files import file_digest, local_file, parts
 from branches.data.layout import find
 from branches.spec import BUILT_IN, PROJECTION, BranchSpec
 from branches.spectra import spectrum_of
@@ -29,7 +29,7 @@ from orchestrator.system import stored
 from orchestrator.training.worker import WEIGHTS, embeddings_file
 from scoring.decisions import FALSE_ALARMS
 from scoring.errors import InputError, naming
-from scoring.table import file_sha256, groups, metadata_of
+from scoring.table import groups, metadata_of
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +158,14 @@ def _pack_branch(weights: Path, spec: BranchSpec, folder: Path, file: str) -> Br
         source = local_file(spec.backbone.path, spec.backbone.sha256)
     except InputError as error:
         raise InputError(f"a branch's backbone must lie where the run had it: {error}") from None
-    sha256 = file_sha256(source)
-    location = f"backbones/{sha256[:16]}.pt"
+    sha256 = file_digest(source)
+    location = f"backbones/{sha256[:16]}/weights{source.suffix}"
     if not (folder / location).exists():
-        shutil.copyfile(source, folder / location)
+        (folder / location).parent.mkdir(exist_ok=True)
+        weights, *config = parts(source)
+        shutil.copyfile(weights, folder / location)
+        for part in config:
+            shutil.copyfile(part, (folder / location).with_name(part.name))
     backbone = spec.backbone.model_copy(update={"path": location, "sha256": sha256})
     return spec.model_copy(update={"backbone": backbone})
 

@@ -2,7 +2,7 @@
 
 ensemble.json               this manifest
 normals/<number>.npz        the normals of a machine and section: names, what is fitted to them, cross-fitted distances
-backbones/<digest>.pt       BEATs checkpoints, each once however many branches share it
+backbones/<digest>/         BEATs checkpoints, each once however many branches share it; of safetensors with config.json
 branches/<branch_id>.pt     what training changed: adapters, layers, head; absent for a frozen branch
 """
 

@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from branches.checkpoint_files import local_file
 from branches.spec import BUILT_IN, LOG_MEL, BranchSpec, FileSpec
-from orchestrator.cost import CLIP_SECONDS, PATCHES_PER_SECOND
+from orchestrator.cost import CLIP_SECONDS, PATCHES_PER_SECOND, parameters
 from orchestrator.submission.schema import AuthorsFile
 from orchestrator.system import ConfigurationSpec, SystemSpec, stored
-from scoring.errors import InputError, counted
+from scoring.errors import counted
 from scoring.metrics import CELLS
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,12 @@ _SOURCES = {
         {"name": "AudioSet", "url": "https://research.google.com/audioset/"},
     ),
     True: (
-        "OpenBEATs, https://arxiv.org/abs/2507.14129",
-        {"name": "pre-training data of OpenBEATs", "url": "https://arxiv.org/abs/2507.14129"},
+        "S. Bharadwaj et al., OpenBEATs: A Fully Open-Source General-Purpose Audio Encoder, "
+        "https://arxiv.org/abs/2507.14129",
+        {
+            "name": "pre-training data of OpenBEATs (environmental sound, music, bioacoustics)",
+            "url": "https://arxiv.org/abs/2507.14129",
+        },
     ),
 }
 
@@ -75,6 +78,7 @@ def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> 
             "description": {
                 "summary": f"{result['delivers']}, {counted(len(tables), 'score table')}: {', '.join(used)}",
                 **_description(used.values(), branches),
+                "external_data_usage": "pre-trained model" if resources else None,
                 "ensemble_method": f"calibrated scores of all seeds: {result['delivers']}" if len(tables) > 1 else None,
                 "ensemble_method_subsystem_count": len(tables),
             },
@@ -111,7 +115,6 @@ def _description(configurations: Collection[ConfigurationSpec], branches: Sequen
         "anomaly_detector": _listed(_words(c.detector.name) for c in configurations),
         "decision_making": "0.9 quantile of a gamma distribution fitted to the scores of training clips",
         "attribute_usage": "classes of the training" if any(not b.is_frozen for b in branches) else None,
-        "external_data_usage": "pre-trained model" if _external(branches)[0] else None,
         "development_data_usage": _listed("reference" if b.is_frozen else "fine-tuning, reference" for b in branches),
     }
 
@@ -132,7 +135,8 @@ def _network(file: FileSpec) -> str:
 
 def _published(file: FileSpec) -> str:
     """The name of a published network, empty if it is none."""
-    return PurePosixPath(([*_PUBLISHED.findall(file.path)] or [""])[-1]).name.removesuffix(".pth").removesuffix(".pt")
+    name = ([*_PUBLISHED.findall(file.path)] or [""])[-1]
+    return re.sub(r"\.(pth?|safetensors)$", "", name)
 
 
 def _training(spec: BranchSpec) -> str:
@@ -162,16 +166,10 @@ def _complexity(branches: list[BranchSpec]) -> dict[str, Any]:
 @cache  # so that what is not here is said once for all systems
 def _parameters(file: FileSpec) -> int | None:
     """How many a network has; None if its file is not here."""
-    if file.path == LOG_MEL:
-        return 0
-    from branches.beats import load_beats  # torch, which takes seconds to load
-
-    try:
-        path = file.path if file.path in BUILT_IN else local_file(file.path, file.sha256, fetch=False)
-        return sum(parameter.numel() for parameter in load_beats(path).parameters())
-    except InputError:
+    number = parameters(file)
+    if number is None:
         log.warning("%s: not where the run had it, so total_parameters and MACS stay empty", file.path)
-        return None
+    return number
 
 
 def _external(branches: Iterable[BranchSpec]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:

@@ -427,9 +427,11 @@ def test_the_size_of_a_file_what_is_trained_and_every_clip_that_is_seen_count(tm
         return BranchSpec.model_validate({"backbone": {"path": str(path)}, **settings})
 
     copy = shutil.copy(SMALL, tmp_path / "mine.pt")
-    small, copied, absent = (petaflop(spec(path), 1000) for path in ("small", copy, tmp_path / "not_yet_there.pt"))
-    assert copied == pytest.approx(small, rel=0.6)  # the file is in half precision
-    assert absent > 50 * copied
+    paths = "small", copy, "tiny", "not_yet_there.pt", "OpenBEATs-Large-i2"
+    small, copied, tiny, absent, large = (petaflop(spec(path), 1000) for path in paths)
+    assert copied == small  # whose file is in half precision
+    assert large == pytest.approx(3.5 * absent, rel=0.01)
+    assert (small / tiny, absent / small) == pytest.approx((7.69, 135.9), rel=1e-3)
     speeds = [core_gflops(spec(path)) for path in ("tiny", "small", "not_yet_there.pt")]
     assert speeds == sorted(set(speeds))
     costs = [petaflop(spec(strategy=name), 1000) for name in ("frozen", "head", "lora", "full")]
