@@ -38,9 +38,9 @@ _PRETRAINING = ("decoder", "predictor.", "mask_token")
 # What training scripts call the two parts of a checkpoint.
 _PARTS = {"config": "cfg", "state_dict": "model"}
 _ALONE = (
-    "tensors alone, as in a .pth of ESPnet: the architecture is not in it; take the checkpoint of the base repository, "
-    "such as shikhar7ssu/OpenBEATs-Base-i3 or -Large-i2 on the Hugging Face Hub, or save "
-    '{"cfg": architecture, "model": these tensors}'
+    "it holds tensors alone, as a .pth of ESPnet does, and not their architecture; take the checkpoint of a base "
+    "repository, shikhar7ssu/OpenBEATs-{Base,Large}-i{1,2,3}, which the name OpenBEATs-Base-i3 and the like fetch, or "
+    'save {"cfg": architecture, "model": these tensors}'
 )
 # Weight norm as torch.nn.utils.parametrizations has it: original0 is the magnitude, original1 the direction.
 _WEIGHT_NORM = re.compile(r"(.*)parametrizations\.weight\.original([01])")

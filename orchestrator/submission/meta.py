@@ -77,8 +77,7 @@ def system_meta(result: Mapping[str, Any], label: str, authors: AuthorsFile) -> 
         "system": {
             "description": {
                 "summary": f"{result['delivers']}, {counted(len(tables), 'score table')}: {', '.join(used)}",
-                **_description(used.values(), branches),
-                "external_data_usage": "pre-trained model" if resources else None,
+                **_description(used.values(), branches, external=bool(resources)),
                 "ensemble_method": f"calibrated scores of all seeds: {result['delivers']}" if len(tables) > 1 else None,
                 "ensemble_method_subsystem_count": len(tables),
             },
@@ -100,7 +99,9 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _description(configurations: Collection[ConfigurationSpec], branches: Sequence[BranchSpec]) -> dict[str, Any]:
+def _description(
+    configurations: Collection[ConfigurationSpec], branches: Sequence[BranchSpec], external: bool
+) -> dict[str, Any]:
     return {
         "input": _listed(_CHANNELS[b.channel] for b in branches),
         "input_sampling_rate": "16 kHz",
@@ -115,6 +116,7 @@ def _description(configurations: Collection[ConfigurationSpec], branches: Sequen
         "anomaly_detector": _listed(_words(c.detector.name) for c in configurations),
         "decision_making": "0.9 quantile of a gamma distribution fitted to the scores of training clips",
         "attribute_usage": "classes of the training" if any(not b.is_frozen for b in branches) else None,
+        "external_data_usage": "pre-trained model" if external else None,
         "development_data_usage": _listed("reference" if b.is_frozen else "fine-tuning, reference" for b in branches),
     }
 

@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path):
 
     more = torch.ones(1)
     for make, message in (
-        (lambda: changed(bare, tmp_path), r"tensors alone, as in a \.pth of ESPnet: .* shikhar7ssu/OpenBEATs-Base-i3"),
+        (lambda: changed(bare, tmp_path), r"it holds tensors alone, as a \.pth of ESPnet does, .* OpenBEATs-Base-i3"),
         (lambda: checkpoint(tmp_path, "flat", **{"encoder.extra": more}), r"unexpected key encoder\.extra$"),
         (lambda: checkpoint(tmp_path, "nested", **{"layer_weights": more}), "unexpected key layer_weights$"),
         (lambda: changed(lambda c: c["model"].update({"predictor.mask_token": more}), tmp_path), "key predictor.mask"),
