@@ -125,7 +125,9 @@ def test_configurations_without_weight_shared_networks_and_unlabelled_machines_d
     networks = ["BEATs' architecture with weights of mine.pt", "OpenBEATs-Base-i3"]
     assert system["description"]["embeddings"].split("; ")[:2] == networks
     assert "; small (" in system["description"]["embeddings"]
-    assert [d["name"] for d in system["external_datasets"]] == ["pre-training data of OpenBEATs (environmental sound, music, bioacoustics)"]
+    assert [d["name"] for d in system["external_datasets"]] == [
+        "pre-training data of OpenBEATs (environmental sound, music, bioacoustics)"
+    ]
     assert system["description"]["ensemble_method_subsystem_count"] == 4
     assert system["description"]["input"] == "near microphone; far microphone"
     resources = {resource["file"]: bool(resource["reference"]) for resource in system["external_resources"]}
