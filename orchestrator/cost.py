@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from branches.checkpoint_files import file_digest, local_file
-from branches.spec import LOG_MEL, BranchSpec, FileSpec, GeneratorSpec
+from branches.spec import LOG_MEL, BranchSpec, EmbeddingSpec, FileSpec, GeneratorSpec, PatchesSpec
 from scoring.errors import InputError
 
 # Floating-point operations per parameter and patch: a forward pass has 2, gradients of the activations cost 2 more,
@@ -19,6 +20,9 @@ TOKENS_PER_SECOND = 25  # of a generator, four frames each
 _BUILT_IN = {"tiny": 86_120, "small": 662_068, LOG_MEL: 0}
 # Of a checkpoint that is not here yet: OpenBEATs-Large, or all others that are published.
 _LARGE, _BASE = 317_000_000, 90_000_000
+# Share of the parameters that a branch keeps in a file of its own, about; of `lora` with its default settings.
+KEPT_PARAMETERS = {"frozen": 0.0, "head": 0.0, "partial": 0.35, "lora": 0.08, "full": 1.0}
+WIDTH, BANDS = 768, 8  # of patches of BEATs base
 ASSUMED_TFLOPS = 100  # sustained in bf16 by a data-centre GPU at a fraction of its peak
 CLIP_SECONDS = 10.0
 # GFLOP/s of one CPU core for networks of up to so many parameters, twice `tiny` and `small`, measured while these and
@@ -72,6 +76,12 @@ def generator_petaflop(spec: GeneratorSpec) -> float:
     """The same for the training of a generator; sampling takes a few per cent of it."""
     seconds = spec.steps * spec.batch_size * spec.crop_seconds
     return FLOP_PER_PARAMETER["full"] * _parameters(spec) * TOKENS_PER_SECOND * seconds / 1e15
+
+
+def stored_bytes(spec: BranchSpec, embeddings: Sequence[EmbeddingSpec], clips: int) -> float:
+    """What a branch's weights and embeddings of all clips take on disk, roughly, in float32."""
+    bands = sum(BANDS if isinstance(e, PatchesSpec) and e.pooling.keeps_bands else 1 for e in embeddings)
+    return 4 * (KEPT_PARAMETERS[spec.strategy.name] * _parameters(spec) + clips * WIDTH * bands)
 
 
 def duration(seconds: float) -> str:

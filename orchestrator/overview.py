@@ -11,7 +11,7 @@ from branches.audio import Header, read_header
 from branches.backbones import BACKBONES, cached
 from branches.data.dataset import Dataset
 from branches.spec import GeneratorSpec
-from orchestrator.cost import ASSUMED_TFLOPS, core_gflops, duration, generator_petaflop, petaflop
+from orchestrator.cost import ASSUMED_TFLOPS, core_gflops, duration, generator_petaflop, petaflop, stored_bytes
 from orchestrator.ledger.folders import is_finished
 from orchestrator.ledger.storage import LAST
 from orchestrator.plan import Branch, make_plan
@@ -66,8 +66,19 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dic
         "to_train": len(missing),
         "gpu_hours": sum(pflop for _, pflop in costs) * 1e3 / ASSUMED_TFLOPS / 3600,
         "cpu_hours": sum(core_seconds) / 3600,
+        "disk_gb": _disk_bytes(missing, dataset) / 1e9,
         "notes": list(dict.fromkeys([*notes, *_repeated(plan.branches, dataset)])),
     }
+
+
+def _disk_bytes(branches: Sequence[Branch], dataset: Dataset) -> float:
+    """What a run adds to its folder: clips decoded to 16 bit, the cancelled channel as large again, and branches."""
+    if not branches:
+        return 0.0
+    decoded = sum((dataset.root / path).stat().st_size for path in dataset.index["path"].to_pylist())
+    channels = 2 if any(branch.spec.channel == "cancel" for branch in branches) else 1
+    stored = (stored_bytes(branch.spec, branch.embeddings, dataset.index.num_rows) for branch in branches)
+    return channels * decoded + sum(stored)
 
 
 def _resolved(system: SystemSpec, notes: list[str]) -> SystemSpec:

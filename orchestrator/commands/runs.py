@@ -198,7 +198,7 @@ def plan(
     to_do = sum(not t["done"] for t in result["tables"])
     cost = (
         f"about {duration(3600 * result['gpu_hours'])} of a GPU at {ASSUMED_TFLOPS} TFLOP/s, "
-        f"or {duration(3600 * result['cpu_hours'])} of a CPU core"
+        f"or {duration(3600 * result['cpu_hours'])} of a CPU core; {result['disk_gb']:.1f} GB of disk"
     )
     left = f"{to_do} to do: {cost}" if to_do else "nothing to do"
     click.echo(f"{counted(trained, 'training')}, {counted(len(rows), 'table')}, {left}")
