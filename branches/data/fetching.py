@@ -20,7 +20,7 @@ from typing import Any
 from branches.data.layout import FOLDERS, SUPPLEMENTAL, is_passed_over
 from branches.downloads import document, download
 from scoring.atomic import atomic
-from scoring.errors import InputError, counted
+from scoring.errors import InputError, counted, naming
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ class Archive:
 
     @property
     def title(self) -> str:
-        """The name without suffix and revision."""
-        return _REVISION.sub("", Path(self.name).stem)
+        """What revisions have in common, of which some are called otherwise: machine and kind of clips."""
+        words = Path(self.name).stem.split("_")
+        return "_".join(sorted(w for w in words if w in ("dev", "train", "test") or not _NO_MACHINE.fullmatch(w)))
 
     @property
     def revision(self) -> int:
@@ -80,6 +81,8 @@ def archives(data_set: str, parts: Collection[str] = PARTS, machines: Collection
             for archive in _listed(data_set, part, record):
                 before = newest.setdefault(archive.title, archive)
                 newest[archive.title] = max(before, archive, key=lambda a: a.revision)
+    if not newest:
+        raise InputError(f"{data_set}: no archives in {', '.join(parts)}")
     known = sorted({archive.machine for archive in newest.values()})
     if unknown := [machine for machine in machines if machine not in known]:
         raise InputError(
@@ -95,6 +98,9 @@ def _listed(data_set: str, part: str, record: int) -> list[Archive]:
         files = document(address)["files"]
         found = [_archive(file, address) for file in (files["entries"].values() if "entries" in files else files)]
     except InputError as error:
+        if "answers HTTP 404" in str(error):
+            log.warning("%s, %s: not published: %s", data_set, part, error)
+            return []
         raise InputError(f"{data_set}, {part}: {error}; the same command goes on where this ended") from None
     except (LookupError, TypeError, AttributeError):
         raise InputError(f"{data_set}, {part}: {address} is no record of Zenodo") from None
@@ -159,7 +165,7 @@ def _unpack(archive: Archive, file: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as name:
         files = []
         try:
-            with zipfile.ZipFile(file) as content:
+            with naming(folder), zipfile.ZipFile(file) as content:
                 for member in content.infolist():
                     target = None if member.is_dir() else _target(PurePosixPath(member.filename), archive.machine)
                     if target is not None:

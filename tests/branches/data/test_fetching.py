@@ -49,11 +49,11 @@ def test_a_data_set_is_fetched_goes_on_after_a_cut_and_is_checked(web, dataset, 
     train, test = ({p.name: p.read_bytes() for p in (dataset / "rotor" / part).iterdir()} for part in ("train", "test"))
     clips = {f"dev/fan/{part}/{n}": d for part, fs in (("train", train), ("test", test)) for n, d in fs.items()}
     add(web, DEV, "dev_fan.zip", {"fan/train/old.wav": b""})
-    add(web, DEV, "dev_fan_r2.zip", {**clips, "__MACOSX/fan/train/._a.wav": b"", "../out/train/../../x.wav": b""})
+    add(web, DEV, "dev_data_fan_r2.zip", {**clips, "__MACOSX/fan/train/._a.wav": b"", "../out/train/../../x.wav": b""})
     add(web, DEV, "README.pdf", {})
     add(web, ADDITIONAL, "eval_data_pump_train.zip", {f"train/{name}": data for name, data in train.items()})
     add(web, EVAL, "eval_data_pump_test.zip", {f"pump/test/{name}": data for name, data in test.items()})
-    folder, web.kinds = tmp_path / "data", {"/dev_fan_r2.zip": "cut", "/eval_data_pump_test.zip": 503}
+    folder, web.kinds = tmp_path / "data", {"/dev_data_fan_r2.zip": "cut", "/eval_data_pump_test.zip": 503}
     first = tutti_here("data", "fetch", "dcase2026", folder)
     assert first.exit_code == 2
     assert "Error: 1 archive missing; the same command goes on: eval_data_pump_test.zip: cannot be" in first.stderr
@@ -70,7 +70,9 @@ def test_a_data_set_is_fetched_goes_on_after_a_cut_and_is_checked(web, dataset, 
 
 
 def test_what_cannot_be_fetched_is_named(web, tmp_path):
-    for content, message in ((None, "HTTP 404"), ({"x": 1}, "is no record of Zenodo"), (b"<html>", "else than JSON")):
+    missing = tutti_here("data", "fetch", "dcase2026", tmp_path, "--part", "dev")
+    assert (missing.exit_code, "no archives in dev" in missing.stderr) == (2, True), missing.stderr
+    for content, message in (({"x": 1}, "is no record of Zenodo"), (b"<html>", "else than JSON")):
         web.files[DEV] = content
         refused = tutti_here("data", "fetch", "dcase2026", tmp_path, "--part", "dev")
         assert (refused.exit_code, refused.stderr.count("\n"), message in refused.stderr) == (2, 1, True), (
