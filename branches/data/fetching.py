@@ -135,15 +135,21 @@ def check_room(missing: Sequence[Archive], folder: Path, keep: bool) -> None:
         )
 
 
-def fetch(missing: Iterable[Archive], folder: Path, keep: bool = False) -> None:
+def fetch(data_set: str, missing: Iterable[Archive], folder: Path, keep: bool = False) -> None:
     """Fetch archives one after another and unpack each into the data set's folder.
 
     An archive that lies in the folder already is checked and unpacked.
 
     keep: whether archives stay there
 
-    Raises InputError at the end, naming the archives that could not be fetched and why; the others are unpacked.
+    Raises InputError if the folder holds another year, whose machines may have the same names; at the end, naming the
+    archives that could not be fetched and why; the others are unpacked.
     """
+    lists = folder / _LISTS
+    if others := {path.name for path in lists.glob("dcase*") if path.name in RECORDS} - {data_set}:
+        raise InputError(f"{folder}: holds {', '.join(others)}, whose machines may have the same names; give another")
+    lists.mkdir(parents=True, exist_ok=True)
+    (lists / data_set).touch()
     failures = []
     for archive in missing:
         file = folder / archive.name
@@ -183,7 +189,6 @@ def _unpack(archive: Archive, file: Path, folder: Path) -> None:
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             (Path(name) / target).replace(folder / target)
     lists = folder / _LISTS
-    lists.mkdir(exist_ok=True)
     for older in lists.glob("*.zip.txt"):
         if Archive(older.stem, "", 0, "", "").title == archive.title:
             for left in {*_list_of(older)[1]} - {str(target) for target in files}:

@@ -51,7 +51,7 @@ def fetch(
     size = sum(archive.size for archive in missing) / 1e9
     click.echo(f"{counted(len(listed), 'archive')}, {len(missing)} to fetch: {size:.1f} GB")
     fetching.check_room(missing, folder, keep)
-    fetching.fetch(missing, folder, keep)
+    fetching.fetch(name, missing, folder, keep)
     context.invoke(check, folder=folder, as_json=False)
 
 

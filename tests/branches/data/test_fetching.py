@@ -67,6 +67,8 @@ def test_a_data_set_is_fetched_goes_on_after_a_cut_and_is_checked(web, dataset, 
     add(web, DEV, "dev_fan_r3.zip", {f"fan/train/{name}": data for name, data in train.items()})
     assert tutti_here("data", "fetch", "dcase2026", folder, "--machine", "fan").exit_code == 0
     assert not [*(folder / "fan" / "test").iterdir()]  # which the older archive held
+    web.files["/api/records/7882613"] = web.files[DEV]
+    assert "holds dcase2026" in tutti_here("data", "fetch", "dcase2023", folder, "--part", "dev", "--keep").stderr
 
 
 def test_what_cannot_be_fetched_is_named(web, tmp_path):
