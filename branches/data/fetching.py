@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -130,8 +131,8 @@ def check_room(missing: Sequence[Archive], folder: Path, keep: bool) -> None:
     free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
     if needed > free:
         raise InputError(
-            f"{folder}: no room: {counted(len(missing), 'archive')} and what they hold take {needed / 1e9:.1f} GB, of "
-            f"which {free / 1e9:.1f} are free; make room, or fetch less with --part and --machine"
+            f"{folder}: no room: {counted(len(missing), 'archive')} and what they hold take {needed / 1e9:.3g} GB, of "
+            f"which {free / 1e9:.3g} are free; make room, or fetch less with --part and --machine"
         )
 
 
@@ -179,7 +180,7 @@ def _unpack(archive: Archive, file: Path, folder: Path) -> None:
                         with content.open(member) as source, (Path(name) / target).open("wb") as copy:
                             shutil.copyfileobj(source, copy, 2**20)
                         files.append(target)
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise InputError(f"cannot be unpacked ({error}); remove {file}, and it is fetched anew") from None
         if not files:
             raise InputError(

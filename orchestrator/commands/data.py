@@ -49,7 +49,7 @@ def fetch(
     listed = fetching.archives(name, parts or fetching.PARTS, machines)
     missing = [archive for archive in listed if not fetching.is_unpacked(archive, folder)]
     size = sum(archive.size for archive in missing) / 1e9
-    click.echo(f"{counted(len(listed), 'archive')}, {len(missing)} to fetch: {size:.1f} GB")
+    click.echo(f"{counted(len(listed), 'archive')}, {len(missing)} to fetch: {size:.3g} GB")
     fetching.check_room(missing, folder, keep)
     fetching.fetch(name, missing, folder, keep)
     context.invoke(check, folder=folder, as_json=False)
