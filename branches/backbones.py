@@ -96,9 +96,11 @@ def fetched(backbone: Backbone) -> Path:
         return download(target, urls, f"sha256:{sha256}", size)
     except InputError as error:
         digest = f" with sha256 {sha256}" if sha256 else ""
+        repositories = _MIRRORS if backbone.sha256 else (f"{backbone.source}/",)
+        sources = ", ".join(path.partition("/resolve")[0].rstrip("/") for path in repositories)
         raise InputError(
-            f"{backbone.name}: {error}; set HF_ENDPOINT to a mirror of the Hub, or put {target.name}{digest} from "
-            f"elsewhere at {target}, or give its path as the backbone"
+            f"{backbone.name}: {error}; put {target.name}{digest} at {target}, or give its path as the backbone. It is "
+            f"on huggingface.co in {sources}; HF_ENDPOINT names a mirror of it"
         ) from None
 
 

@@ -89,15 +89,16 @@ def test_a_checkpoint_has_a_name_mirrors_and_a_digest(web, tmp_path):
 
 def test_without_network_or_room_one_line_says_what_to_do(web, tmp_path, monkeypatch):
     with pytest.raises(
-        InputError, match=rf"^BEATs_iter3: cannot be fetched: .*HTTP 404.*; set HF_ENDPOINT .*{DIGEST}[^\n]*$"
+        InputError,
+        match=rf"^BEATs_iter3: cannot be fetched: .*HTTP 404.*; put BEATs_iter3.pt with sha256 {DIGEST} at [^\n]*$",
     ):
         local_file("BEATs_iter3", None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"^BEATs_iter3: cannot be fetched: 127\.0\.0\.1 cannot be reached; set"):
+    with pytest.raises(InputError, match=r"^BEATs_iter3: cannot be fetched: 127\.0\.0\.1 cannot be reached; put"):
         local_file("BEATs_iter3", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Mock(free=9))
     with pytest.raises(
-        InputError, match=r"BEATs_iter3: .*cache: no room for a download of 1 MB \(0 MB are free\); set"
+        InputError, match=r"BEATs_iter3: .*cache: no room for a download of 1 MB \(0 MB are free\); put"
     ):
         local_file("BEATs_iter3", None)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".download.lock"]
