@@ -47,8 +47,8 @@ def marginals(scores: LabelledScores, weights: Mapping[str, Weights]) -> list[fl
         total = left.sum(axis=1)
         possible &= total > 1e-9
         left[total <= 1e-9] = machine_weights
-        group = of_group == machine
         normalised = np.concatenate([left / left.sum(axis=1, keepdims=True), machine_weights[None]])
-        cells[..., group] = scores.measured(normalised)[..., group]
+        alone = scores.without({*scores.machines} - {machine})
+        cells[..., of_group == machine] = alone.measured(normalised)
     omega = harmonic_mean(cells, axis=(-2, -1))
     return [float(omega[-1] - o) if p else None for o, p in zip(omega[:-1], possible, strict=True)]

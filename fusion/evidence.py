@@ -70,9 +70,8 @@ def validation_of(estimates: Estimates, seed: int) -> Validation:
     interval: Interval | None = None
     gains: dict[str, Comparison] = {}
     if lomo is not None:
-        for machine in estimates.machines:
-            left_out = frozenset([machine])
-            weights[machine] = estimates.weights(estimates.choose(left_out), left_out)
+        for group in estimates.groups:
+            weights |= dict.fromkeys(group, estimates.weights(estimates.choose(group), group))
         held_out = estimates.held_out_scores(estimates.choose)
         single, uniform = (estimates.held_out_scores(choose) for choose in (lambda _: SINGLE, lambda _: UNIFORM))
         systems = pool.with_values(np.stack([held_out, single, uniform]), ("delivered", "best_single", "uniform"))

@@ -27,6 +27,7 @@ GREEDY_ROUNDS = 20
 TRIALS = 60  # of a search by TPE
 RANDOM_TRIALS = 6  # before the estimators take over; hyperopt's 20 would leave them little of so short a search
 PATIENCE = 12
+BRIEF_PATIENCE = 4  # where a search says only which strength and method to take for a machine, see `Method.brief`
 RESTARTS = 3
 POPULATION = 40  # of the evolutionary search
 GENERATIONS = 40
@@ -37,10 +38,15 @@ Search = Callable[[LabelledScores, Parts, np.random.Generator], dict[str, Weight
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose weights, and the scale of scores they apply to."""
+    """A way to choose weights, and the scale of scores they apply to.
+
+    brief: a cheaper search in its place where two groups of machines are left out; None for the same. Its weights are
+        delivered to nobody and judge no machine in the reported figure: they decide between methods and strengths there
+    """
 
     search: Search
     scale: Scale = "calibrated"
+    brief: Search | None = None
 
 
 def uniform(scores: LabelledScores, rng: np.random.Generator) -> Weights:
@@ -80,10 +86,10 @@ def greedy(scores: LabelledScores, rng: np.random.Generator) -> Weights:
 STARTS: tuple[Level, ...] = (uniform, best_single, greedy)
 
 
-def tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
+def tpe(scores: LabelledScores, rng: np.random.Generator, patience: int = PATIENCE) -> Weights:
     """Weights (C,) of the highest Omega found by tree-structured Parzen estimators (Bergstra et al. 2011).
 
-    They are never worse than the starts. A search ends after `PATIENCE` trials without progress; as long as searches
+    They are never worse than the starts. A search ends after `patience` trials without progress; as long as searches
     find something better, up to `RESTARTS` of them begin anew with other random numbers.
     """
     if len(scores.values) == 1:
@@ -92,14 +98,16 @@ def tpe(scores: LabelledScores, rng: np.random.Generator) -> Weights:
     omega = scores.omega(starts)
     best, best_omega = starts[omega.argmax()], omega.max()
     for _ in range(RESTARTS):
-        found = _tpe_search(scores, starts, rng)
+        found = _tpe_search(scores, starts, rng, patience)
         if scores.omega(found) <= best_omega + 1e-9:
             break
         best, best_omega = found, scores.omega(found)
     return best
 
 
-def _tpe_search(scores: LabelledScores, starts: NDArray[np.float64], rng: np.random.Generator) -> Weights:
+def _tpe_search(
+    scores: LabelledScores, starts: NDArray[np.float64], rng: np.random.Generator, patience: int
+) -> Weights:
     import hyperopt  # which takes a second to load
     from hyperopt.early_stop import no_progress_loss
 
@@ -114,7 +122,7 @@ def _tpe_search(scores: LabelledScores, starts: NDArray[np.float64], rng: np.ran
         algo=partial(hyperopt.tpe.suggest, n_startup_jobs=RANDOM_TRIALS, verbose=False),
         max_evals=TRIALS,
         points_to_evaluate=[dict(zip(labels, to_point(start).tolist(), strict=True)) for start in starts],
-        early_stop_fn=no_progress_loss(PATIENCE),
+        early_stop_fn=no_progress_loss(patience),
         rstate=rng,
         show_progressbar=False,
         verbose=False,
@@ -198,6 +206,9 @@ METHODS: dict[str, Method] = {
     "rank_average": Method(plain(uniform), "rank"),
     "softmax": Method(_softmax),
     "greedy": Method(_shrunk(partial(choose_weights, level=greedy))),
-    "tpe": Method(_shrunk(partial(choose_weights, level=tpe))),
+    "tpe": Method(
+        _shrunk(partial(choose_weights, level=tpe)),
+        brief=_shrunk(partial(choose_weights, level=partial(tpe, patience=BRIEF_PATIENCE))),
+    ),
     "evolution": Method(_shrunk(evolution)),
 }

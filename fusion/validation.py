@@ -1,7 +1,8 @@
 """What weights are worth on machines that had no say in them, and which method is therefore delivered.
 
 Every search has been repeated without each machine and without each pair. A candidate (a method and a strength of its
-regularisation) is judged on each machine with the weights found without it: leave one machine out, LOMO. The best
+regularisation) is judged on each machine with the weights found without it: leave one machine out, LOMO. Above a dozen
+machines it is a group of machines that is left out, see `fusion.tasks.groups_of`. The best
 of several estimates flatters itself, so the figure given to a user repeats the choice too: for each machine,
 strength and method are chosen by LOMO among the others alone.
 """
@@ -17,7 +18,7 @@ from fusion.hierarchy import Weights
 from fusion.labelled import LabelledScores
 from fusion.methods import METHODS
 from fusion.scales import Scale
-from fusion.tasks import Found, Machines
+from fusion.tasks import Found, Machines, groups_of
 from scoring.metrics import Metrics, harmonic_mean, metrics_of_cells
 
 # A method and a strength of its regularisation.
@@ -51,12 +52,21 @@ class Estimates:
         self._pools, self._found = pools, found
         self.machines = pools["calibrated"].machines
         self._of_group = np.array(pools["calibrated"].cells.machines)
-        self._cells: dict[Machines, dict[Candidate, NDArray[np.float64]]] = {left_out: {} for left_out in found}
-        for left_out, methods in found.items():
-            for method, weights in methods.items():
-                values = self.pool(method).measured(np.stack([*weights.values()]))
-                for strength, cells in zip(weights, values, strict=True):
-                    self._cells[left_out][method, strength] = cells
+        self.groups = [group for group in groups_of(self.machines) if group in found]
+        self._cells = {left_out: self._measured(left_out) for left_out in found}
+        self._chosen: dict[Machines, Candidate] = {}
+        self._lost: dict[tuple[Candidate, Machines], NDArray[np.float64]] = {}
+
+    def _measured(self, left_out: Machines) -> dict[Candidate, NDArray[np.float64]]:
+        """Cells (3, G) of each candidate on the machines that were left out, NaN on others; on all if none was."""
+        judged = np.isin(self._of_group, [*(left_out or self.machines)])
+        cells: dict[Candidate, NDArray[np.float64]] = {}
+        for method, weights in self._found[left_out].items():
+            pool = self.pool(method).without(left_out and {*self.machines} - left_out)
+            values = np.full((len(weights), 3, len(judged)), np.nan)
+            values[..., judged] = pool.measured(np.stack([*weights.values()]))
+            cells |= {(method, strength): value for strength, value in zip(weights, values, strict=True)}
+        return cells
 
     def pool(self, method: str) -> LabelledScores:
         """The K configurations on the scale that a method's weights apply to."""
@@ -78,25 +88,24 @@ class Estimates:
 
         None with fewer than two machines; NaN for those in `without`.
         """
-        machines = [machine for machine in self.machines if machine not in without]
-        if len(machines) < 2:
+        groups = [group for group in self.groups if not group <= without]
+        if len(groups) < 2:
             return None
         cells = np.full((3, len(self._of_group)), np.nan)
-        for machine in machines:
-            left_out = without | {machine}
-            group = self._of_group == machine
-            cells[:, group] = self._cells[left_out][choose(left_out)][:, group]
+        for group in groups:
+            left_out = without | group
+            rows = np.isin(self._of_group, [*group])
+            cells[:, rows] = self._cells[left_out][choose(left_out)][:, rows]
         return cells
 
     def held_out_scores(self, choose: Callable[[Machines], Candidate]) -> NDArray[np.float64]:
         """Scores (rows,) of each machine's labelled clips with what is chosen and found without it."""
         pool = self._pools["calibrated"]
         fused = np.empty(pool.values.shape[1])
-        for machine in self.machines:
-            left_out = frozenset([machine])
-            candidate = choose(left_out)
-            rows = np.unique(pool.cells.select([machine]).rows)
-            fused[rows] = self.weights(candidate, left_out) @ self.pool(candidate[0]).values[:, rows]
+        for group in self.groups:
+            candidate = choose(group)
+            rows = np.unique(pool.cells.select([*group]).rows)
+            fused[rows] = self.weights(candidate, group) @ self.pool(candidate[0]).values[:, rows]
         return fused
 
     def lomo(self, choose: Callable[[Machines], Candidate]) -> Metrics | None:
@@ -117,6 +126,11 @@ class Estimates:
         """What is delivered: the best by LOMO of all that is worth more than the simple method, or that one itself."""
         if len(self.machines) - len(without) < 2:
             return UNIFORM
+        if without not in self._chosen:
+            self._chosen[without] = self._choice(without)
+        return self._chosen[without]
+
+    def _choice(self, without: Machines) -> Candidate:
         best = simple = self._simple(without)
         best_loss = simple_loss = self._losses(simple, without)
         for candidate in self._cells[without]:
@@ -140,11 +154,13 @@ class Estimates:
 
     def _losses(self, candidate: Candidate, without: Machines) -> NDArray[np.float64]:
         """Mean reciprocal cell (M,) of each of at least two machines by LOMO: Omega is the reciprocal of their mean."""
-        cells = self.held_out(lambda _: candidate, without)
-        assert cells is not None
-        machines = [machine for machine in self.machines if machine not in without]
-        omega = np.array([harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
-        return 1 / np.maximum(omega, SMALLEST)
+        if (candidate, without) not in self._lost:
+            cells = self.held_out(lambda _: candidate, without)
+            assert cells is not None
+            machines = [machine for machine in self.machines if machine not in without]
+            omega = np.array([harmonic_mean(cells[:, self._of_group == machine]) for machine in machines])
+            self._lost[candidate, without] = 1 / np.maximum(omega, SMALLEST)
+        return self._lost[candidate, without]
 
 
 def _worth_it(

@@ -134,7 +134,12 @@ def test_the_official_metrics_come_out(domains, seed):
 def estimates(uniform=SAME, single=SAME, machines=MACHINES, **greedy):
     """Of three methods with these Omegas on the machines, whoever is left out unless a function of who that is."""
     pool = SimpleNamespace(machines=[*machines], cells=SimpleNamespace(machines=machines))
-    pool.measured = lambda weights: np.repeat(weights[..., None, :], 3, axis=-2)  # which are these Omegas
+
+    def without(gone):
+        rest = [machine not in gone for machine in machines]
+        return SimpleNamespace(measured=lambda weights: np.repeat(weights[..., None, rest], 3, axis=-2))
+
+    pool.without = without  # weights are these Omegas
     methods = {"uniform": {"": uniform}, "best_single": {"": single}, "greedy": greedy}
 
     def omegas(of, out):
