@@ -1,12 +1,10 @@
 """The file of a checkpoint, local or fetched, after a look at its digest; loads no torch."""
 
-import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,20 +26,8 @@ def is_remote(path: str) -> bool:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a checkpoint's `parts`, one after the other: weights are another network with another `config.json`.
-
-    They are read once in this process, unless size or time of change are others then.
-    """
-    return _digest(*((part, status.st_size, status.st_mtime_ns) for part in parts(file) for status in [part.stat()]))
-
-
-@cache
-def _digest(*states: tuple[Path, int, int]) -> str:
-    digest = hashlib.sha256()
-    for part, _, _ in states:
-        with part.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    return digest.hexdigest()
+    """SHA-256 of a checkpoint's `parts` together: weights are another network with another `config.json`."""
+    return file_sha256(*parts(file))
 
 
 def parts(file: Path) -> list[Path]:
@@ -110,7 +96,7 @@ def _published(backbone: Backbone, digest: str, fetch: bool) -> Path:
 
 def _shipped(wanted: str) -> Path:
     """The file of `small`, which must be the one that this version of tutti was released with."""
-    digest = hashlib.sha256(SMALL.read_bytes()).hexdigest() if SMALL.is_file() else "none"
+    digest = file_sha256(SMALL) if SMALL.is_file() else "none"
     if digest != SMALL_SHA256:
         raise InputError(f"small: {SMALL} is not the file that comes with tutti; reinstall tutti")
     if not digest.startswith(wanted):

@@ -20,11 +20,10 @@ from typing import Any
 
 from branches.data.dataset import Dataset
 from cluster.session import check_address, session
-from fusion.hierarchy import tables_of
 from fusion.on_ray import run_on_ray
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
-from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver, read_finished
+from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver
 from orchestrator.ledger.storage import Storage, every, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
@@ -83,13 +82,11 @@ def _bring(
     if failure is not None and not options.fuse_incomplete:
         raise failure
     plan = without(plan, {name for branch in unfinished(plan.branches, options.out) for name in table_names(branch)})
-    baseline = (plan.baseline, read_finished(options.out, plan.baseline)) if plan.baseline else None
     results = {}
     for system in [system for system in systems if plan.trees[system.name]]:
-        folder = options.out / SYSTEMS / system.name
-        tables = {name: read_finished(options.out, name) for name in tables_of(plan.trees[system.name])}
-        results[system.name] = fused_system(system, dataset, plan, tables, folder, _runner(connect), baseline)
-        write_submission(read_table(folder / FUSED), options.out / "submission" / system.name)
+        results[system.name] = fused_system(system, dataset, plan, options.out, _runner(connect))
+        fused = read_table(options.out / SYSTEMS / system.name / FUSED)
+        write_submission(fused, options.out / "submission" / system.name)
     if results and not (options.out / REPORT).exists():
         from orchestrator.report.page import write_report  # draws, which takes packages that load for a second
 

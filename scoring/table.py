@@ -7,7 +7,9 @@ what is kept in the schema metadata.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +145,22 @@ def read_table(path: str | Path) -> pa.Table:
     return conform(table, str(path))
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(*paths: str | Path) -> str:
+    """SHA-256 of a file's content, or of several files' one after the other, in hex digits.
+
+    They are read once in this process, unless one is replaced or has another size or time of change.
+    """
+    states = ((path, os.stat(path)) for path in paths)
+    return _sha256(*((os.fspath(path), s.st_ino, s.st_size, s.st_mtime_ns) for path, s in states))
+
+
+@cache
+def _sha256(*states: tuple[str, int, int, int]) -> str:
+    digest = hashlib.sha256()
+    for path, *_ in states:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def metadata_of(table: pa.Table) -> dict[str, str]:

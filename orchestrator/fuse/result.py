@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shlex
@@ -20,7 +19,8 @@ import pyarrow as pa
 from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
 from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, fuse
-from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS
+from orchestrator.fuse.tables import TableFiles
+from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS, table_file
 from orchestrator.plan import Plan, digest
 from orchestrator.system import SystemSpec
 from scoring.atomic import atomic
@@ -38,47 +38,37 @@ ADDED_BASELINE = (
 )
 
 
-def fused_system(
-    system: SystemSpec,
-    dataset: Dataset,
-    plan: Plan,
-    tables: Mapping[str, pa.Table],
-    folder: Path,
-    runner: Runner,
-    baseline: tuple[str, pa.Table] | None = None,
-) -> dict[str, Any]:
-    """Fuse a system into `folder`; what is there already, from the same tables, is kept.
-
-    baseline: name and table of what the system is compared with
+def fused_system(system: SystemSpec, dataset: Dataset, plan: Plan, out: Path, runner: Runner) -> dict[str, Any]:
+    """Fuse a system's finished tables in the run folder `out`; what is there already, from the same files, is kept.
 
     Returns the result that stands in `result.json`.
     """
-    tree = plan.trees[system.name]
-    members = {name: tables[name] for name in tables_of(tree)}
-    measured = [*members.items(), *([baseline] if baseline else [])]
-    scores = [[name, hashlib.sha256(table["calibrated"].to_numpy()).hexdigest()] for name, table in measured]
-    fusion_id = digest([tree, scores, dataset.fingerprint, FUSION_VERSION])
+    tree, folder = plan.trees[system.name], out / SYSTEMS / system.name
+    members = tables_of(tree)
+    tables = TableFiles({name: table_file(out, name) for name in filter(None, [*members, plan.baseline])})
+    checksums = [[name, file_sha256(path)] for name, path in tables.paths.items()]
+    fusion_id = digest([tree, checksums, plan.baseline, dataset.fingerprint, FUSION_VERSION])
     if (finished := finished_result(folder, fusion_id)) is not None:
         return finished
     named = plan.tables(system.name)
-    fused = [name for name in system.tables if named[name] in members]
+    fused = [name for name in system.tables if named[name] in tables]
     log.info("%s: fusing %s", system.name, counted(len(members), "score table"))
     detectors = {f"{b.branch_id}/{s.name}": s.detector.name for b in plan.branches for s in b.scorings}
 
-    def described(name: str, table: str, scores: pa.Table) -> dict[str, Any]:
-        return described_table(table, name, detectors[table], scores)
+    def described(name: str, table: str) -> dict[str, Any]:
+        return described_table(table, name, detectors[table], tables[table])
 
     about = {
         "system": system.name,
         "description": system.description,
         "dataset": dataset.fingerprint,
-        "branches": [described(name, named[name], members[named[name]]) for name in fused],
-        "missing": [name for name in system.tables if name not in fused],
+        "branches": [described(name, named[name]) for name in fused],
+        "missing": [name for name in system.tables if named[name] not in tables],
         "spec": system.model_dump(),
-        "baseline": {"name": BASELINE, **described(*plan.tables("").popitem(), baseline[1])} if baseline else None,
+        "baseline": {"name": BASELINE, **described(*plan.tables("").popitem())} if plan.baseline else None,
     }
     metadata = {"system": system.name, "fusion_id": fusion_id, "spec": system.model_dump_json()}
-    return fuse_into(folder, fusion_id, members, tree, metadata, about, runner, dataset.root)
+    return fuse_into(folder, fusion_id, tables, tree, metadata, about, runner, dataset.root)
 
 
 def fuse_into(

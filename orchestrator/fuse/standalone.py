@@ -19,7 +19,7 @@ from fusion.search import FUSION_VERSION, apply_weights
 from fusion.tasks import run_here
 from orchestrator.fuse.result import described_table, finished_result, fuse_into, read_result, write_result
 from orchestrator.fuse.sources import LOOSE, is_run, read_sources
-from orchestrator.fuse.tables import TableFiles
+from orchestrator.fuse.tables import Calibrated
 from orchestrator.ledger.folders import FUSED
 from orchestrator.plan import digest
 from scoring.detectors import SCORING_VERSION
@@ -65,7 +65,7 @@ def fuse_tables(
     if (finished := finished_result(out, fusion_id)) is not None:
         return finished
     log.info("fusing %s", counted(len(used), "score table"))
-    tables, name = TableFiles(used, transductive), source.system or LOOSE
+    tables, name = Calibrated(used, transductive), source.system or LOOSE
     about = {
         "system": name,
         "branches": [described_table(table, table, "", tables[table]) for table in used],
@@ -107,7 +107,7 @@ def apply_result(
         raise InputError(
             f"{path} gives a weight to {absent[0]}, which is not there; {counted(len(absent), 'such table')} absent"
         )
-    tables = TableFiles({name: files[name] for name in used}, transductive)
+    tables = Calibrated({name: files[name] for name in used}, transductive)
     fused = apply_weights(tables, used, {"weights": str(path)}, delivered.scale)
     out.mkdir(parents=True, exist_ok=True)
     result = {

@@ -26,17 +26,35 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class TableFiles(Mapping[str, pa.Table]):
-    """Score tables by name, read from their files each time, on a common scale.
+    """Score tables by name, read from their files each time."""
+
+    paths: Mapping[str, Path]
+
+    def __getitem__(self, name: str) -> pa.Table:
+        return read_scores(self.paths[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.paths  # a mapping's own would read the table
+
+
+@dataclass(frozen=True)
+class Calibrated(TableFiles):
+    """Tables from anywhere, on a common scale.
 
     transductive: normalise every table by its own test clips, see `scoring.calibration.transductive_normalisation`
     """
 
-    paths: Mapping[str, Path]
     transductive: bool = False
     _warned: set[str] = field(default_factory=set, compare=False)
 
     def __getitem__(self, name: str) -> pa.Table:
-        table = read_scores(self.paths[name])
+        table = super().__getitem__(name)
         if self.transductive:
             return transductive_normalisation(table.filter(pc.equal(table["split"], "test")) if self._tests else table)
         if is_transductive(table):
@@ -54,12 +72,3 @@ class TableFiles(Mapping[str, pa.Table]):
     def _tests(self) -> bool:
         """Whether test rows alone are fused, since a table (another team's) has no others."""
         return not all(pc.any(pc.equal(read_scores(p)["split"], "train")).as_py() for p in self.paths.values())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.paths  # a mapping's own would read the table

@@ -16,7 +16,7 @@ from branches.spec import PROJECTION
 from fusion.hierarchy import tables_of
 from fusion.tasks import run_here
 from orchestrator.fuse import result as results
-from orchestrator.ledger.folders import FUSED, HELD_OUT, RESULT
+from orchestrator.ledger.folders import FUSED, HELD_OUT, RESULT, table_file
 from orchestrator.plan import make_plan, table_names, without
 from orchestrator.system import load_system
 from scoring.calibration import calibrate
@@ -47,8 +47,13 @@ class Pair:
         return {name: make_table(*like, seed=i, **options) for i, name in enumerate(self.names)}
 
     def fused(self, out, tables=None, baseline=None, plan=None):
-        about, named = (self.system, self.data, plan or self.plan), baseline and (self.plan.baseline, baseline)
-        return results.fused_system(*about, tables or self.tables, out / "systems" / "pair", run_here, named)
+        plan, tables = plan or self.plan, {**(tables or self.tables), self.plan.baseline: baseline}
+        for path, table in ((table_file(out, name), table) for name, table in tables.items() if table):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_table(table, path)
+        return results.fused_system(
+            self.system, self.data, plan if baseline else without(plan, {plan.baseline}), out, run_here
+        )
 
     def write(self, folder, **known):
         folder.mkdir(parents=True)
