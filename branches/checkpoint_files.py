@@ -1,6 +1,5 @@
 """The file of a checkpoint, local or fetched, after a look at its digest; loads no torch."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from urllib.parse import unquote
 
 from branches.backbones import BACKBONES, Backbone, cache_folder, cached, fetched
 from branches.spec import FileSpec
-from scoring.atomic import atomic
+from scoring.atomic import atomic, link_or_copy
 from scoring.errors import InputError
 from scoring.table import file_sha256
 
@@ -143,7 +142,4 @@ def lay_out(files: Iterable[FileSpec], folder: Path) -> None:
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with atomic(target) as temporary:
-                try:
-                    os.link(file, temporary)
-                except OSError:  # another file system
-                    shutil.copyfile(file, temporary)
+                link_or_copy(file, temporary)

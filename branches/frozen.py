@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from branches.audio.cache import AudioCache
 from branches.model import BranchModel, embed
@@ -31,7 +31,7 @@ def frozen_embeddings(
     folder: Path,
     device: str,
     share: Callable[[Path], None] = lambda path: None,
-) -> NDArray[np.float32]:
+) -> np.memmap[Any, np.dtype[np.float32]]:
     """Embeddings of all clips, (clips, D) or (clips, 8, D), mapped from a file in `folder`.
 
     Parameters
@@ -54,7 +54,7 @@ def frozen_embeddings(
                 embed(model, audio, wanted[0].channel, [e for _, e in missing.values()], files, BATCH)
             for file in missing:
                 share(file)
-    mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    mapped: np.memmap[Any, np.dtype[np.float32]] = np.load(path, mmap_mode="r")
     return mapped
 
 

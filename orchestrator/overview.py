@@ -12,7 +12,7 @@ from branches.backbones import BACKBONES, cached
 from branches.data.dataset import Dataset
 from branches.spec import GeneratorSpec
 from orchestrator.cost import ASSUMED_TFLOPS, core_gflops, duration, generator_petaflop, petaflop, stored_bytes
-from orchestrator.ledger.folders import is_finished
+from orchestrator.ledger.folders import DIGESTS, is_finished
 from orchestrator.ledger.storage import LAST
 from orchestrator.plan import Branch, make_plan
 from orchestrator.preflight import with_resolved_files
@@ -29,7 +29,7 @@ def overview(systems: Sequence[SystemSpec], data: Path, out: Path | None) -> dic
     A backbone that is not there is no error here: its branches are shown, with ids that are provisional.
     `done` is None where no run folder was named.
     """
-    dataset = Dataset.read(data)
+    dataset = Dataset.read(data, out and out / DIGESTS)
     clips = dataset.index.num_rows
     notes: list[str] = []
     plan = make_plan([_resolved(system, notes) for system in systems], dataset)

@@ -23,7 +23,7 @@ from cluster.session import check_address, session
 from fusion.on_ray import run_on_ray
 from fusion.search import Runner
 from orchestrator.fuse.result import fused_system
-from orchestrator.ledger.folders import FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver
+from orchestrator.ledger.folders import DIGESTS, FAILURES, FUSED, REPORT, SYSTEMS, Status, only_driver
 from orchestrator.ledger.storage import Storage, every, stored_run
 from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
@@ -48,7 +48,7 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
     """
     check_address(options.address)  # before minutes go into decoding
     options = replace(options, out=options.out.resolve())  # Ray changes the working directory, for all threads
-    dataset = Dataset.read(options.data)
+    dataset = Dataset.read(options.data, options.out / DIGESTS, write=True)
     systems = [with_resolved_files(system) for system in systems]
     plan = make_plan(systems, dataset)
     with ExitStack() as stack:

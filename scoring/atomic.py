@@ -75,6 +75,17 @@ def _exchanged(path: Path, new: Path) -> bool:
     return True
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name, which takes no room; a copy where the file system has no links or is another.
+
+    For files that are replaced and never written to again.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _beside(path: Path) -> Path:
     """A temporary name of its own for each writer: two processes may write the same path, and the last one stays."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -10,16 +10,16 @@ import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from branches.audio.containers import opened
+from branches.data.digests import digests_of
 from branches.data.layout import FOLDERS, clip_paths, noise_paths
 from branches.spec import BranchSpec
 from scoring.clip_names import nfc, parse_clip_name
@@ -56,7 +56,7 @@ def parse_path(path: str) -> Clip:
 
     Raises InputError if the folder or the name is none of the challenge's, or they contradict each other.
     """
-    machine, folder, name = map(nfc, PurePosixPath(path).parts[-3:])
+    machine, folder, name = map(nfc, path.split("/")[-3:])
     if folder not in FOLDERS:
         raise InputError(f"{path}: the folder is none of {', '.join(FOLDERS)}")
     split, domain = FOLDERS[folder]
@@ -79,7 +79,7 @@ def parse_path(path: str) -> Clip:
 
 def index_of(paths: Iterable[str]) -> pa.Table:
     """The clip index of paths relative to a root, sorted by key."""
-    rows = [asdict(parse_path(path)) for path in paths]
+    rows = [vars(parse_path(path)) for path in paths]
     return pa.Table.from_pylist(rows, INDEX_SCHEMA).sort_by([(column, "ascending") for column in KEY])
 
 
@@ -165,10 +165,19 @@ class Dataset:
     noise: pa.Table
 
     @classmethod
-    def read(cls, root: str | Path) -> Dataset:
-        """The data set in a folder; raises `InputError` as `read_index` does, and naming a clip that cannot be read."""
+    def read(cls, root: str | Path, digests: Path | None = None, write: bool = False) -> Dataset:
+        """The data set in a folder.
+
+        digests, write: a table with digests of unchanged clips, and whether to renew it, see `digests_of`
+
+        Raises InputError as `read_index` does, and naming a clip that cannot be read.
+        """
         root = Path(root)
-        return cls(root, _with_digests(root, read_index(root)), _with_digests(root, noise_index(root)))
+        index, noise = read_index(root), noise_index(root)
+        paths = [*index["path"].to_pylist(), *noise["path"].to_pylist()]
+        column = pa.array(digests_of(root, paths, digests, write), pa.string())
+        rows = index.num_rows
+        return cls(root, index.append_column("digest", column[:rows]), noise.append_column("digest", column[rows:]))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -201,28 +210,6 @@ def training_rows(index: pa.Table) -> NDArray[np.bool_]:
     """Mask (rows,) of the training clips."""
     train: NDArray[np.bool_] = index["split"].to_numpy() == "train"
     return train
-
-
-def _with_digests(root: Path, clips: pa.Table) -> pa.Table:
-    return clips.append_column(
-        "digest", pa.array([_digest(root, path) for path in clips["path"].to_pylist()], pa.string())
-    )
-
-
-def _digest(root: Path, path: str) -> str:
-    """16 hex digits of a hash of a clip's path, size and three blocks of 4 KiB.
-
-    Reading 9 GB to name a data set would take longer than planning the run. A recording that is replaced
-    changes these blocks; an edit between them that keeps the size goes unnoticed.
-    """
-    digest = hashlib.sha256()
-    with opened(root / path) as file:
-        size = file.seek(0, 2)
-        digest.update(f"{path}\0{size}\0".encode())
-        for start in sorted({0, size // 2, max(0, size - 4096)}):
-            file.seek(start)
-            digest.update(file.read(4096))
-    return digest.hexdigest()[:16]
 
 
 def _fingerprint(*clips: pa.Table) -> str:

@@ -37,6 +37,7 @@ FUSED = "fused.parquet"
 HELD_OUT = "held_out.parquet"
 RESULT = "result.json"
 REPORT = "report.html"  # who writes a result removes it
+DIGESTS = "cache/digests.parquet"  # of the data set's clips, see `branches.data.digests`
 ID, LOCATION = ".id", ".location"  # of the run in a folder, and where that folder was
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

@@ -27,6 +27,7 @@ from orchestrator.ledger.folders import (
     LOCATION,
     RECORD,
     REPORT,
+    TABLES,
     Record,
     folder_id,
     is_intact,
@@ -102,15 +103,20 @@ class Storage:
         else:
             self._put(name)
 
-    def pull_branch(self, branch_id: str) -> None:
-        """Fetch of a stored branch what is not here and intact, its record last."""
+    def pull_branch(self, branch_id: str, checked: bool = False) -> None:
+        """Fetch of a stored branch what is not here and intact, its record last.
+
+        checked: whether weights and embeddings that are here by this folder's record are read, too, gigabytes of a run
+        """
         stored, folder = self._stored_record(branch_id), self._out / BRANCHES / branch_id
         if stored is None:
             return
-        for file in stored.files:
-            if not is_intact(folder, stored, file):
-                self._get(f"{BRANCHES}/{branch_id}/{file}")
         here = read_record(folder)
+        for file, sha256 in stored.files.items():
+            recorded = here is not None and here.files.get(file) == sha256 and (folder / file).exists()
+            trusted = recorded and not checked and not file.startswith(f"{TABLES}/")
+            if not trusted and not is_intact(folder, stored, file):
+                self._get(f"{BRANCHES}/{branch_id}/{file}")
         if here is None or here.files != stored.files:
             write_record(folder, stored)
 

@@ -136,7 +136,7 @@ def _check_intact(branch: Path) -> None:
     record = read_record(branch)
     damaged = [file for file in record.files if not is_intact(branch, record, file)] if record else [RECORD]
     if damaged:
-        raise InputError(f"{branch / damaged[0]}: lost or damaged; `tutti run` makes it again")
+        raise InputError(f"{branch / damaged[0]}: lost or damaged; remove {branch}, and `tutti run` makes it again")
 
 
 def _embeddings(source: Path, member: Member, table: pa.Table) -> NDArray[np.float32]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from branches.spec import BranchSpec, EmbeddingSpec, FrozenInput
 from orchestrator.ledger.folders import (
@@ -30,6 +29,7 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.plan import Branch, Scoring, embedding_name, versions
 from orchestrator.training.generated import generated_clips
 from orchestrator.training.job import Job, StageReport
+from scoring.atomic import link_or_copy
 from scoring.banks import score_table
 from scoring.errors import InputError
 from scoring.locks import locked
@@ -68,6 +68,7 @@ def train_and_score(branch: Branch, job: Job, index: pa.Table, report: StageRepo
         if missing and not branch.spec.is_frozen and not is_intact(folder, record, WEIGHTS):
             record = _train(branch.spec, job, index, folder, record, report, checkpoint)
         checkpoint.unlink(missing_ok=True)  # the weights are committed
+        _forget_damaged([folder / embeddings_file(e) for e in missing if embeddings_file(e) in record.files], job)
         _embed(branch.spec, job, index, missing, folder)
         omega, record, failures = _score(branch, job, index, folder, record)
         embedded = {embeddings_file(e): file_sha256(folder / embeddings_file(e)) for e in missing}
@@ -91,7 +92,7 @@ def _exchanged(branch: Branch, job: Job, checkpoint: Path) -> Iterator[None]:
     storage = Storage(job.storage, job.out)
     with locked(job.out / "pull.lock"):  # for the branches of this node
         storage.pull(job.cache.relative_to(job.out).as_posix())
-    storage.pull_branch(branch.branch_id)
+    storage.pull_branch(branch.branch_id, checked=True)
     with storage.following(checkpoint, min(job.checkpoint_seconds, LOOK_SECONDS)):
         try:
             yield
@@ -233,7 +234,7 @@ def _supplemental(spec: BranchSpec, job: Job) -> tuple[AudioCache, pa.Table] | N
     return open_cache(job.data, job.noise, job.decoded_noise), job.noise
 
 
-def _frozen(wanted: FrozenInput, job: Job, index: pa.Table) -> NDArray[np.float32]:
+def _frozen(wanted: FrozenInput, job: Job, index: pa.Table) -> np.memmap[Any, np.dtype[np.float32]]:
     """An embedding of all clips by a frozen backbone, with all others that the run wants of it."""
     from branches.frozen import frozen_embeddings
 
@@ -252,12 +253,19 @@ def _embed(spec: BranchSpec, job: Job, index: pa.Table, embeddings: Sequence[Emb
         files = [Path(name) / embeddings_file(embedding) for embedding in embeddings]
         if spec.is_frozen:
             for wanted, file in zip(spec.frozen_inputs(embeddings), files, strict=True):
-                np.save(file, _frozen(wanted, job, index))
+                link_or_copy(Path(str(_frozen(wanted, job, index).filename)), file)
         else:
             model = load_branch(folder / WEIGHTS, spec.backbone.path, job.device)
             embed(model, _audio(spec, job, index), spec.channel, embeddings, files)
         for file in files:
             file.replace(folder / file.name)
+
+
+def _forget_damaged(files: Sequence[Path], job: Job) -> None:
+    """Remove damaged embeddings of a frozen backbone from the run's cache too, where they are the same file."""
+    for file in filter(Path.exists, files):
+        for cached in [path for path in job.derived.glob("*.npy") if path.samefile(file)]:
+            cached.unlink()
 
 
 def _score(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -103,6 +104,33 @@ def test_a_folder_is_read_and_names_that_look_alike_are_one(root):
     assert list(counts(read_index(root))) == [composed, "rotor"]
     assert find(root, f"{composed}/test") == root / apart / "test"
     assert find(root, f"{apart}/train") == root / composed / "train"
+
+
+def test_digests_of_unchanged_clips_are_kept_and_of_no_others(root, tmp_path):
+    clips, table = [root / path for path in clip_paths(root)], tmp_path / "cache" / "digests.parquet"
+    for clip in clips[1:]:
+        os.utime(clip, (1, 1))
+
+    def change(clip, path):
+        path.write_bytes(bytes(19_999) + b"\1")
+        os.utime(path, (1, 1))
+        path.replace(clip)
+
+    def digests():
+        digests = Dataset.read(root, table, write=True).index["digest"].to_pylist()
+        return dict(zip(read_index(root)["path"].to_pylist(), digests, strict=True))
+
+    before = digests()
+    assert pq.read_table(table).num_rows == len(clips) - 1  # what has just been written may change within a tick
+    change(clips[1], clips[1])  # whose file, size and time are the same then
+    assert digests() == before
+    change(clips[2], tmp_path / "new")
+    assert {path for path, digest in digests().items() if digest != before[path]} == {clip_paths(root)[2]}
+    table.write_bytes(b"half")
+    now = digests()
+    assert sum(digest != before[path] for path, digest in now.items()) == 2
+    root = root.rename(root.with_name("moved"))
+    assert digests() == now
 
 
 def test_a_fingerprint_is_of_names_and_contents_and_that_of_a_training_of_its_clips_and_noise_alone(root):

@@ -172,7 +172,9 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(moved, model, tmp_p
     shutil.rmtree(second)
     weights = sorted(moved.glob("branches/*/branch.pt"))[0]
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert f"{weights}: lost or damaged; `tutti run` makes it again" in refusal("export", moved, NAME, *out)
+    assert f"{weights}: lost or damaged; remove {weights.parent}, and `tutti run`" in refusal(
+        "export", moved, NAME, *out
+    )
     shutil.rmtree(weights.parent)
     assert f"{weights.parent / 'record.json'}: lost or damaged" in refusal("export", moved, *out)
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]

@@ -108,6 +108,9 @@ def test_clips_that_come_and_go_leave_nothing_of_others(bench, strategy):
     if strategy == "frozen":
         shutil.rmtree(bench.data / "rotor")
         bench.bring()
+        assert (bench.folder / BANDS_FILE).stat().st_nlink == 2
+        lose(bench, BANDS_FILE)  # and so the same file in the run's cache
+        bench.bring()
     assert_as_made_anew(bench)
 
 
