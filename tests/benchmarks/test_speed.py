@@ -1,6 +1,5 @@
-"""What tutti costs, as ratios measured in one run: BEATs on two cores, scoring and fusion on one, a large ledger."""
+"""What tutti costs, as ratios measured in one run: BEATs on two cores, scoring and fusion on one."""
 
-import shutil
 import time
 import tracemalloc
 from itertools import count
@@ -18,27 +17,18 @@ from torch.profiler import ProfilerActivity, profile
 from branches.audio.cache import open_cache
 from branches.beats import attention
 from branches.beats.checkpoint import random_beats
-from branches.data.dataset import Dataset, read_index
+from branches.data.dataset import read_index
 from branches.frozen import frozen_embeddings
 from branches.spec import BranchSpec, PatchesSpec
 from fusion.hierarchy import tables_of
 from fusion.methods import to_weights
 from fusion.search import fuse
-from orchestrator.ledger.folders import BRANCHES, SYSTEMS, TABLES, write_record
-from orchestrator.overview import overview
-from orchestrator.plan import make_plan
-from orchestrator.system import SystemSpec
-from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.tracker import open_tracker
-from orchestrator.training.launch import unfinished
-from orchestrator.training.worker import branch_record
 from scoring.bootstrap import bootstrap_intervals
 from scoring.calibration import calibrate
 from scoring.detectors import BandKnnSpec, MahalanobisSpec
 from scoring.metrics import LabelledCells, metrics_of_cells, official_metrics
 from scoring.neighbours import NearestNeighbours
-from scoring.table import conform, with_scores, write_table
-from tests.commands import checksums
+from scoring.table import conform, with_scores
 from tests.fusion.pools import labelled
 from tests.gpu.checks import BASE, measure_what_is_not_the_encoder
 from tests.tables import make_table
@@ -228,30 +218,3 @@ def test_the_whole_job_of_fusion_against_one_flat_search():
     ours, theirs = fastest(*works, clock=time.process_time)
     print(f"\nall methods, LOMO, bootstrap: {ours:.1f} s; flat TPE, 1000 trials: {theirs:.1f} s: {ours / theirs:.2f}")
     assert ours < theirs
-
-
-def test_500_branches_in_one_ledger(dataset, tmp_path):
-    configuration = {"branch": {"backbone": {"path": "tiny"}}, "seeds": list(range(500))}
-    system = SystemSpec.model_validate({"name": "many", "subsystems": {"a": {"b": configuration}}})
-    plan, out = make_plan([system], Dataset.read(dataset)), tmp_path / "out"
-    write_table(make_table(MACHINES, per_cell=50, train=1000), tmp_path / "table.parquet")
-    for branch in plan.branches:
-        folder = out / BRANCHES / branch.branch_id
-        (folder / TABLES).mkdir(parents=True)
-        shutil.copyfile(tmp_path / "table.parquet", folder / TABLES / f"{branch.scorings[0].name}.parquet")
-        found = {"curve": [(step, 1.0) for step in range(50)], "files": checksums(folder), "tables": branch.tables}
-        write_record(folder, branch_record(branch, "data").model_copy(update=found))
-    (out / SYSTEMS).mkdir()
-    tracker, took, results = open_tracker(None, out, "many"), {}, {}
-    for name, action in {
-        "sent to MLflow": Outbox(tracker, out).send,
-        "planned": lambda: overview([system], dataset, out),
-        "resumed": lambda: unfinished(plan.branches, out),
-        "listed": tracker.sent,
-    }.items():
-        began = time.time()
-        results[name], took[name] = action(), time.time() - began
-        print(f"\n500 branches {name} in {took[name]:.1f} s", end="")
-    assert results["planned"]["to_train"] == len(results["resumed"]) == 0
-    assert len(results["listed"]) == 501
-    assert max(took["planned"] + took["listed"], took["resumed"]) < 10
