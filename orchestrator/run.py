@@ -5,7 +5,7 @@ out/failures/                   why branches failed, until they are tried again
 out/mlflow.db, mlartifacts/     the default MLflow store, which shows what is in the ledger
 out/submission/<name>/          the challenge's CSV files
 out/report.html                 what a person looks at
-out/cache/, checkpoints/        decoded audio, frozen embeddings, and resumable checkpoints of unfinished branches
+out/cache/, checkpoints/        digests of clips, decoded audio, frozen embeddings; checkpoints of unfinished branches
 out/generated/<id>/             generated clips of rare operating states, and how they were judged
 """
 
