@@ -43,7 +43,7 @@ newest:
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
 	$(NEWEST)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	OMP_NUM_THREADS=1 $(NEWEST)/pytest -n 2 tests/golden tests/branches/beats tests/branches/test_frontend.py \
+	OMP_NUM_THREADS=1 $(NEWEST)/pytest -n 2 tests/golden tests/branches/beats tests/branches/test_model.py \
 		tests/test_readme.py
 
 # The versions of .venv-newest, once it has passed.

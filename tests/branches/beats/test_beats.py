@@ -1,5 +1,8 @@
+"""BEATs is the authors' network, whatever file it comes in; files of OpenBEATs, as its training leaves them."""
+
 import argparse
 import datetime
+import json
 import resource
 from functools import cache
 from itertools import pairwise
@@ -9,20 +12,23 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from branches.beats import BEATs, RandomProjectionTokenizer, load_beats, load_tokenizer, memory, save_beats
 from branches.beats.attention import gated_attention
-from branches.beats.checkpoint import random_beats
+from branches.beats.checkpoint import count_parameters, random_beats
 from branches.beats.config import TINY
 from branches.beats.lora import add_lora, merge_lora
 from branches.beats.memory import TooLong, available_memory, check_attention_memory
+from branches.checkpoint_files import file_digest
 from branches.frames import n_frames
-from branches.frontend import fbank, frame_padding
+from branches.frontend import FBANK_MEAN, FBANK_STD, fbank, frame_padding
 from branches.spec import LoraSpec
+from branches.training.batches import Batch
+from branches.training.finetuning import FineTuning
 from scoring.errors import InputError
+from tests.branches.training.test_finetuning import CLASSES, spec_with
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODELS = ["pretrained", "finetuned", "prenorm"]
@@ -150,7 +156,7 @@ def test_attention_and_its_gradients_are_those_of_the_formula(dropout, padded):
     torch.testing.assert_close(torch.autograd.grad(ours, inputs, weight), gradients)
 
 
-def test_a_released_tokenizers_labels_are_the_authors_and_only_its_encoder_may_compute_in_bfloat16():
+def test_a_released_tokenizers_labels_are_the_authors_and_random_ones_follow_seed_and_formula():
     tokenizer, computed = load_tokenizer(FIXTURES / "tokenizer.pt"), []
     for name in ("w2s", "w10s", "w1p37s"):
         waveforms, expected = cases()[f"input/{name}"], cases()[f"tokenizer/{name}"]
@@ -165,9 +171,6 @@ def test_a_released_tokenizers_labels_are_the_authors_and_only_its_encoder_may_c
         with torch.autocast("cpu", torch.bfloat16):
             assert (one.labels(noise(4, 16_000)) == exact).float().mean() > alike
     assert computed == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
-
-
-def test_tiny_and_random_labels_depend_on_their_seeds_alone_and_labels_follow_the_formula():
     state, tiny, labels = torch.get_rng_state(), load_beats("tiny"), load_tokenizer("random:3").labels(noise(2, 8000))
     assert torch.equal(torch.get_rng_state(), state)
     assert not tiny.training
@@ -227,15 +230,94 @@ def changed(change, folder):
     return folder / "changed.pt"
 
 
-def test_what_is_wrong_is_named_with_the_file(tmp_path):
+def test_what_training_scripts_make_of_a_checkpoint_is_undone(tmp_path):
+    def as_scripts_save_it(content):
+        numbers = {"dropout": np.float64(0.0), "encoder_layers": np.int64(content["cfg"]["encoder_layers"])}
+        content.update(cfg=argparse.Namespace(**content["cfg"] | numbers), epoch=np.float32(3))
+        convolution = "encoder.pos_conv.0."
+        names = {f"{convolution}weight_{'gv'[i]}": f"{convolution}parametrizations.weight.original{i}" for i in (0, 1)}
+        content["model"] = {f"module._orig_mod.{names.get(k, k)}": v.half() for k, v in content["model"].items()}
+
+    loaded, expected = load_beats(changed(as_scripts_save_it, tmp_path)).state_dict(), load_beats(RELEASED).state_dict()
+    torch.testing.assert_close(dict(loaded), dict(expected), atol=1e-3, rtol=0)
+
+
+MEAN, STD = 11.5, 4.0
+
+
+def checkpoint(folder, form, model="pretrained", **more):
+    """A file of a form with keys beside the network, and the table of relative positions in the first layer alone."""
+    content = torch.load(FIXTURES / f"{model}.pt", weights_only=True)
+    cfg = content["cfg"] | {"decoder_layers": 1} | ({"fbank_mean": MEAN, "fbank_std": STD} if "norm" in form else {})
+    state = {key: value.clone() for key, value in content["model"].items() if ".1.self_attn.relative" not in key}
+    state |= {"patch_embedding_pad.weight": torch.ones(1, 1, 16, 16), "raw2fbank_pad.weight": torch.ones(1, 1, 400)}
+    state = {("encoder." if "nested" in form else "") + key: value for key, value in (state | more).items()}
+    state |= {"predictor.mask_token": torch.ones(1), "decoder.layers.0.fc1.weight": torch.ones(2, 2)}
+    if "safetensors" in form:
+        save_file(state, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"beats_config": cfg} if model == "prenorm" else cfg))
+        return folder / "model.safetensors"
+    torch.save({"cfg": cfg, "model": state, "token_list": ["0"]}, folder / "epoch_latest.pt")
+    return folder / "epoch_latest.pt"
+
+
+@pytest.mark.parametrize("form", ["flat", "nested", "own norm", "nested, own norm, safetensors"])
+@pytest.mark.parametrize("model", MODELS)
+@torch.no_grad()
+def test_each_form_holds_the_same_network_and_its_own_normalisation_which_is_saved_with_it(form, model, tmp_path):
+    path, features = checkpoint(tmp_path, form, model), fbank(noise(2, 16_000))
+    normalised = (features * 2 * FBANK_STD + FBANK_MEAN - MEAN) / (2 * STD) if "norm" in form else features
+    expected = released(model).encode(normalised)[0]
+    assert ("norm" in form) == bool((expected - released(model).encode(features)[0]).abs().max() > 1e-4)
+    save_beats(load_beats(path), tmp_path / "saved.pt")
+    for file in (path, tmp_path / "saved.pt"):
+        torch.testing.assert_close(load_beats(file).encode(features)[0], expected, atol=1e-4, rtol=0)
+        assert count_parameters(file) == sum(p.numel() for p in released(model).parameters())
+
+
+def test_what_is_masked_in_training_is_at_the_mean_of_the_checkpoints_normalisation(tmp_path):
+    backbone = {"path": str(checkpoint(tmp_path, "own norm"))}
+    masks, seen = {"time_mask": 40, "frequency_mask": 100}, []
+    for settings in ({"augmentation": masks}, {"augmentation": {}, "masked_prediction": {}}):
+        parts = FineTuning(spec_with(backbone=backbone, strategy="lora", **settings), CLASSES)
+        parts.model.beats.patch_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        parts(Batch([*noise(8, 8_000).numpy()], np.arange(8) % 3))
+        assert 0.1 < (seen.pop().abs() < 1e-5).float().mean() < 0.95
+
+
+def test_what_is_wrong_with_a_file_is_named(tmp_path):
+    for form, extra in (("flat", "encoder.extra"), ("nested", "layer_weights")):
+        path = checkpoint(tmp_path, form, **{extra: torch.ones(1)})
+        with pytest.raises(InputError, match=rf"^{path}[^\n]*unexpected key {extra}$"):
+            load_beats(path)
+    path, config = checkpoint(tmp_path, "safetensors"), tmp_path / "config.json"
+    digest = file_digest(path)  # of both
+    for damaged, content, message in (
+        (config, b"{", "config.json is not JSON"),
+        (path, path.read_bytes()[:999], "not a file of safetensors"),
+        (config, None, "tensors alone, and .*config.json, which describes the network, is not there"),
+    ):
+        damaged.write_bytes(content) if content else damaged.unlink()
+        assert file_digest(path) != digest
+        with pytest.raises(InputError, match=rf"^{path} is not a BEATs checkpoint: [^\n]*{message}"):
+            load_beats(path)
+        path = checkpoint(tmp_path, "safetensors")
+    file, content, one = tmp_path / "file.pt", RELEASED.read_bytes(), torch.ones(1)
+    for damaged in (b"", b"hello", content[:99], content[:-99], content[:5000] + bytes(99)):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"^{file} is not a BEATs checkpoint: (not|it) [^\n]+$"):
+            load_beats(file)
     for change, message in (
         (lambda c: c["model"].pop("encoder.layers.0.fc1.weight"), r"missing key encoder\.layers\.0\.fc1\.weight$"),
         (lambda c: c["model"].pop(TABLE.replace("1", "0")), r"missing key encoder\.layers\.0\.self_attn\.relative\S*$"),
         (lambda c: c["model"].update({TABLE: torch.ones(32, 4)}), f"{TABLE} differs from .* one table for all layers"),
-        (lambda c: c["model"].update(extra=torch.ones(1), more=torch.ones(1)), r"unexpected key extra \(and 1 more\)$"),
-        (lambda c: c["model"].update({"module.extra": torch.ones(1)}), r"unexpected key module\.extra$"),
+        (lambda c: c["model"].update(extra=one, more=one), r"unexpected key extra \(and 1 more\)$"),
+        (lambda c: c["model"].update({"module.extra": one}), r"unexpected key module\.extra$"),
         (lambda c: c["model"].update({"layer_norm.bias": torch.ones(3)}), r"bias has shape \(3,\), must be \(32,\)$"),
         (lambda c: c["model"].update({"layer_norm.bias": 1.0}), r'it must hold "cfg" and "model" \(a state dict\)$'),
+        (lambda c: c["model"].update({"predictor.mask_token": one}), "unexpected key predictor.mask_token$"),
+        (lambda c: c["cfg"].update(fbank_std=0.0), r"fbank_std is 0\.0: Input should be greater"),
+        (lambda c: c.pop("cfg") and c.update(c.pop("model")), "it holds tensors alone, .* OpenBEATs-Base-i3"),
         (lambda c: c.pop("cfg"), r'it must hold "cfg" and "model" \(a state dict\)$'),
         (lambda c: c["cfg"].pop("encoder_layers"), r"cfg has no encoder_layers; is this a BEATs checkpoint\?$"),
         (lambda c: c["cfg"].update(encoder_layers="3"), r"encoder_layers is '3': Input should be a valid integer$"),
@@ -250,24 +332,3 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path):
         path = changed(change, tmp_path)
         with pytest.raises(InputError, match=rf"^{path}[^\n]*{message}"):
             load_beats(path)
-
-
-def test_what_training_scripts_make_of_a_checkpoint_is_undone(tmp_path):
-    def as_scripts_save_it(content):
-        numbers = {"dropout": np.float64(0.0), "encoder_layers": np.int64(content["cfg"]["encoder_layers"])}
-        content.update(cfg=argparse.Namespace(**content["cfg"] | numbers), epoch=np.float32(3))
-        convolution = "encoder.pos_conv.0."
-        names = {f"{convolution}weight_{'gv'[i]}": f"{convolution}parametrizations.weight.original{i}" for i in (0, 1)}
-        content["model"] = {f"module._orig_mod.{names.get(k, k)}": v.half() for k, v in content["model"].items()}
-
-    loaded, expected = load_beats(changed(as_scripts_save_it, tmp_path)).state_dict(), load_beats(RELEASED).state_dict()
-    torch.testing.assert_close(dict(loaded), dict(expected), atol=1e-3, rtol=0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(kept=st.floats(0, 0.99), behind=st.binary(max_size=100))
-def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path_factory, kept, behind):
-    content, path = RELEASED.read_bytes(), tmp_path_factory.getbasetemp() / "file.pt"
-    path.write_bytes(content[: int(kept * len(content))] + behind)
-    with pytest.raises(InputError, match=rf"^{path} is not a BEATs checkpoint: (not|it) [^\n]+$"):
-        load_beats(path)

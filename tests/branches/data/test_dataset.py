@@ -1,7 +1,12 @@
+"""Data sets: names and folders, what is odd in them, imported, fetched and synthetic ones."""
+
 import gzip
+import hashlib
+import io
 import os
 import re
 import unicodedata
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from branches import downloads
 from branches.audio import read_clip
-from branches.data import synthetic
+from branches.data import fetching
 from branches.data.dataset import Dataset, class_labels, counts, index_of, noise_index, parse_path, read_index
 from branches.data.folder_names import labels_of
 from branches.data.importing import ORIGINALS, import_recordings, original_names, originals
@@ -22,17 +28,19 @@ from branches.data.synthetic_machines import MACHINES, RATE, Operation
 from branches.spec import BranchSpec
 from scoring.clip_names import parse_clip_name
 from scoring.errors import InputError
+from tests.commands import tutti_here
+from tests.web import serving
 
 TRAIN = "{}/train/section_00_source_train_normal_{:04d}_{}.wav"
 TEST = "{}/test/section_00_{}_test_{}_{:04d}_noAttribute.wav"
 TINY = SyntheticSize(train_source=4, train_target=2, test_per_cell=1, seconds=1.0)
-# Deviations of an anomalous target clip, near and far; products with noise of its own sound and of what faults add.
+# Deviations of an anomalous clip, near and far, then of no faint fault; products with noise of its sound and faults.
 SOUNDS = {
-    "rotor": [4.0997, 2.6502, -0.4649, -0.4248, 0.1203, 0.1629, -0.1806],
-    "valve": [2.5401, 1.6786, 0.6498, -0.4874, -0.5424, 0.3411, -0.6779, 0.0494],
-    "gearbox": [4.1135, 1.8742, -1.0512, -0.8494, 0.2993, 0.0715, -0.3476, 0.7776],
-    "pump": [7.2997, 4.0514, 2.5490, -0.2206, -0.0898, -0.0623, 0.3197],
-    "slider": [5.7631, 3.1064, 0.8169, -0.0349, 0.4002, 0.1409, -0.0859, -0.4631],
+    "rotor": [4.0997, 2.6502, 4.1068, 2.6522, -0.4649, -0.4248, 0.1203, 0.1629, -0.1806],
+    "valve": [2.5401, 1.6786, 2.5451, 1.6801, 0.6498, -0.4874, -0.5424, 0.3411, -0.6779, 0.0494],
+    "gearbox": [4.1135, 1.8742, 4.1329, 1.8835, -1.0512, -0.8494, 0.2993, 0.0715, -0.3476, 0.7776],
+    "pump": [7.2997, 4.0514, 7.3096, 4.055, 2.5490, -0.2206, -0.0898, -0.0623, 0.3197],
+    "slider": [5.7631, 3.1064, 5.5387, 3.0089, 0.8169, -0.0349, 0.4002, 0.1409, -0.0859, -0.4631],
 }
 
 
@@ -133,6 +141,34 @@ def test_digests_of_unchanged_clips_are_kept_and_of_no_others(root, tmp_path):
     assert digests() == now
 
 
+def test_what_makes_no_data_set_is_named(root):
+    clip = root / TEST.format("pump", "source", "normal", 0)
+    for path, message in (
+        (root / "pump" / "source_test" / clip.name, f"pump/.*{clip.name}: another folder of this machine holds a clip"),
+        (root / os.fsdecode(b"pump/train/m\xfcller.wav"), r"\\xfc.*: the name is not UTF-8; rename it"),
+    ):
+        touch(path)
+        with pytest.raises(InputError, match=message):
+            read_index(root)
+        path.unlink()
+    clip.unlink()
+    clip.symlink_to("nowhere.wav")
+    with pytest.raises(InputError, match=rf"^{clip}: cannot be read \(No such file or directory\); replace or remove"):
+        Dataset.read(root)
+    (root / TRAIN.format("pump", 0, "noAttribute")).unlink()
+    with pytest.raises(InputError, match="machine pump section 0 has 2 training clips; scoring needs at least 3"):
+        read_index(root)
+    new = touch(root.parent / "new" / "fan" / "Train" / "a.wav").parents[2]
+    for folder, message in (
+        (root.parents[1], f"not a data set: .*; a data set lies below it: .*{root}"),
+        (root / "pump", "this is a machine's own folder, give its parent"),
+        (root / "nowhere", "nowhere: no such folder; give the folder that holds one folder per machine"),
+        (new, r"not a data set: .*; .*fan: missing from the data set: .*1 in Train"),
+    ):
+        with pytest.raises(InputError, match=message):
+            clip_paths(folder)
+
+
 def test_a_fingerprint_is_of_names_and_contents_and_that_of_a_training_of_its_clips_and_noise_alone(root):
     noise = {"noise": {"source": "supplemental"}}
     specs = [None, BranchSpec(), BranchSpec(augmentation=noise), BranchSpec(strategy="frozen")]
@@ -182,34 +218,6 @@ def test_machines_and_recordings_that_are_not_read_are_named(root, path, warning
     touch(root / path)
     assert clip_paths(root) == before
     assert re.search(warning, caplog.text)
-
-
-def test_what_makes_no_data_set_is_named(root):
-    clip = root / TEST.format("pump", "source", "normal", 0)
-    for path, message in (
-        (root / "pump" / "source_test" / clip.name, f"pump/.*{clip.name}: another folder of this machine holds a clip"),
-        (root / os.fsdecode(b"pump/train/m\xfcller.wav"), r"\\xfc.*: the name is not UTF-8; rename it"),
-    ):
-        touch(path)
-        with pytest.raises(InputError, match=message):
-            read_index(root)
-        path.unlink()
-    clip.unlink()
-    clip.symlink_to("nowhere.wav")
-    with pytest.raises(InputError, match=rf"^{clip}: cannot be read \(No such file or directory\); replace or remove"):
-        Dataset.read(root)
-    (root / TRAIN.format("pump", 0, "noAttribute")).unlink()
-    with pytest.raises(InputError, match="machine pump section 0 has 2 training clips; scoring needs at least 3"):
-        read_index(root)
-    new = touch(root.parent / "new" / "fan" / "Train" / "a.wav").parents[2]
-    for folder, message in (
-        (root.parents[1], f"not a data set: .*; a data set lies below it: .*{root}"),
-        (root / "pump", "this is a machine's own folder, give its parent"),
-        (root / "nowhere", "nowhere: no such folder; give the folder that holds one folder per machine"),
-        (new, r"not a data set: .*; .*fan: missing from the data set: .*1 in Train"),
-    ):
-        with pytest.raises(InputError, match=message):
-            clip_paths(folder)
 
 
 def test_an_inspection_tells_what_cannot_be_used_and_what_looks_wrong(tmp_path):
@@ -283,17 +291,6 @@ def test_a_folder_becomes_a_data_set_or_what_a_manifest_says_and_folders_name_ma
     assert [(o.machine, o.path.name) for o in originals(tmp_path / "set")] == [("fan", "x.wav"), ("pump", "x.wav")]
 
 
-def test_words_in_names_tell_normal_from_anomalous_whatever_their_form_and_machines_stay_machines():
-    for names, said in (
-        ("OK good NORMALS 0_normal NormalSound_IND undamaged no_leak leak-free faultless i.O. 正常 OK品", ["normal"]),
-        ("NG 1_anomaly AnomalousSound_IND défaut broken_large not_ok notOK n.i.O. unhealthy 異常音 KO", ["anomaly"]),
-        ("ToyTrain test_bench normalised default broker normal_and_abnormal id_00 low_pass", []),
-        ("SourceTestData source_test TEST-source", ["test", "source"]),
-    ):
-        for name in names.split():
-            assert [*labels_of(name).values()] == said, name
-
-
 @pytest.mark.parametrize(
     ("folders", "told"),
     [
@@ -318,7 +315,7 @@ def test_no_anomaly_becomes_a_training_clip_without_a_word(folders, told, tmp_pa
     assert "--machine fan is not used: folders or rows name machines: press" in caplog.text
 
 
-def test_what_is_no_recording_is_named_and_a_folder_read_once_wherever_links_lead(tmp_path, caplog):
+def test_what_is_no_recording_is_named_a_folder_read_once_and_words_tell_normal_from_anomalous(tmp_path, caplog):
     for name in ("rec/a.oga", "rec/b/c.RF64", "rec/d.M4A", "rec/e.wma", "rec/lost+found/f.wav", "away/g.wav"):
         touch(tmp_path / name)
     for link, target in (("up", ".."), ("rec/self", "."), ("rec/b/away", "../../away"), ("away/back", "../rec/b")):
@@ -334,6 +331,14 @@ def test_what_is_no_recording_is_named_and_a_folder_read_once_wherever_links_lea
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(InputError, match=r"pipe\.wav: a folder, pipe or device, not a recording's file"):
         read_clip(tmp_path / "pipe.wav")
+    for names, said in (
+        ("OK good NORMALS 0_normal NormalSound_IND undamaged no_leak leak-free faultless i.O. 正常 OK品", ["normal"]),
+        ("NG 1_anomaly AnomalousSound_IND défaut broken_large not_ok notOK n.i.O. unhealthy 異常音 KO", ["anomaly"]),
+        ("ToyTrain test_bench normalised default broker normal_and_abnormal id_00 low_pass", []),
+        ("SourceTestData source_test TEST-source", ["test", "source"]),
+    ):
+        for name in names.split():
+            assert [*labels_of(name).values()] == said, name
 
 
 def test_mistakes_are_told_and_nothing_is_left_of_an_import_that_fails(tmp_path):
@@ -379,16 +384,13 @@ def test_files_have_the_challenges_names_and_form_and_depend_on_their_name_and_t
     cells = {f"test {domain} {condition}": 1 for domain in ("source", "target") for condition in ("normal", "anomaly")}
     kinds = {"sections": 1, "train source": 4, "train target": 2, **cells}
     assert counts(clips) == dict.fromkeys(sorted(MACHINES), kinds)
-    told = {name: set() for name in MACHINES}
     for clip in clips.to_pylist():
         info = soundfile.info(tmp_path / "all" / clip["path"])
         assert (info.channels, info.samplerate, info.subtype, info.frames) == (2, 16_000, "PCM_16", 16_000)
-        told[clip["machine"]] |= {str(dict(clip["attributes"]))} if clip["split"] == "train" else set()
     for name, machine in MACHINES.items():
-        states = {str({key: str(value) for key, value in s.items()}) for s in (*machine.source, *machine.target)}
-        assert told[name] == (states if machine.attributes else {"{}"})
-        new = [state for state in machine.target if state not in machine.source]
-        assert new == list(machine.target) if machine.attributes else new and machine.other_room
+        of_machine = [dict(c["attributes"]) for c in clips.to_pylist() if (c["machine"], c["split"]) == (name, "train")]
+        states = [{k: str(v) for k, v in state.items()} for state in (*machine.source, *machine.target)]
+        assert {*map(str, of_machine)} == ({*map(str, states)} if machine.attributes else {"{}"})
     write_dataset(tmp_path / "some", TINY, machines=["valve", "pump", "valve"])
     write_dataset(tmp_path / "other", TINY, seed=1, machines=["valve"])
 
@@ -405,24 +407,12 @@ def test_sounds_are_those_that_figures_were_measured_on(name, machine):
     def signal(fault, severity, state=machine.target[-1]):
         return machine.source_signal(Operation(np.random.default_rng(0), RATE, state, fault, severity))
 
-    heard = render(SyntheticClip(name, "test", "target", "anomaly", 1), 1.0).std(axis=0) * 100
+    clip = SyntheticClip(name, "test", "target", "anomaly", 1)
+    heard = [100 * render(clip, 1.0, faintest=faintest).std(axis=0) for faintest in (0.0, 0.5)]
     noise = np.random.default_rng(1).normal(size=RATE) / 100
     faults = [(signal(fault, 1.0) - signal(fault, 0.0)) @ noise for fault in machine.faults]
-    assert [*heard, signal(None, 1.0) @ noise, *faults] == pytest.approx(SOUNDS[name], abs=5e-4)
+    assert [*np.ravel(heard), signal(None, 1.0) @ noise, *faults] == pytest.approx(SOUNDS[name], abs=5e-4)
     assert all(np.array_equal(signal(None, 1.0), signal(fault, 0.0)) for fault in machine.faults)
-
-
-def test_faults_are_no_fainter_than_the_faintest_and_nothing_is_clipped(monkeypatch):
-    severities, rotor = [], MACHINES["rotor"]
-    loud = replace(rotor, source_signal=lambda op: severities.append(op.severity) or np.full(op.samples, 99.0))
-    monkeypatch.setattr(synthetic, "MACHINES", {"rotor": loud})
-    for faintest in (0.0, 0.3):
-        for number in range(40):
-            clip = SyntheticClip("rotor", "test", "source", "anomaly", number)
-            assert np.abs(render(clip, 0.1, faintest=faintest)).max() == pytest.approx(0.98)
-    plain, louder = np.array(severities).reshape(2, 40)
-    assert 0.01 < plain.min() < 0.1
-    np.testing.assert_allclose(louder, 0.3 + 0.7 * plain)
 
 
 def test_what_cannot_be_made_is_refused_and_nothing_touched(tmp_path):
@@ -446,3 +436,81 @@ def test_what_cannot_be_made_is_refused_and_nothing_touched(tmp_path):
             write_dataset(taken, TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert (SyntheticSize(990, 10, 50, 10.0), SyntheticSize(90, 10, 25, 4.0, 0.3)) == (DEFAULT, DEMO)
+
+
+DEV, ADDITIONAL, EVAL = (f"/api/records/{record}" for record in fetching.RECORDS["dcase2026"])
+NAMES = {
+    "dev_data_ToyCar.zip": "ToyCar",
+    "eval_data_train_ToyCar.zip": "ToyCar",
+    "eval_data_fan_test.zip": "fan",
+    "dev_ToyCar_r2.zip": "ToyCar",
+    "3DPrinter_train_r2.zip": "3DPrinter",
+    "eval_data_2023_bandsaw_test.zip": "bandsaw",
+    "additional_data_2025_Polisher_train.zip": "Polisher",
+    "dev_data.zip": "",
+}
+
+
+@pytest.fixture
+def web(monkeypatch):
+    monkeypatch.setattr(downloads, "PAUSES", (0.01, 0.02))
+    with serving() as server:
+        monkeypatch.setenv("ZENODO_ENDPOINT", server.url)
+        server.files = {EVAL: {"files": []}}
+        yield server
+
+
+def add(web, record, name, files):
+    """An archive of a record."""
+    with zipfile.ZipFile(content := io.BytesIO(), "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+    web.files[f"/{name}"] = content = content.getvalue()
+    about = {"key": name, "size": len(content), "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}
+    web.files.setdefault(record, {"files": []})["files"].append({**about, "links": {"self": f"{web.url}/{name}"}})
+
+
+def test_a_data_set_of_any_year_is_fetched_goes_on_after_a_cut_and_is_checked(web, dataset, tmp_path):
+    assert {name: fetching._archive({"key": name, "checksum": "", "size": 1}, "").machine for name in NAMES} == NAMES
+    train, test = ({p.name: p.read_bytes() for p in (dataset / "rotor" / part).iterdir()} for part in ("train", "test"))
+    clips = {f"dev/fan/{part}/{n}": d for part, fs in (("train", train), ("test", test)) for n, d in fs.items()}
+    add(web, DEV, "dev_fan.zip", {"fan/train/old.wav": b""})
+    add(web, DEV, "dev_data_fan_r2.zip", {**clips, "__MACOSX/fan/train/._a.wav": b"", "../out/train/../../x.wav": b""})
+    add(web, DEV, "README.pdf", {})
+    add(web, ADDITIONAL, "eval_data_pump_train.zip", {f"train/{name}": data for name, data in train.items()})
+    add(web, EVAL, "eval_data_pump_test.zip", {f"pump/test/{name}": data for name, data in test.items()})
+    folder, web.kinds = tmp_path / "data", {"/dev_data_fan_r2.zip": "cut", "/eval_data_pump_test.zip": 503}
+    first = tutti_here("data", "fetch", "dcase2026", folder)
+    assert first.exit_code == 2
+    assert "Error: 1 archive missing; the same command goes on: eval_data_pump_test.zip: cannot be" in first.stderr
+    web.kinds = {}
+    second = tutti_here("data", "fetch", "dcase2026", folder, "--keep")
+    assert (second.exit_code, "3 archives, 1 to fetch" in second.stdout) == (0, True), second.stderr
+    assert ("nothing that stops a run" in second.stderr, web.asked["/dev_fan.zip"]) == (True, 0)
+    listed = {".archives", ".download.lock", "eval_data_pump_test.zip", "fan", "pump"}
+    assert {path.name for path in folder.iterdir()} == listed
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+    add(web, DEV, "dev_fan_r3.zip", {f"fan/train/{name}": data for name, data in train.items()})
+    assert tutti_here("data", "fetch", "dcase2026", folder, "--machine", "fan").exit_code == 0
+    assert not [*(folder / "fan" / "test").iterdir()]  # which the older archive held
+    web.files["/api/records/7882613"] = web.files[DEV]
+    assert "holds dcase2026" in tutti_here("data", "fetch", "dcase2023", folder, "--part", "dev", "--keep").stderr
+
+
+def test_what_cannot_be_fetched_is_named(web, tmp_path):
+    def refused(message, *arguments):
+        done = tutti_here("data", "fetch", "dcase2026", tmp_path, "--part", "dev", *arguments)
+        assert (done.exit_code, message in done.stderr.splitlines()[-1]) == (2, True), done.stderr
+
+    refused("no archives in dev")
+    for content, message in (({"x": 1}, "is no record of Zenodo"), (b"<html>", "else than JSON")):
+        web.files[DEV] = content
+        refused(message)
+    web.files[DEV] = {"files": []}
+    add(web, DEV, "dev_fan.zip", {"notes.txt": b""})
+    refused("has no machine pump in dev; it has fan", "--machine", "pump")
+    refused("holds no <machine>")
+    (tmp_path / "dev_fan.zip").write_bytes(b"half")
+    refused("remove it, and it is fetched anew")
+    web.files[DEV]["files"][0]["size"] = 10**16
+    refused("no room: 1 archive")

@@ -12,7 +12,7 @@ from branches.data.dataset import index_of
 from branches.frontend import fbank
 from branches.spec import AugmentationSpec, BranchSpec, ClassesSpec, MixupSpec
 from branches.training.augment import add_noise, mix, mixing, spec_augment
-from branches.training.batches import batch_rows, batches, make_batch
+from branches.training.batches import batch_rows, make_batch
 from branches.training.training_set import NoisePool, TrainingClips, classes_of, training_clips
 
 FAN = [f"fan/train/section_00_source_train_normal_{i:04d}_spd_{i % 2}.wav" for i in range(8)]
@@ -34,7 +34,7 @@ def classes(embeddings=None, target=10, more=GENERATED[:0], attributes=(), clust
     return labels.tolist()
 
 
-def test_attributes_and_if_asked_domains_are_classes_and_clusters_of_each_domain_by_itself():
+def test_classes_are_attributes_and_if_asked_domains_and_of_each_domain_its_number_of_clusters_whatever_is_loud():
     assert classes(more=GENERATED) == [0, 1] * 4 + [2] * 50 + [1, 2]
     assert classes(more=GENERATED, domain=True) == [0, 1] * 4 + [3] * 40 + [4] * 10 + [2, 4]
     hidden = RNG.integers(3, size=58)
@@ -44,10 +44,6 @@ def test_attributes_and_if_asked_domains_are_classes_and_clusters_of_each_domain
     assert not set(labels[8:48]) & set(labels[48:58])
     assert len(set(labels[48:58])) == 2  # of five clips
     assert labels[58:] == [1, -1]  # which cluster would a generated clip be of?
-
-
-@pytest.mark.filterwarnings("error")
-def test_each_domain_has_its_number_of_clusters_whatever_is_loud_and_no_more_than_clips_can_be_divided_into():
     embeddings = RNG.normal(size=(68, 8, 3))
     labels = classes(embeddings, 20, clusters=(7, 1))
     assert (len(set(labels[8:48])), len(set(labels[48:]))) == (7, 1)
@@ -65,16 +61,13 @@ def clips_for(noise=None, supplemental=None, generated=None, channels=(2, 2, 1),
     return training_clips(audio, index, spec, generated=generated, noise=supplemental)
 
 
-def test_test_clips_are_not_trained_on_and_generated_ones_stand_behind():
+def test_test_clips_are_not_trained_on_generated_ones_stand_behind_and_noise_is_of_the_far_channel_or_a_recording():
     clips = clips_for(generated=(GENERATED, np.zeros((2, 90, 128), np.float16)))
     assert (clips.rows.tolist(), clips.machines.tolist()) == ([1, 2, 3], ["fan", "fan", "pump"])
     assert (clips.labels.tolist(), clips.unattributed.tolist()) == ([0, 1, 2, 1, 2], [False, False, True])
     assert (clips.n_classes, len(clips.generated), clips.noise) == (3, 2, None)
     others = [clips_for(), clips_for(length=3_001), clips_for(channels=(1, 1, 1))]
     assert len({clips.signature, *(other.signature for other in others)}) == 3  # of clips and classes, not channels
-
-
-def test_noise_is_what_the_far_microphone_heard_of_the_machine_or_a_recording_of_its_own():
     far = clips_for(noise={}).noise
     drawn = np.array([far.draw("fan", 7_000, RNG) for _ in range(20)])  # repeated, as it is shorter
     assert (drawn.shape, set(drawn.ravel())) == ((20, 7_000), {-1.0, -2.0})
@@ -110,17 +103,6 @@ def test_every_pass_takes_every_clip_once_in_an_order_of_its_own(n, batch_size):
     assert n < 8 or len({tuple(p) for p in (*passes, batch_rows(n, n, 0, seed=4))}) == 4
 
 
-@pytest.mark.parametrize(("first", "workers"), [(0, 1), (3, 1), (0, 3), (3, 8)])
-def test_batches_made_ahead_are_those_made_alone(clips, first, workers):
-    def content(batch):
-        return [batch.labels.tolist(), *(waveform.tolist() for waveform in batch.waveforms)]
-
-    spec, other = (spec_with({"noise": {}}, accumulation=2, seed=seed) for seed in (0, 1))
-    made = [content(batch) for batch in batches(spec, clips, first, workers)]
-    assert made == [content(make_batch(spec, clips, number)) for number in range(2 * first, 10)]
-    assert made[0] != content(make_batch(other, clips, 2 * first))
-
-
 @pytest.mark.parametrize("channel", ["near", "far"])
 def test_longer_clips_are_cut_anywhere_and_shorter_ones_whole_beside_generated_ones(clips, channel):
     generated = np.arange(6 * 49).reshape(6, 49, 1).repeat(128, axis=2).astype(np.float16)
@@ -139,7 +121,7 @@ def test_longer_clips_are_cut_anywhere_and_shorter_ones_whole_beside_generated_o
     assert begins == {(label, first) for label in range(6) for first in (0, 1)}
 
 
-def test_noise_is_added_at_the_ratio_asked_for_to_the_share_of_clips_that_have_some(clips):
+def test_noise_is_added_at_its_ratio_to_its_share_of_clips_and_mixtures_are_those_of_sounds_and_partners(clips):
     waveform, noise = np.random.default_rng(0).normal(size=(2, 4000)).astype(np.float32) * [[0.1], [3.0]]
     for snr_db in (-10.0, 0.0, 20.0):
         added = add_noise(waveform, noise, snr_db) - waveform
@@ -152,20 +134,6 @@ def test_noise_is_added_at_the_ratio_asked_for_to_the_share_of_clips_that_have_s
     fans = np.array([int(waveform[0]) % 2 == 1 for waveform in plain])
     assert not noisy[~fans].any()
     assert noisy[fans].mean() == pytest.approx(0.3, abs=0.1)
-
-
-@pytest.mark.parametrize(("longest", "axis"), [(5, 1), (5, 2), (40, 1)])
-def test_a_mask_is_one_stretch_of_any_width_up_to_the_longest_anywhere(longest, axis):
-    spec = AugmentationSpec(time_mask=longest * (axis == 1), frequency_mask=longest * (axis == 2))
-    masked = spec_augment(torch.ones(2_000, 20, 128), spec, 0.5) == 0.5
-    stretch = masked.all(dim=3 - axis)
-    assert torch.equal(masked, stretch.unsqueeze(3 - axis).expand_as(masked))
-    assert set(stretch.sum(dim=1).tolist()) == set(range(min(longest, stretch.shape[1]) + 1))
-    assert stretch.any(dim=0).all()
-    assert (stretch[:, 1:] > stretch[:, :-1]).sum(dim=1).add(stretch[:, 0]).max() == 1  # beginnings
-
-
-def test_mixtures_are_those_of_sounds_of_uniform_shares_and_other_partners():
     torch.manual_seed(0)
     a, b = torch.randn(2, 1, 32_000) * torch.tensor([0.1, 0.03])[:, None, None]
     heard, features = fbank(0.6**0.5 * a + 0.4**0.5 * b), torch.cat([fbank(a), fbank(b)])
@@ -178,3 +146,14 @@ def test_mixtures_are_those_of_sounds_of_uniform_shares_and_other_partners():
     assert len(shares) / 1000 == pytest.approx(0.3, abs=0.05)
     assert shares.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
     assert [part.tolist() for part in mixing(4, None)] == [[0, 1, 2, 3], [1.0] * 4]
+
+
+@pytest.mark.parametrize(("longest", "axis"), [(5, 1), (5, 2), (40, 1)])
+def test_a_mask_is_one_stretch_of_any_width_up_to_the_longest_anywhere(longest, axis):
+    spec = AugmentationSpec(time_mask=longest * (axis == 1), frequency_mask=longest * (axis == 2))
+    masked = spec_augment(torch.ones(2_000, 20, 128), spec, 0.5) == 0.5
+    stretch = masked.all(dim=3 - axis)
+    assert torch.equal(masked, stretch.unsqueeze(3 - axis).expand_as(masked))
+    assert set(stretch.sum(dim=1).tolist()) == set(range(min(longest, stretch.shape[1]) + 1))
+    assert stretch.any(dim=0).all()
+    assert (stretch[:, 1:] > stretch[:, :-1]).sum(dim=1).add(stretch[:, 0]).max() == 1  # beginnings

@@ -123,7 +123,7 @@ def batch_of(*lengths, generated=()):
     return Batch(waveforms, np.arange(len(waveforms) + len(features)) % 3, features)
 
 
-def test_a_mixture_has_two_labels_by_their_shares_and_padding_no_say_in_it_and_in_what_is_predicted(monkeypatch):
+def test_a_mixture_has_two_labels_padding_no_say_and_clips_in_a_batch_the_loss_that_they_have_alone(monkeypatch):
     objective, share = Mock(side_effect=lambda embeddings, labels: labels.float()), torch.tensor([1.0, 0.7, 0.2])
     loss = mixed_loss(objective, torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5]), share)
     assert loss.item() == pytest.approx((0 + (0.7 * 1 + 0.3 * 4) + (0.2 * 2 + 0.8 * 5)) / 3)
@@ -143,9 +143,6 @@ def test_a_mixture_has_two_labels_by_their_shares_and_padding_no_say_in_it_and_i
     padding = torch.arange(24) >= (shortest // 16 * 8)[:, None]
     assert not (counted[0] & padding).any()
     assert (counted[0] & ~padding).sum() > 16
-
-
-def test_clips_in_a_batch_have_the_loss_that_they_have_alone():
     parts, batch = FineTuning(spec_with(augmentation={}), CLASSES).eval(), batch_of(9_600, 9_000, 4_000, generated=[48])
     alone = [Batch([w], batch.labels[i : i + 1]) for i, w in enumerate(batch.waveforms)]
     alone.append(Batch([], batch.labels[3:], batch.features))
@@ -273,19 +270,6 @@ def interrupted(checkpoint, training=LINE, reports=10):
     return checkpoint
 
 
-@pytest.mark.parametrize("more", [{}, {"accumulation": 2, "average": 0.9}], ids=str)
-def test_a_loop_that_is_resumed_ends_bit_for_bit_the_same(tmp_path, more):
-    training = LINE.model_copy(update=more)
-    whole = ended(line(), training)
-    assert [step for _, step, _ in whole[1]] == [*range(2, 101, 2), 101]
-    for reports in (0, 7, 50):
-        checkpoint = interrupted(tmp_path / "training.pt", training, reports)
-        saved = torch.load(checkpoint, weights_only=True)
-        assert (saved["step"], saved["module"].keys()) == (min(2 * reports + 1, 100), {"slope", "offset"})
-        assert ended(resume(line, checkpoint), training) == whole
-        checkpoint.unlink()
-
-
 def test_steps_are_those_of_adamw_with_cut_gradients_at_a_rate_that_warms_up_and_falls_as_half_a_cosine():
     rates = [learning_rate(LINE, step) for step in range(LINE.steps + 1)]
     assert rates[:4] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1])
@@ -308,7 +292,7 @@ def test_steps_are_those_of_adamw_with_cut_gradients_at_a_rate_that_warms_up_and
     assert averaged == pytest.approx(averages.tolist(), rel=1e-4)
 
 
-def test_a_checkpoint_is_written_once_its_time_has_come_and_removed_when_the_training_diverges(tmp_path):
+def test_checkpoints_come_in_time_go_if_it_diverges_and_if_damaged_it_begins_anew(tmp_path, monkeypatch, caplog):
     ended(line(), checkpoint=tmp_path / "training.pt", seconds=1e6)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError):
@@ -317,9 +301,6 @@ def test_a_checkpoint_is_written_once_its_time_has_come_and_removed_when_the_tra
     with pytest.raises(InputError, match=r"the loss is (inf|nan) at step 22: training diverged; lower the learning"):
         ended(progress, LINE.model_copy(update=diverging), tmp_path / "training.pt")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_damaged_checkpoint_means_a_fresh_start_but_not_one_that_cannot_be_read_now(tmp_path, monkeypatch, caplog):
     checkpoint, whole = interrupted(tmp_path / "training.pt"), ended(line())
     for error in (torch.OutOfMemoryError(), MemoryError(), OSError(errno.EIO, "Input/output error")):
         with monkeypatch.context() as patch:
