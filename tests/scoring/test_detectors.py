@@ -214,20 +214,17 @@ def test_few_clips_and_copies_give_no_score_that_is_rounding(detector, source, t
 READ = TypeAdapter(detectors.DetectorSpec).validate_python
 
 
-def test_a_name_alone_is_the_defaults():
+def scored(X, clips=CLIPS):
+    return score_table(clips, X, BandKnnSpec(), {})
+
+
+def test_a_name_alone_is_the_defaults_and_what_cannot_be_scored_or_set_is_named():
     knn = {"banks": "separate", "k": 1, "density": {"name": "none"}}
     assert READ("knn").model_dump() == {**knn, "name": "knn", "metric": "cosine"}
     assert READ({"name": "band_knn", "density": "ratio"}) == BandKnnSpec(density=detectors.RatioSpec(k=4), bands="mean")
     assert READ("mahalanobis") == MahalanobisSpec(shrinkage="ledoit_wolf", standardised=False)
     assert READ({"name": "knn", "density": "difference"}).density == detectors.DifferenceSpec(k=4, weight=1.0)
     assert KnnSpec.model_validate(None) == KnnSpec()
-
-
-def scored(X, clips=CLIPS):
-    return score_table(clips, X, BandKnnSpec(), {})
-
-
-def test_what_cannot_be_scored_or_set_is_named():
     for call, message in (
         (lambda: scored(np.vstack([EMBEDDINGS[:3], EMBEDDINGS[3:] * np.inf])), f"of fan/{CLIPS['clip'][3]} is not fin"),
         (lambda: scored(EMBEDDINGS[:, 0]), "band_knn compares frequency bands, but an embedding is one vector"),

@@ -101,7 +101,7 @@ def test_published_values_come_out_and_it_is_told_where_they_are_not_that_years_
             figures(make_table(labelled=False))
 
 
-def test_intervals_are_those_of_drawing_clips_one_stratum_at_a_time():
+def test_intervals_are_those_of_drawing_clips_by_stratum_perfect_values_have_no_width_and_the_seed_decides(monkeypatch):
     table, rng, drawn = make_table(["fan"], per_cell=20, train=0), np.random.default_rng(0), []
     score, condition, domain = (table[c].to_numpy() for c in ("score", "condition", "domain"))
     for _ in range(2000):
@@ -111,9 +111,6 @@ def test_intervals_are_those_of_drawing_clips_one_stratum_at_a_time():
         drawn.append(100 * (anomaly[:, None] > normal).mean())
     found = bootstrap_intervals(table, 4000).machines["fan"]["auc_source"]
     np.testing.assert_allclose(found, np.quantile(drawn, [0.025, 0.975]), atol=1.2)
-
-
-def test_absent_values_have_no_interval_perfect_ones_no_width_and_the_seed_decides(monkeypatch):
     perfect = make_table(["pump"], separation=1e6)
     hidden = perfect.set_column(4, "domain", pa.nulls(perfect.num_rows, pa.string()))
     table = conform(pa.concat_tables([make_table(["fan"]), hidden]))
@@ -139,7 +136,7 @@ def test_a_threshold_lets_about_a_tenth_of_the_normals_through(rule, skew):
     assert (fresh > RULES[rule](train, 0.97)).mean() == pytest.approx(0.03, abs=0.012)
 
 
-def test_thresholds_come_from_training_rows_alone_be_they_few():
+def test_thresholds_come_from_training_rows_alone_be_they_few_and_decisions_are_scikit_learns():
     """Without skew the gamma is the normal; one more clip exceeds the k-th of n scores with chance 1 − k / (n + 1)."""
     assert RULES["gamma"](np.array([-1.0, 0.0, 1.0])) == pytest.approx(1.28155 * np.sqrt(2 / 3), rel=1e-4)
     assert [RULES["false_alarm"](np.arange(n, 0.0, -1)) for n in (9, 10, 18, 19, 29)] == [9, 10, 18, 18, 27]
@@ -150,9 +147,6 @@ def test_thresholds_come_from_training_rows_alone_be_they_few():
         thresholds(make_table(["fan"], train=1))
     with pytest.raises(InputError, match=r"8 training scores cannot keep false alarms below 0.1; 9 can"):
         RULES["false_alarm"](np.arange(8.0))
-
-
-def test_decisions_are_scikit_learns():
     table = make_table(train=40, per_cell=25)
     limits = {group: sorted(table["score"].to_pylist())[110] for group in thresholds(table)}
     for (machine, _), limit in limits.items():
