@@ -60,7 +60,7 @@ def connect(address="local"):
         raise AssertionError("there is a Ray")
 
 
-def test_an_address_where_nothing_or_something_else_listens_is_refused_at_once_and_may_lack_its_port():
+def test_an_address_of_nothing_or_another_version_is_refused_and_a_start_tried_twice(tmp_path, monkeypatch, caplog):
     submit = partial(submit_job, command="true", folder=Path())
     for call, address, message in (
         (connect, "127.0.0.1:1", "^no Ray cluster answers at 127.0.0.1:1 "),
@@ -77,9 +77,12 @@ def test_an_address_where_nothing_or_something_else_listens_is_refused_at_once_a
             call(address)
     with socket.create_server(("127.0.0.77", 10001)):  # of this machine, and nobody else's; the port of Ray's clients
         check_address("ray://127.0.0.77")
-
-
-def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(tmp_path, monkeypatch, caplog):
+    for theirs in (("2.40.0", "3.11.7"), (ray.__version__, "3.9.1")):
+        with pytest.raises(RuntimeError) as differs:
+            check_version_info(dict(zip(("ray_version", "python_version"), theirs, strict=True)), "node", True)
+        told = "the cluster at host:6379 has Ray {} (Python {}), this is Ray {} (Python {}); install the same versions"
+        ours = (ray.__version__, platform.python_version())
+        assert _refusal("host:6379", differs.value) == f"{told.format(*theirs, *ours)} on both"
     for folder, reason in (
         ("/proc/nowhere", "No such file.*; /proc/nowhere must be a folder that you may write to, or name another"),
         (100 * "x", "AF_UNIX path length .*; its sockets need a short folder: export RAY_TMPDIR=/tmp"),
@@ -92,15 +95,6 @@ def test_a_ray_that_cannot_start_is_tried_twice_and_ends_in_one_line(tmp_path, m
         assert caplog.text.count("trying once more") == 1
         assert not ray.is_initialized()
     assert [first_line(e) for e in (ValueError("\n what \nTraceback\n"), TimeoutError())] == ["what ", "TimeoutError"]
-
-
-def test_another_version_is_named_beside_ones_own():
-    for theirs in (("2.40.0", "3.11.7"), (ray.__version__, "3.9.1")):
-        with pytest.raises(RuntimeError) as differs:
-            check_version_info(dict(zip(("ray_version", "python_version"), theirs, strict=True)), "node", True)
-        told = "the cluster at host:6379 has Ray {} (Python {}), this is Ray {} (Python {}); install the same versions"
-        ours = (ray.__version__, platform.python_version())
-        assert _refusal("host:6379", differs.value) == f"{told.format(*theirs, *ours)} on both"
 
 
 INTERRUPTED = """
