@@ -108,12 +108,10 @@ subsystems:
 MISTAKES_OF_A_CONFIGURATION = [
     ("3", "a.b: Input should be a mapping with keys among branch, detector, embedding, expected, seeds"),
     ("{tiny: {training: {stps: 1}}}", "b.tiny.training.stps: unknown key; did you mean steps.; allowed: accum"),
-    ("{branch: {objective: {name: arcface, scale: inf}}}", "finite number"),
     ("{branch: {training: {steps: 1:30}}}", "steps: .*integer.* '1:30'"),
     ("{branch: {seed: 1}}", "b.branch: seed is not given here; .* lists its `seeds`"),
     ("{seeds: 3}", r"a.b.seeds: Input should be a list, such as \[0, 1, 2\]"),
     ("{seeds: [1, 1]}", "seeds must be distinct"),
-    ("{seeds: [99999999999]}", "seeds.0: Input should be less than"),
     ("{detector: {k: 3}}", "detector: Input should have a `name`"),
     ("{detector: [knn, knn]}", "detector: Input should be one choice, .* a further one is a further configuration"),
     ("{embedding: {pooling: attentive_statistics}}", "embedding.pooling: .*'mean', 'band_mean', 'band_statistics'"),
@@ -145,7 +143,7 @@ def test_what_is_wrong_is_named_with_the_file(system_file, text, message):
         load_system(system_file(text))
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(system_file):
+def test_all_mistakes_of_a_file_are_told_at_once_and_those_of_a_name_or_an_override_once_for_all(system_file):
     text = """
 name: x
 branch: {traning: {steps: 3}, channel: up}
@@ -156,33 +154,6 @@ subsystems: {a: {b: {seeds: 3}, c: {branch: {objective: arcfce}, seeds: ["1", b]
     keys = ["branch.channel", "branch.traning", "subsystems.a.b.seeds", "subsystems.a.c.branch.objective"]
     keys += ["subsystems.a.c.seeds.1", "subsystems.d e.[key]", "subsystems.d e.f"]
     assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == keys
-
-
-def test_scalars_are_what_they_look_like(system_file):
-    text = """
-name: no
-branch: {backbone: {path: 2026-02-30, sha256: 12345678}, training: {steps: 010, learning_rate: 1e-4}}
-subsystems: {on: {off: {seeds: [00, 1_000], detector: {name: mahalanobis, standardised: yes}}}}
-"""
-    system = load_system(system_file(text), overrides=["branch.training.batch_size=04"])
-    c = system.subsystems["on"]["off"]
-    training = c.branch.training
-    assert (training.steps, training.learning_rate, training.batch_size) == (10, 1e-4, 4)
-    assert (system.name, c.seeds, c.detector.standardised) == ("no", (0, 1000), True)
-    assert (c.branch.backbone.path, c.branch.backbone.sha256) == ("2026-02-30", "12345678")
-
-
-def test_settings_are_overridden_in_every_configuration_also_beside_a_choice_given_by_its_name(system_file):
-    text = "name: x\nsubsystems: {a: {b: , c: {branch: {backbone: small, objective: arcface, training: {steps: 4}}}}}"
-    overrides = ["branch.training.batch_size=30", "seeds=[1, 2]", "detector.name=knn", "detector.k=3"]
-    overrides += ["branch.backbone.precision=bfloat16", "branch.objective.name=arcface", "branch.objective.scale=3"]
-    for c in load_system(system_file(text), overrides=overrides).subsystems["a"].values():
-        assert (c.branch.training.batch_size, c.seeds, c.detector) == (30, (1, 2), KnnSpec(k=3))
-        assert (c.branch.backbone.precision, c.branch.objective.scale) == ("bfloat16", 3)
-    assert (c.branch.training.steps, c.branch.backbone.path) == (4, "small")
-
-
-def test_what_is_wrong_with_a_name_or_an_override_is_told_once_for_all_configurations():
     for arguments, message in (
         (("s99",), "unknown system 's99'; give a YAML file or one of demo, ladder, s1, s2"),
         (("../systems/s1",), "unknown system"),
@@ -197,6 +168,27 @@ def test_what_is_wrong_with_a_name_or_an_override_is_told_once_for_all_configura
         with pytest.raises(InputError, match=message) as raised:
             load_system(*arguments)
         assert "\n" not in str(raised.value)
+
+
+def test_scalars_are_what_they_look_like_and_overrides_hold_in_every_configuration_also_beside_a_name(system_file):
+    text = """
+name: no
+branch: {backbone: {path: 2026-02-30, sha256: 12345678}, training: {steps: 010, learning_rate: 1e-4}}
+subsystems: {on: {off: {seeds: [00, 1_000], detector: {name: mahalanobis, standardised: yes}}}}
+"""
+    system = load_system(system_file(text), overrides=["branch.training.batch_size=04"])
+    c = system.subsystems["on"]["off"]
+    training = c.branch.training
+    assert (training.steps, training.learning_rate, training.batch_size) == (10, 1e-4, 4)
+    assert (system.name, c.seeds, c.detector.standardised) == ("no", (0, 1000), True)
+    assert (c.branch.backbone.path, c.branch.backbone.sha256) == ("2026-02-30", "12345678")
+    text = "name: x\nsubsystems: {a: {b: , c: {branch: {backbone: small, objective: arcface, training: {steps: 4}}}}}"
+    overrides = ["branch.training.batch_size=30", "seeds=[1, 2]", "detector.name=knn", "detector.k=3"]
+    overrides += ["branch.backbone.precision=bfloat16", "branch.objective.name=arcface", "branch.objective.scale=3"]
+    for c in load_system(system_file(text), overrides=overrides).subsystems["a"].values():
+        assert (c.branch.training.batch_size, c.seeds, c.detector) == (30, (1, 2), KnnSpec(k=3))
+        assert (c.branch.backbone.precision, c.branch.objective.scale) == ("bfloat16", 3)
+    assert (c.branch.training.steps, c.branch.backbone.path) == (4, "small")
 
 
 S5 = SYSTEMS / "s5.yaml"
@@ -237,13 +229,9 @@ def test_the_systems_are_as_large_as_their_page_says_and_share_branches_and_the_
     fourth, fifth = ([c.branch for c in configurations(name) if not c.branch.is_frozen] for name in ("s4", "s5"))
     (generated,) = {(b.augmentation.generated, b.channel) for b in fourth}
     assert {(b.augmentation.generated, b.channel) for b in fifth if b.augmentation.generated} == {generated}
-    steps = configurations("ladder")
-    kinds = [(c.branch.channel, c.branch.strategy.name, getattr(c.embedding.pooling, "gamma", 0)) for c in steps]
-    near = [("near", "frozen", 0), ("near", "frozen", 4), ("near", "frozen", 8), ("near", "lora", 4)]
-    assert kinds == [*near, ("cancel", "frozen", 4), ("cancel", "lora", 4)]
     detector = BandKnnSpec(banks="pooled", density={"name": "difference", "weight": "fitted"})
-    assert {c.detector for c in steps} == {detector}
-    assert all(f"{c.expected:.2f}" in PAGE for c in steps)
+    assert {c.detector for c in configurations("ladder")} == {detector}
+    assert all(f"{c.expected:.2f}" in PAGE for c in configurations("ladder"))
 
 
 FROZEN = {"strategy": "frozen", "pooling": "mean"}
@@ -271,7 +259,7 @@ def raised(monkeypatch, value):
             yield value()
 
 
-def test_a_branch_of_two_systems_is_planned_once_and_on_a_data_set_the_baseline_too():
+def test_a_branch_of_two_systems_detectors_or_embeddings_is_planned_once_and_the_baseline_too():
     both = make_plan([system("a", x={"seeds": [0, 1]}), system("b", y={"seeds": [1, 2]})], None)
     planned = [("one/x/0", ("a",), 0), ("one/x/1", ("a", "b"), 1), ("one/y/2", ("b",), 2)]
     assert [(branch.name, branch.systems, branch.spec.seed) for branch in both.branches] == planned
@@ -284,38 +272,6 @@ def test_a_branch_of_two_systems_is_planned_once_and_on_a_data_set_the_baseline_
     assert (left.baseline, list(left.trees["solo"])) == ("", ["frozen"])
     assert without(plan, {table for branch in plan.branches for table in table_names(branch)}).trees == {"solo": {}}
     assert [branch.systems for branch in make_plan([system(x={})], recorded()).branches] == [("mine",), ()]
-
-
-def test_weights_embeddings_and_tables_are_known_by_all_that_determines_them_and_by_nothing_else(monkeypatch):
-    def known(**other):
-        found = branch(**other)
-        return found.branch_id, found.embeddings_id, *found.tables.values()
-
-    base = known()
-
-    def same(**other):
-        return [a == b for a, b in zip(known(**other), base, strict=True)]
-
-    more = recorded(more=[("train", "pump", "p0"), ("test", "pump", "p1")])
-    for other in ({"data": more}, {"data": recorded(train=("t0",))}, {"seeds": [1]}, {"branch": {"channel": "far"}}):
-        assert same(**other) == [False, False, False]
-    assert same(data=recorded(test=("e0", "e1"))) == [True, False, False]
-    assert same(detector="knn") == [True, True, False]
-    assert branch(more, branch=FROZEN).branch_id == branch(branch=FROZEN).branch_id  # which rests on no clips
-    assert list(raised(monkeypatch, same)) == [[False, False, False], [True, False, False], [True, True, False]]
-    assert versions() not in list(raised(monkeypatch, versions))  # so that nodes with another one are told
-
-
-def test_ids_are_the_same_with_every_release_of_the_same_versions_and_count_what_is_not_the_default():
-    lora = {"objective": {"name": "softmax"}, "strategy": {"name": "lora", "rank": 8}}
-    assert [branch().branch_id, branch(branch=lora).branch_id] == ["2f767e85bd6ed34f", "93b72b055695814d"]
-    mixed = {"augmentation": {"mixup": {}}}
-    for chosen in ({}, lora, mixed):
-        assert identity(BranchSpec.model_validate(chosen)) == chosen
-    assert identity(BackboneSpec(path="a.pt", sha256="0" * 64)) == {"sha256": "0" * 64}
-
-
-def test_detectors_and_embeddings_share_a_branch_and_have_tables_named_by_what_is_not_the_default():
     bands = {"embedding": {"pooling": "band_mean"}, "detector": "band_knn"}
     sharp = {"embedding": {"layers": [-1, 3], "pooling": {"name": "relative_deviation", "gamma": 4}}}
     plan = make_plan([system(x={}, y=bands, z=sharp, w={**sharp, "detector": {"name": "knn", "k": 4}})], recorded())
@@ -334,7 +290,33 @@ def test_detectors_and_embeddings_share_a_branch_and_have_tables_named_by_what_i
     assert [embedding.layers for embedding in found.embeddings] == [(-1,), (1, 2)]
 
 
-def test_a_checkpoint_counts_by_its_content_may_be_given_by_its_uri_and_is_named_if_it_cannot_be_used(tmp_path):
+def test_weights_embeddings_and_tables_are_known_by_all_that_determines_them_and_the_same_in_every_release(monkeypatch):
+    def known(**other):
+        found = branch(**other)
+        return found.branch_id, found.embeddings_id, *found.tables.values()
+
+    base = known()
+
+    def same(**other):
+        return [a == b for a, b in zip(known(**other), base, strict=True)]
+
+    more = recorded(more=[("train", "pump", "p0"), ("test", "pump", "p1")])
+    for other in ({"data": more}, {"data": recorded(train=("t0",))}, {"seeds": [1]}, {"branch": {"channel": "far"}}):
+        assert same(**other) == [False, False, False]
+    assert same(data=recorded(test=("e0", "e1"))) == [True, False, False]
+    assert same(detector="knn") == [True, True, False]
+    assert branch(more, branch=FROZEN).branch_id == branch(branch=FROZEN).branch_id  # which rests on no clips
+    assert list(raised(monkeypatch, same)) == [[False, False, False], [True, False, False], [True, True, False]]
+    assert versions() not in list(raised(monkeypatch, versions))  # so that nodes with another one are told
+    lora = {"objective": {"name": "softmax"}, "strategy": {"name": "lora", "rank": 8}}
+    assert [branch().branch_id, branch(branch=lora).branch_id] == ["2f767e85bd6ed34f", "93b72b055695814d"]
+    mixed = {"augmentation": {"mixup": {}}}
+    for chosen in ({}, lora, mixed):
+        assert identity(BranchSpec.model_validate(chosen)) == chosen
+    assert identity(BackboneSpec(path="a.pt", sha256="0" * 64)) == {"sha256": "0" * 64}
+
+
+def test_a_checkpoint_counts_by_its_content_by_path_or_uri_and_a_plan_fetches_none(tmp_path, monkeypatch):
     save_beats(load_beats("tiny"), tmp_path / "tiny.pt")
     first = with_resolved_files(load_system("s1", backbone=str(tmp_path / "tiny.pt")))
     moved = (tmp_path / "tiny.pt").rename(tmp_path / "100 % mine.pt")
@@ -342,20 +324,18 @@ def test_a_checkpoint_counts_by_its_content_may_be_given_by_its_uri_and_is_named
     assert first != second
     assert len({make_plan([system], None).branches[0].branch_id for system in (first, second)}) == 1
     assert with_resolved_files(load_system("s1", backbone=moved.as_uri())) == second
-    missing = tmp_path / "tiny.pt", None, "tiny.pt: no such file.*--backbone FILE"
-    for path, sha256, message in (missing, (moved, "0" * 8, "has sha256")):
-        with pytest.raises(InputError, match=message):
-            resolve_file(BackboneSpec(path=str(path), sha256=sha256))
-
-
-def test_a_plan_fetches_no_checkpoint_and_knows_one_by_its_whole_digest(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTTI_CACHE", str(tmp_path / "cache"))
     fsspec.filesystem("memory").pipe("/small.pt", SMALL.read_bytes())
     digests = (SMALL_SHA256, SMALL_SHA256[:8], None)
     told, short, unknown = (BackboneSpec(path="memory://small.pt", sha256=digest) for digest in digests)
     assert resolve_file(told, fetch=False) == told
-    for spec in (short, unknown):
-        with pytest.raises(InputError, match=r"memory://small.pt is not in the cache"):
+    for spec, message in (
+        (BackboneSpec(path=str(tmp_path / "tiny.pt")), "tiny.pt: no such file.*--backbone FILE"),
+        (BackboneSpec(path=str(moved), sha256="0" * 8), "has sha256"),
+        (short, "memory://small.pt is not in the cache"),
+        (unknown, "memory://small.pt is not in the cache"),
+    ):
+        with pytest.raises(InputError, match=message):
             resolve_file(spec, fetch=False)
     assert not (tmp_path / "cache").exists()
     assert resolve_file(unknown) == resolve_file(short, fetch=False) == told
@@ -366,7 +346,7 @@ def audio(*seconds, channels=2):
     return AudioCache(np.empty(0, np.int16), start, np.full(len(seconds), channels))
 
 
-def test_what_is_not_there_for_a_branch_or_too_long_for_any_memory_is_told_before_the_training(dataset, tmp_path):
+def test_what_is_not_there_or_too_long_is_told_before_the_training_and_what_data_lack_noted(dataset, tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     text, noise = str(tmp_path / "text.pt"), noise_index(dataset)
     check_branches([branch(branch={"augmentation": {"noise": {}}})], noise)
@@ -384,9 +364,6 @@ def test_what_is_not_there_for_a_branch_or_too_long_for_any_memory_is_told_befor
     check_lengths(index, audio(1, 10**7), make_plan([], recorded()).branches)  # of log-mels
     with pytest.raises(InputError, match=r"fan/train/long.wav: 10000000 s are too long"):
         check_lengths(index, audio(1, 10**7), [branch()])
-
-
-def test_what_the_data_cannot_give_is_noted(dataset):
     index = read_index(dataset)
     pump = index.filter(pc.equal(index["machine"], "pump"))  # which has no attributes
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import click
-import pyarrow.compute as pc
 import pytest
 import yaml
 
@@ -27,11 +26,10 @@ from scoring.metrics import official_metrics
 from scoring.table import read_table, write_table
 from tests.commands import SMALL_SYSTEM, TUTTI, checksums, parsed, tutti, tutti_here
 from tests.orchestrator.conftest import LABEL, write_truth
-from tests.orchestrator.ledgers import finished_branch
 from tests.tables import make_table
 
 
-def test_help_has_an_example_for_every_command_and_a_text_for_every_option():
+def test_help_has_an_example_for_every_command_and_a_text_for_every_option_and_the_shell_completes_them():
     found = {}
     for name, command in main.commands.items():
         below = command.commands if isinstance(command, click.Group) else {"": command}
@@ -43,6 +41,10 @@ def test_help_has_an_example_for_every_command_and_a_text_for_every_option():
         assert tutti_here(*words.split(), "-h").stdout == page.stdout
         assert [p.opts for p in command.params if isinstance(p, click.Option) and not p.help] == []
     assert version("tutti-asd") in tutti_here("--version").stdout
+    for words, told in (("su", "plain,submission plain,submit"), ("run so", "plain,solo"), ("run /", "file,/")):
+        begun = {"COMP_WORDS": f"tutti {words}", "COMP_CWORD": f"{1 + words.count(' ')}"}
+        environment = {**os.environ, "_TUTTI_COMPLETE": "bash_complete", **begun}
+        assert {*subprocess.check_output([TUTTI], env=environment, text=True).split()} == {*told.split()}
 
 
 def test_less_and_more_of_a_log(tmp_path):
@@ -54,21 +56,22 @@ def test_less_and_more_of_a_log(tmp_path):
     assert "contradict each other" in tutti_here("-q", "-v", "systems").stderr
 
 
-def test_the_page_of_all_settings_is_shown_also_on_a_terminal_that_lacks_a_character():
+def test_systems_are_listed_and_shown_as_they_will_be_used_and_so_are_all_settings_on_any_terminal():
     page = (Path(__file__).parents[3] / "docs" / "settings.md").read_text(encoding="utf-8")
     assert tutti_here("show", "--settings").stdout == page, "tutti show --settings > docs/settings.md"
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     assert rb"\u03b3" in subprocess.check_output([TUTTI, "show", "--settings"], env=environment)
+    listed = [system["name"] for system in json.loads(tutti_here("systems", "--json").stdout)["systems"]]
+    lines = tutti_here("systems").stdout.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == listed
+    assert "s2 (10 score tables): System 2 of the report" in "\n".join(lines)
+    shown = yaml.safe_load(tutti_here("show", "s1", "--backbone", "tiny", "--set", "branch.training.steps=30").stdout)
+    (branch,) = [c["branch"] for c in shown["subsystems"]["mahalanobis"].values()]
+    assert (branch["backbone"]["path"], branch["training"]["steps"]) == ("tiny", 30)
+    assert json.loads(tutti_here("show", "s1", "--json").stdout)["name"] == "s1"
 
 
-def test_the_shell_completes_commands_systems_and_files():
-    for words, told in (("su", "plain,submission plain,submit"), ("run so", "plain,solo"), ("run /", "file,/")):
-        begun = {"COMP_WORDS": f"tutti {words}", "COMP_CWORD": f"{1 + words.count(' ')}"}
-        environment = {**os.environ, "_TUTTI_COMPLETE": "bash_complete", **begun}
-        assert {*subprocess.check_output([TUTTI], env=environment, text=True).split()} == {*told.split()}
-
-
-def test_a_fault_of_the_user_or_place_is_one_line_and_of_the_program_a_traceback(monkeypatch):
+def test_a_fault_of_the_user_or_place_or_output_is_one_line_and_of_the_program_a_traceback(tmp_path, monkeypatch):
     for raised, code, told in (
         (InputError("a.csv: is empty"), 2, "Error: a.csv: is empty\n"),
         (OSError(errno.ENOSPC, "No space left", "/full"), 2, "Error: /full: No space left; make room, or give another"),
@@ -82,9 +85,7 @@ def test_a_fault_of_the_user_or_place_is_one_line_and_of_the_program_a_traceback
         run = tutti_here("systems")
         assert run.exit_code == code
         assert run.stderr.startswith(told) if told else run.exception is raised
-
-
-def test_an_output_that_takes_no_more_is_named_and_a_path_that_cannot_be(tmp_path):
+    monkeypatch.undo()
     (tmp_path / "loop").symlink_to("loop")
     with open("/dev/full", "w") as full:
         run = subprocess.run([TUTTI, "systems"], stdout=full, stderr=subprocess.PIPE, text=True)
@@ -129,7 +130,7 @@ def checks(run):
 
 
 @pytest.mark.slow
-def test_the_doctor_finds_a_sound_place_with_a_local_session_and_the_store_of_a_moved_run(dataset, store, tmp_path):
+def test_the_doctor_finds_a_sound_place_and_names_those_that_cannot_be_used_or_have_no_room(dataset, store, tmp_path):
     shutil.copy(store, tmp_path / "mlflow.db")
     before = checksums(tmp_path)
     run = tutti_here("doctor", "--data", dataset, "--out", tmp_path, "--json")
@@ -142,10 +143,6 @@ def test_the_doctor_finds_a_sound_place_with_a_local_session_and_the_store_of_a_
     assert "50 clips of 2 machines" in found["data"]["text"]
     assert "mlflow.db answers" in found["mlflow"]["text"]
     assert checksums(tmp_path) == before  # nothing is made
-
-
-@pytest.mark.slow
-def test_the_doctor_names_places_that_cannot_be_used_or_have_no_room_for_the_clips(tmp_path):
     (tmp_path / "text.db").write_text("not a database " * 100)
     places = ["--data", tmp_path, "--out", tmp_path, "--tracking-uri", f"sqlite:///{tmp_path / 'text.db'}"]
     run = tutti_here("doctor", *NOWHERE, *places)
@@ -178,33 +175,27 @@ def broken(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_the_doctor_names_an_old_package_and_one_that_does_not_load(tmp_path):
+def test_an_old_package_and_one_that_does_not_load_are_named_by_the_doctor_and_by_a_run(dataset, store, tmp_path):
     check_installation()  # this one does
-    installed(tmp_path, "hyperopt", "0.2.7")
-    installed(tmp_path, "pyarrow", version("pyarrow"), "raise ImportError('libarrow.so: no such file')")
-    run = broken(tmp_path, "doctor", "--json", *NOWHERE, "--data", tmp_path, "--out", tmp_path / "new" / "out")
+    installed(tmp_path / "old", "hyperopt", "0.2.7")
+    installed(tmp_path / "old", "pyarrow", version("pyarrow"), "raise ImportError('libarrow.so: no such file')")
+    places = ["--data", dataset, "--out", tmp_path / "new" / "out"]
+    run = broken(tmp_path / "old", "doctor", "--json", *NOWHERE, *places)
     problems = {c["text"]: c["remedy"] for c in json.loads(run.stdout)["checks"] if c["state"] == "problem"}
     assert any("requirement hyperopt>=" in text for text in problems)
     assert problems["pyarrow does not load: libarrow.so: no such file"].endswith(" --upgrade --force-reinstall pyarrow")
     assert checks(run)["data"]["text"] == "ImportError: libarrow.so: no such file"
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.slow
-def test_a_run_with_torchaudio_of_another_torch_ends_before_anything_is_decoded(dataset, store, tmp_path):
-    (tmp_path / "small.yaml").write_text(SMALL_SYSTEM)
-    code = "raise OSError('libtorchaudio.so: undefined symbol: torch_dtype')"
+    code = "raise OSError('libtorchaudio.so: undefined symbol: torch_dtype')"  # as beside another torch
     installed(tmp_path / "broken", "torchaudio", version("torchaudio"), code)
-    options = ["--data", dataset, "--out", tmp_path / "out", "--tracking-uri", f"sqlite:///{store}"]
-    run = broken(tmp_path / "broken", "run", tmp_path / "small.yaml", *options)
+    run = broken(tmp_path / "broken", "run", "demo", *places, "--tracking-uri", f"sqlite:///{store}")
     cause, *_, remedy = run.stderr.strip().splitlines()[-1].split("; ")
     assert cause == "Error: torchaudio does not load: libtorchaudio.so: undefined symbol: torch_dtype"
     assert remedy == "pip install --upgrade --force-reinstall torch torchaudio"
-    assert "starting Ray" not in run.stderr
-    assert not list((tmp_path / "out").glob("cache/*"))
+    assert not list((tmp_path / "new" / "out").glob("cache/*"))
 
 
-def test_a_data_set_is_made_and_checked_and_neither_a_second_time_nor_by_the_demo_overwritten(monkeypatch, tmp_path):
+def test_a_data_set_is_made_checked_never_overwritten_and_not_used_with_a_damaged_clip(store, monkeypatch, tmp_path):
     monkeypatch.setattr("branches.data.synthetic.DEMO", SyntheticSize(3, 2, 1, 1.0))
     data = tmp_path / "data"
     made, checked = tutti_here("data", "synth", data, "--seed", 3), tutti_here("data", "check", data, "--json")
@@ -217,21 +208,12 @@ def test_a_data_set_is_made_and_checked_and_neither_a_second_time_nor_by_the_dem
         assert "no Ray cluster answers" in tutti_here("demo", "--out", out, "--address", "127.0.0.1:1").stderr
     assert checksums(data) == before
     assert checksums(tmp_path / "other" / "data").items().isdisjoint(before.items())  # of another seed
-
-
-@pytest.mark.slow
-def test_clips_that_cannot_be_used_are_named_by_the_check_and_by_a_run_before_it_trains(dataset, store, tmp_path):
-    shutil.copytree(dataset / "rotor" / "train", tmp_path / "rotor" / "train")
-    empty, cut, *_ = sorted((tmp_path / "rotor" / "train").iterdir())
-    cut.write_bytes(cut.read_bytes()[:5000])
-    options = ["--data", tmp_path, "--out", tmp_path / "out", "--tracking-uri", f"sqlite:///{store}"]
-    run = tutti_here("run", "demo", *options)
-    assert (run.exit_code, f"{cut.name}: truncated" in run.stderr.splitlines()[-1]) == (2, True)
-    assert "starting Ray" not in run.stderr
-    empty.write_bytes(b"")
-    check = tutti_here("data", "check", tmp_path)
-    for told in (empty.name, f"{cut.name}: truncated", f"Error: {tmp_path}: 2 of 13 clips cannot be used"):
-        assert told in check.stderr
+    clip, places = next(data.rglob("*.wav")), ["--data", data, "--out", tmp_path / "out"]
+    clip.write_bytes(clip.read_bytes()[:5000])
+    run = ["run", "demo", *places, "--tracking-uri", f"sqlite:///{store}"]
+    for refused in (tutti_here("data", "check", data), tutti_here(*run)):  # before it starts a Ray
+        assert (refused.exit_code, f"{clip.name}: truncated" in refused.stderr) == (2, True)
+        assert "starting Ray" not in refused.stderr
 
 
 def test_plan_lists_the_branches_and_their_cost_also_without_the_checkpoint(dataset, tmp_path, monkeypatch):
@@ -263,7 +245,7 @@ def measured(*arguments):
     return json.loads(run.stdout)
 
 
-def test_metrics_of_one_of_several_and_of_a_table_without_training_rows(tmp_path):
+def test_metrics_of_several_tables_of_one_without_training_rows_and_of_others_with_ground_truth(case, tmp_path):
     tables = make_table(seed=0), make_table(seed=1), transductive_normalisation(make_table(train=0))
     first, second, bare = paths = [tmp_path / f"{number}.parquet" for number in range(3)]
     for table, path in zip(tables, paths, strict=True):
@@ -281,16 +263,6 @@ def test_metrics_of_one_of_several_and_of_a_table_without_training_rows(tmp_path
     assert (run.exit_code, "precision" in run.stdout) == (0, False)
     for told in ("no decisions: machine fan section 0 has 0 training clips", "of test clips have reached these scores"):
         assert told in run.stderr
-    no_normals = tables[0].filter((pc.field("split") == "train") | (pc.field("condition") == "anomaly"))
-    for name, table in (("a/b/0", no_normals), ("a/c/0", tables[0])):
-        finished_branch(tmp_path / "run", name, table, tags={"system": "s"})
-    ranked = [line.split()[:2] for line in tutti_here("metrics", tmp_path / "run").stdout.splitlines()[1:]]
-    assert ranked == [["a/c/0", f"{expected.omega:.2f}"], ["a/b/0", "–"]]
-    assert tutti_here("tables", tmp_path / "run", tmp_path / "copy").exit_code == 0
-    assert [line.split()[:2] for line in tutti_here("metrics", tmp_path / "copy").stdout.splitlines()[1:]] == ranked
-
-
-def test_other_teams_scores_are_measured_with_ground_truth_and_take_part_in_a_fusion(case, tmp_path):
     systems = [case.folder / "task2" / f"{LABEL}_{n}" for n in (1, 2)]
     fused, other = (case.run / "systems" / name / "fused.parquet" for name in ("s1", "s2"))
     omega = measured(*systems)["tables"][str(systems[0])]["omega"]
@@ -300,40 +272,6 @@ def test_other_teams_scores_are_measured_with_ground_truth_and_take_part_in_a_fu
         found = measured(given, "--ground-truth", tmp_path)
         assert found["machines"] == {"fan": official_metrics(read_table(same)).as_dict()["machines"]["fan"]}
         assert bool(found["decisions"]) == decided
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "theirs").symlink_to(systems[1])
-    (tmp_path / "tables" / "ours.parquet").symlink_to(fused)
-    fuse = ["fuse", "--tables", tmp_path / "tables", "--transductive-normalisation", "--json", "--out"]
-    refused = tutti_here(*fuse[:3], "--out", tmp_path / "out")
-    assert (refused.exit_code, "--transductive-normalisation" in refused.stderr) == (2, True)
-    run = tutti_here(*fuse, tmp_path / "out")
-    assert set(json.loads(run.stdout)["delivered"]["table_weights"]) == {"ours", "theirs"}
-    assert tutti_here(*fuse, tmp_path / "again", "--weights", tmp_path / "out" / "result.json").exit_code == 0
-    scores = [read_table(tmp_path / out / "fused.parquet")["score"].to_pylist() for out in ("out", "again")]
-    assert scores[0] == pytest.approx(scores[1])
-
-
-def test_systems_are_listed_and_shown_as_they_will_be_used():
-    listed = json.loads(tutti_here("systems", "--json").stdout)["systems"]
-    lines = tutti_here("systems").stdout.splitlines()
-    assert [line.partition(" (")[0] for line in lines] == [system["name"] for system in listed]
-    assert "s2 (10 score tables): System 2 of the report" in "\n".join(lines)
-    shown = tutti_here("show", "s1", "--backbone", "tiny", "--set", "branch.training.steps=30")
-    (branch,) = [c["branch"] for c in yaml.safe_load(shown.stdout)["subsystems"]["mahalanobis"].values()]
-    assert branch["backbone"]["path"] == "tiny"
-    assert branch["training"].items() >= {"steps": 30, "accumulation": 1}.items()  # given, and a default
-    assert json.loads(tutti_here("show", "s1", "--json").stdout)["name"] == "s1"
-
-
-def test_what_is_shipped_is_small_and_runs_alone(tmp_path):
-    (tmp_path / "small.yaml").write_text(SMALL_SYSTEM)
-    with shipped([str(tmp_path / "small.yaml"), "demo"]) as (folder, names):
-        assert names == ["system0.yaml", "demo"]
-        assert (folder / names[0]).read_text() == SMALL_SYSTEM
-        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3 << 20
-        code = "import orchestrator, importlib.metadata as m; print(orchestrator.__file__, m.version('tutti-asd'))"
-        assert subprocess.check_output([sys.executable, "-c", code], cwd=folder, env={}).startswith(bytes(folder))
-    assert not folder.exists()
 
 
 EVERY_OPTION = [
@@ -348,7 +286,7 @@ def options_of_a_job(*more):
     return {key: value for key, value in parsed(*words).items() if key not in ("systems", "address", "no_follow")}
 
 
-def test_a_job_is_a_run_with_the_same_options_without_relative_paths_and_passwords(monkeypatch):
+def test_a_job_is_a_run_with_its_options_no_relative_path_or_password_and_ships_little(monkeypatch, tmp_path):
     assert None not in options_of_a_job(*EVERY_OPTION).values()
     for given in (options_of_a_job(), options_of_a_job(*EVERY_OPTION)):
         words = shlex.split(run_command(["s1"], given))
@@ -366,3 +304,11 @@ def test_a_job_is_a_run_with_the_same_options_without_relative_paths_and_passwor
     monkeypatch.setenv("RAY_ADDRESS", "r:6379")
     given = parsed("run", "demo", "--data", "d", "--out", "o")
     assert (given["tracking_uri"], given["address"]) == ("http://m:5000", "r:6379")
+    (tmp_path / "small.yaml").write_text(SMALL_SYSTEM)
+    with shipped([str(tmp_path / "small.yaml"), "demo"]) as (folder, names):
+        assert names == ["system0.yaml", "demo"]
+        assert (folder / names[0]).read_text() == SMALL_SYSTEM
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3 << 20
+        code = "import orchestrator, importlib.metadata as m; print(orchestrator.__file__, m.version('tutti-asd'))"
+        assert subprocess.check_output([sys.executable, "-c", code], cwd=folder, env={}).startswith(bytes(folder))
+    assert not folder.exists()

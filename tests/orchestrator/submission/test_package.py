@@ -62,7 +62,7 @@ def copied_systems(run):
         shutil.copytree(run / "systems" / "s1", run / "systems" / name)
 
 
-def test_the_zip_file_holds_what_is_in_the_folder_in_the_order_of_the_systems(case, tmp_path):
+def test_the_zip_file_holds_the_folder_in_the_order_of_the_systems_and_meta_files_say_what_the_run_says(case, tmp_path):
     made, again = (make_package(case.run, ["s2", "s1"], tmp_path / out, LABEL, case.authors) for out in "ab")
     assert made.read_bytes() == again.read_bytes()
     with zipfile.ZipFile(made) as archive:
@@ -72,9 +72,6 @@ def test_the_zip_file_holds_what_is_in_the_folder_in_the_order_of_the_systems(ca
     assert {name: (made.with_suffix("") / name).read_bytes() for name in content} == content
     for one, two in ((ONE, TWO), (TWO, ONE)):
         assert content[f"task2/{one}/{FILES[0]}"] == (case.folder / "task2" / two / FILES[0]).read_bytes()
-
-
-def test_the_meta_file_says_what_the_run_says(case):
     texts = [path.read_text() for path in sorted(case.folder.rglob("*.meta.yaml"))]
     one, two = map(yaml.safe_load, texts)
     assert one["submission"].items() >= {"label": ONE, "authors": AUTHORS["authors"]}.items()
@@ -242,6 +239,7 @@ BROKEN = {
     "clips with folders": (edit(SCORES, lambda s: s.replace("sec", "a/sec")), SCORES, "row 1, 2, 3 and 17 more: must"),
     "a header": (edit(SCORES, lambda s: "file,score\n" + s), SCORES, "row 1: must begin with .*no header"),
     "too large for a float": (edit(SCORES, lambda s: s.replace("\n", "e999\n")), SCORES, "row .*: must .* a finite"),
+    "bytes": (lambda t: (t / SCORES).write_bytes(b"\xff\0,1\n"), SCORES, ""),
     "an empty table": (edit(SCORES, lambda s: ""), SCORES, "no usable rows"),
     "a probability as decision": (edit(DECISIONS, lambda s: s.replace(",1", ",.7")), DECISIONS, "row .*: the decision"),
     "decisions of another machine": (
@@ -249,13 +247,10 @@ BROKEN = {
     ),
     "no meta file": (lambda t: (t / META).unlink(), META, "missing; each system has a meta file"),
     "no YAML": (edit(META, lambda s: s.replace("submission:", "submission: [", 1)), META, "not YAML: .* line"),
-    "YAML that is a list": (edit(META, lambda s: "- label\n- name\n"), META, "Input should be a valid dictionary"),
     "an alias of itself": (edit(META, lambda s: "a: &a [*a]"), META, "nested too deeply"),
-    "no such day": (edit(META, lambda s: "day: 2026-13-45"), META, "not YAML: month must be in"),
     "another label": (edit(META, lambda s: s.replace(ONE, TWO)), META, f"label is '{TWO}', and the folder is '{ONE}'"),
     "no institute": (edit(META, lambda s: s.replace("affiliation:", "a:")), META, "affiliation: Field required"),
     "a placeholder": (edit(META, lambda s: s.replace("Müller", "todo")), META, "filled in: .*lastname"),
-    "a long acronym": (edit(META, lambda s: s.replace(": s1", ": aaaaaaaaaaa")), META, "abbreviation: .*at most 10"),
     "a result too high": (off("auc_source", by=0.2), META, "auc_source: not .* instead of"),
     "a result too low": (off("pauc", by=-0.2), META, "pump.pauc: not .* instead of"),
     "a result in words": (edit(META, lambda s: s.replace("pauc: ", "pauc: ~ ")), META, "fan.pauc: not .*: ~ .* ins"),
@@ -343,18 +338,13 @@ def test_of_an_evaluation_set_the_machines_with_hidden_labels_are_packed_and_the
     assert error.endswith(f"/{victim.name}: no usable row for section_00_0018.wav, section_00_0019.wav of {case.data}")
 
 
-def test_without_a_data_set_tables_are_held_against_each_other(package):
+def test_without_a_data_set_tables_are_held_against_each_other_and_what_is_no_package_is_named(package, tmp_path):
     for name in (FILES[0], FILES[2]):
         edit(f"{TWO}/{name}", lambda s: s.partition("\n")[2])(package / "task2")
     (package / "task2" / TWO / FILES[1]).unlink()
-    assert check_package(package).errors == [
-        f"task2/{TWO}/{FILES[0]}: no usable row for {CLIP} of other tables",
-        f"task2/{TWO}/{FILES[1]}: missing; there are clips for it in other tables",
-        f"task2/{TWO}/{FILES[2]}: no usable row for {CLIP} of other tables",
-    ]
-
-
-def test_damaged_zip_files_and_what_is_no_package_or_data_set(package, tmp_path):
+    row, file = f"no usable row for {CLIP} of other tables", "missing; there are clips for it in other tables"
+    errors = [f"task2/{TWO}/{name}: {told}" for name, told in zip(FILES, (row, file, row), strict=False)]
+    assert check_package(package).errors == errors
     path = zipped(package)
     content = path.read_bytes()
     for damaged in (content[:600] + bytes(20) + content[620:], content[: len(content) // 2]):
@@ -364,17 +354,6 @@ def test_damaged_zip_files_and_what_is_no_package_or_data_set(package, tmp_path)
     for place, data, message in ((tmp_path / "0.zip", None, "no such package"), (package, tmp_path, "not a data set")):
         with pytest.raises(InputError, match=message):
             check_package(place, data)
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from([SCORES, DECISIONS, META]))
-def test_whatever_stands_in_a_file_is_a_finding_and_no_crash(case, package, content, name):
-    whole = (case.folder / "task2" / name).read_bytes()
-    for text in (content, whole[:500] + content + whole[500:], whole):
-        (package / "task2" / name).write_bytes(text)
-        errors = check_package(package / "task2" / ONE, case.data).errors
-        assert all(error.startswith(f"{name}: ") for error in errors)
-    assert errors == []
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -181,14 +181,7 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch, tmp_path):
     assert progress.reason("") == "failed; its process was lost"
 
 
-def test_a_name_is_cut_in_the_middle_so_that_its_seed_stays():
-    for width, shown in ((13, "cancel/knn/12"), (12, "cance…knn/12"), (5, "ca…12")):
-        console = Console(width=width, file=io.StringIO())
-        console.print(progress._Name("cancel/knn/12"))
-        assert console.file.getvalue().strip() == shown
-
-
-def test_live_progress_on_a_terminal(monkeypatch):
+def test_live_progress_on_a_terminal_where_a_name_is_cut_in_the_middle_so_that_its_seed_stays(monkeypatch):
     ours, theirs = os.openpty()
     os.set_blocking(ours, False)
     for name, value in {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"}.items():
@@ -213,6 +206,10 @@ def test_live_progress_on_a_terminal(monkeypatch):
     assert "1 running, 1 failed, 2 CPU, 8 GiB memory each" in last
     for piece in ("systems/b", "failed: ValueError: the loss is not fi", "systems/c", "step 30 of 100, loss 2.000"):
         assert last.count(piece) == 1
+    for width, shown in ((13, "cancel/knn/12"), (12, "cance…knn/12"), (5, "ca…12")):
+        console = Console(width=width, file=io.StringIO())
+        console.print(progress._Name("cancel/knn/12"))
+        assert console.file.getvalue().strip() == shown
 
 
 GENERATOR = {"width": 16, "depth": 1, "steps": 3, "batch_size": 4, "crop_seconds": 0.8, "sampling_steps": 2}
@@ -291,23 +288,11 @@ def waiting(place, report):
 
 
 @pytest.mark.slow
-def test_each_call_has_a_process_and_its_reports_come_in_order():
+def test_each_call_has_a_process_whose_reports_come_in_order_whose_end_is_told_and_only_bad_luck_tried_again():
     heard = []
     assert [done(counting, some, lambda *values: heard.append(values)) for some in ([1, 2, 3], [4])] == [6, 4]
     assert [number for number, _ in heard] == [1, 2, 3, 4]
     assert len({heard[0][1], heard[3][1], os.getpid()}) == 3
-
-
-def test_only_bad_luck_is_tried_again():
-    bad_luck = [OSError(errno.EIO, "Input/output error"), ConnectionResetError(errno.ECONNRESET, "reset by peer")]
-    bad_luck += [TimeoutError(), StorageAway(), MemoryError(), torch.AcceleratorError("CUDA error: ECC error")]
-    faults = [ImportError("libtorchaudio.so: undefined symbol"), IndexError("out of range"), InputError("wrong")]
-    faults += [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left on device")]
-    assert [process.may_pass(error) for error in (*bad_luck, *faults)] == [True] * 6 + [False] * 5
-
-
-@pytest.mark.slow
-def test_an_end_is_told_and_an_error_that_is_no_users_with_its_traceback():
     for how, told in (
         (InputError("it is wrong; mend it"), r"^it is wrong; mend it$"),
         (ValueError("it is odd"), r"in ending\n(.|\n)*\nValueError: it is odd$"),
@@ -321,6 +306,11 @@ def test_an_end_is_told_and_an_error_that_is_no_users_with_its_traceback():
             done(ending, how)
         assert (process.KILLED in str(died.value)) == (how == signal.SIGKILL)
         assert getattr(died.value, "may_pass", False) == isinstance(how, TimeoutError)
+    bad_luck = [OSError(errno.EIO, "Input/output error"), ConnectionResetError(errno.ECONNRESET, "reset by peer")]
+    bad_luck += [TimeoutError(), StorageAway(), MemoryError(), torch.AcceleratorError("CUDA error: ECC error")]
+    faults = [ImportError("libtorchaudio.so: undefined symbol"), IndexError("out of range"), InputError("wrong")]
+    faults += [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left on device")]
+    assert [process.may_pass(error) for error in (*bad_luck, *faults)] == [True] * 6 + [False] * 5
 
 
 @pytest.mark.slow
