@@ -36,35 +36,26 @@ def imported(tree, annotations=True):
 IMPORTED = {path: list(imported(ast.parse(path.read_text()))) for path in FILES}
 
 
-def test_no_import_runs_backwards():
+def test_no_import_runs_backwards_or_in_a_circle_and_one_file_rests_on_what_this_ray_does_not_publish():
     packages = {path: {name.partition(".")[0] for name in IMPORTED[path]} for path in FILES}
     of = {path: path.relative_to(ROOT).parts[0] for path in FILES}
     assert not {path: found for path, names in packages.items() if (found := names & FORBIDDEN.get(of[path], set()))}
     assert [p.name for p, names in packages.items() if of[p] == "fusion" and "ray" in names] == ["on_ray.py"]
-
-
-def test_one_file_rests_on_what_ray_does_not_publish_and_is_for_this_release():
-    assert version("ray").startswith("2.60.")  # of another see whether its Node has all_processes, kill_all_processes
-    private = [path.name for path, names in IMPORTED.items() if any(n.startswith("ray._private") for n in names)]
-    assert private == ["processes.py"]
-
-
-def test_there_is_no_circle_between_files():
     graph = {}
     for module, path in MODULES.items():
         names = imported(ast.parse(path.read_text()), annotations=False)
         graph[module] = {n if n in MODULES else n.rpartition(".")[0] for n in names} & MODULES.keys() - {module}
     TopologicalSorter(graph).prepare()
+    assert version("ray").startswith("2.60.")  # of another see whether its Node has all_processes, kill_all_processes
+    private = [path.name for path, names in IMPORTED.items() if any(n.startswith("ray._private") for n in names)]
+    assert private == ["processes.py"]
 
 
-def test_a_file_is_read_in_one_sitting_and_its_name_says_which_it_is():
+def test_a_file_is_read_in_one_sitting_has_a_name_of_its_own_and_is_in_the_wheel():
     """Packages may be called alike, and commands after what they are for."""
     assert not {path: n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
     names = [path.name for name, path in MODULES.items() if not name.startswith("orchestrator.commands.")]
     assert not {name for name in names if names.count(name) > 1} - {"__init__.py"}
-
-
-def test_a_wheel_holds_every_file_by_the_patterns_of_pyproject():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert all((path.parent / "__init__.py").exists() for path in FILES)
     for package in OURS:

@@ -24,15 +24,7 @@ from tests.test_docs import ROOT, blocks
 # The finished run of a small system in place of a large one, and data that two cores get through.
 STAND_FOR = {"/data/dcase2026": "data", "/data/mine": "mine", "fan": "rotor"}
 # The tests run in an environment, `make test` runs this test, and the others have tests of their own or need a network.
-ELSEWHERE = (
-    "make ",
-    "pip install ",
-    ". .venv/bin/activate",
-    "tutti ui ",
-    "tutti submit ",
-    "tutti data fetch ",
-    "open ",
-)
+ELSEWHERE = "make ", "pip install ", ". .venv/bin/activate", "tutti ui ", "tutti submit ", "tutti data fetch ", "open "
 pytestmark = pytest.mark.slow(seconds=100)
 
 
@@ -84,11 +76,7 @@ def test_make_demo_is_the_demo_whose_store_is_shown(dataset, tmp_path):
     shutil.copytree(dataset, demo / "data")
     done = tutti("demo", "--out", demo, "--set", "branch.training.steps=4")
     assert done.returncode == 0, done.stderr
-    # Without what `make test` hands down, which has make speak of the folders it enters and leaves.
-    alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "GNUMAKEFLAGS"))}
-    command = ["make", "--no-print-directory", "-n", "demo"]
-    dry = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
-    assert dry.stdout.splitlines()[-1].endswith("/tutti demo --out runs/demo")
+    assert "/tutti demo --out runs/demo\n" in (ROOT / "Makefile").read_text()
     assert (demo / "report.html").exists()
     assert len(list((demo / "submission" / "demo").rglob("*.csv"))) == 4
     port = free_port()
