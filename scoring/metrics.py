@@ -139,11 +139,7 @@ def roc_area(
     -------
     (...) fractions, NaN where the positives or the negatives weigh nothing
     """
-    order = np.argsort(-scores, axis=-1)
-    ranked = np.take_along_axis(scores, order, axis=-1)
-    # A curve has one point per distinct score, at the last clip of a group of ties.
-    is_last = np.concatenate([ranked[..., 1:] != ranked[..., :-1], np.ones((*ranked.shape[:-1], 1), bool)], -1)
-    y, x = (_rate(weights, order, is_last) for weights in (positive, negative))
+    x, y = roc_curve(scores, positive, negative)
     limit = np.asarray(max_fpr, float)[..., None]
     width, height = np.diff(x), np.diff(y)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,6 +149,17 @@ def roc_area(
     limit = limit[..., 0]
     chance = limit**2 / 2
     return np.where(limit < 1, 0.5 * (1 + (area - chance) / (limit - chance)), area)
+
+
+def roc_curve(
+    scores: NDArray[np.float64], positive: NDArray[np.float64], negative: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False and true positive rates (..., N + 1) of ROC curves, see `roc_area`; a tie repeats the point before it."""
+    order = np.argsort(-scores, axis=-1)
+    ranked = np.take_along_axis(scores, order, axis=-1)
+    # A curve has one point per distinct score, at the last clip of a group of ties.
+    is_last = np.concatenate([ranked[..., 1:] != ranked[..., :-1], np.ones((*ranked.shape[:-1], 1), bool)], -1)
+    return _rate(negative, order, is_last), _rate(positive, order, is_last)
 
 
 def _rate(weights: NDArray[np.float64], order: NDArray[np.int64], is_last: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -88,11 +88,11 @@ def published(result: dict[str, Any]) -> list[tuple[str, float, float | None]]:
     """Configurations whose published Omega the system file states, with that and the mean Omega of their seeds."""
     if set(result["machines"]["in_sample"] or {}) != DEVELOPMENT_SET:
         return []
-    rows = []
+    rows, measured = [], {branch["branch"]: branch["omega"] for branch in result["branches"]}
     for subsystem, configurations in result.get("spec", {}).get("subsystems", {}).items():
         for name, configuration in configurations.items():
             if (expected := configuration.get("expected")) is not None:
-                seeds = {f"{subsystem}/{name}/{seed}" for seed in configuration["seeds"]}
-                omegas = [branch["omega"] for branch in result["branches"] if branch["branch"] in seeds]
+                seeds = [f"{subsystem}/{name}/{seed}" for seed in configuration["seeds"]]
+                omegas = [measured[seed] for seed in seeds if seed in measured]
                 rows.append((f"{subsystem}/{name}", expected, float(np.mean(omegas)) if omegas else None))
     return rows

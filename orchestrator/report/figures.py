@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup, escape
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from scoring.decisions import thresholds
 from scoring.errors import InputError
-from scoring.metrics import MAX_FPR
+from scoring.metrics import MAX_FPR, roc_curve
 from scoring.table import groups, rows_of
 
 STYLE: dict[Any, Any] = {  # figures are made and written under these settings
@@ -52,6 +52,7 @@ _WIDTH = 10.5  # inches; the width of the page
 _NARROW = 3.6  # figures that a telephone shows without scrolling
 _BOX = {"facecolor": "white", "edgecolor": "#bbbbbb", "boxstyle": "round,pad=0.3", "linewidth": 0.7}
 _BINS = 30
+_CONFIGURATIONS = 40  # at most in one figure: what a page shows legibly
 _BEYOND = 0.02  # share of the scores that may lie beyond a histogram, at either end
 _DOMAINS = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
 _TEST_CLIPS = {
@@ -66,12 +67,27 @@ def typeset(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
 
 
+def heaviest(result: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """Sub-system, name and weight of the configurations with the most weight, in the tree's order."""
+    leaves = [(s, name, weight) for s, c in result["delivered"]["weights"].items() for name, weight in c.items()]
+    return sorted(sorted(leaves, key=lambda leaf: -leaf[2])[:_CONFIGURATIONS], key=leaves.index)
+
+
+def correlations(result: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    """Name of each of the heaviest configurations, and its correlation with each of them."""
+    names = [f"{subsystem}/{name}" for subsystem, name, _ in heaviest(result)]
+    known = result["complementarity"]
+    rows = dict(zip(known["configurations"], known["correlation"], strict=True))
+    columns = [known["configurations"].index(name) for name in names]
+    return [(name, [rows[name][column] for column in columns]) for name in names]
+
+
 def weight_tree(result: dict[str, Any]) -> Markup:
     """Sub-systems and their configurations; a line is as thick as what weighs on it. Right of it, what each adds."""
     marginal = (result["complementarity"] or {}).get("marginal", {}).items()
     adds = {name: typeset(omega, "+.2f") for name, omega in marginal if omega is not None}
     weights: dict[str, dict[str, float]] = result["delivered"]["weights"]
-    leaves = [(subsystem, name, weight) for subsystem, c in weights.items() for name, weight in c.items()]
+    leaves = heaviest(result)
     drawn = Figure((_WIDTH, 0.7 + 0.27 * len(leaves)))
     axes = drawn.subplots()
     axes.axis("off")
@@ -79,7 +95,8 @@ def weight_tree(result: dict[str, Any]) -> Markup:
     axes.text(1.33, -0.9, "weight", ha="right", va="center", color=GREY)
     if adds:
         axes.text(1.75, -0.9, "LOMO Omega it adds", ha="right", va="center", color=GREY)
-    heights = {s: float(np.mean([i for i, leaf in enumerate(leaves) if leaf[0] == s])) for s in weights}
+    rows = {s: [i for i, leaf in enumerate(leaves) if leaf[0] == s] for s in weights}
+    heights = {subsystem: float(np.mean(i)) for subsystem, i in rows.items() if i}
     root = float(np.mean(list(heights.values())))
     axes.text(0, root, result["system"], ha="left", va="center", weight="bold", bbox=_BOX, zorder=3)
     for subsystem, height in heights.items():
@@ -106,8 +123,6 @@ def _branch_line(axes: Axes, start: tuple[float, float], end: tuple[float, float
 
 def roc(table: pa.Table, name: str) -> Markup | None:
     """ROC curves of a system by machine, with the region that pAUC measures; None without labels."""
-    from sklearn.metrics import roc_curve  # which takes a second to load
-
     split, condition, domain, score = rows_of(table, ["split", "condition", "domain", "score"])
     curves = []
     for title, _, rows in sections(table):
@@ -123,9 +138,7 @@ def roc(table: pa.Table, name: str) -> Markup | None:
         for clips_of, (colour, dashes) in _DOMAINS.items():
             normals = normal & (domain == clips_of) if clips_of != "all clips" else normal
             if normals.any():
-                clips = anomaly | normals
-                false_alarms, hits, _ = roc_curve(anomaly[clips], score[clips])
-                panel.plot(false_alarms, hits, color=colour, ls=dashes, label=clips_of)
+                panel.plot(*roc_curve(score, anomaly, normals), color=colour, ls=dashes, label=clips_of)
         panel.set(title=title, xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
         panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xticklabels=["0", "½", "1"], yticklabels=["0", "½", "1"])
     _share(drawn, axes, "false alarms", "anomalies found")
@@ -176,7 +189,7 @@ def sections(table: pa.Table) -> list[tuple[str, tuple[str, int], NDArray[np.boo
 
 def shade(value: float, low: float, high: float) -> str:
     """CSS of a table's cell, in a colour between those of `low` and `high`, and its text in one that stands out."""
-    colour = matplotlib.colormaps["cividis"](Normalize(low, high)(value))
+    colour = matplotlib.colormaps["cividis"]((value - low) / ((high - low) or 1))
     # As bright as the eye takes the cell for (ITU-R BT.709); below 0.5 white has the better contrast.
     text = BLACK if np.dot(colour[:3], [0.2126, 0.7152, 0.0722]) >= 0.5 else "white"
     return f"background: {to_hex(colour)}; color: {text}"

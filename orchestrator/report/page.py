@@ -60,7 +60,6 @@ def write_report(out: Path, audio: int = 0, data: Path | None = None, ground_tru
         published=published,
         rows_of=lambda columns: _rows(columns.values()),
         rows_of_methods=rows_of_methods,
-        zip=zip,
     )
     with matplotlib.rc_context(figures.STYLE):
         page = environment.get_template("report.html").render(
