@@ -7,6 +7,7 @@ and `loss`. Beside them `hmean/<machine>`, `auc_source/<machine>`, … and `cost
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,13 +75,14 @@ def marks(out: Path) -> dict[Path, str]:
 
     Of a branch that has failed at its last try, only that is shown.
     """
-    records = [path for kind in (BRANCHES, FAILURES) for path in sorted((out / kind).glob(f"*/{RECORD}"))]
-    branches = {path.parent.name: path for path in records}
-    found = {}
-    for path in [*branches.values(), *sorted((out / SYSTEMS).glob(f"*/{RESULT}"))]:
-        with suppress(FileNotFoundError):  # a failure's is removed when its branch is tried again
-            found[path] = mark_of(path)
-    return found
+    latest = {}
+    for kind, file in ((BRANCHES, RECORD), (FAILURES, RECORD), (SYSTEMS, RESULT)):
+        folder = out / kind
+        for name in sorted(os.listdir(folder)) if folder.exists() else ():
+            path = Path(folder, name, file)
+            with suppress(FileNotFoundError, NotADirectoryError):  # a failure's goes when its branch is tried again
+                latest[kind == SYSTEMS, name] = path, mark_of(path)
+    return dict(latest.values())
 
 
 def mark_of(path: Path) -> str:

@@ -34,7 +34,6 @@ class Outbox:
         with suppress(StoreRefuses):  # which is told when there is something to send
             self._store()
         self._parent: str | None = None
-        self._systems: dict[str, str] = {}  # ids of their runs
         self._sent: set[str] = set()
         self._complained = False
 
@@ -75,8 +74,8 @@ class Outbox:
         self._sent.add(mark)
 
     def _end(self, record: Record) -> None:
+        self._open()
         tracker, parts = self._store(), self._parts()
-        tracker.check()
         tracker.send(shown_run(self._out, record, parts), mark_of(self._out / RECORD))
         tracker.close_strays(record.status)
         tracker.send_views(parts)
@@ -85,10 +84,7 @@ class Outbox:
         """A branch stands under one of its systems; a system, and a branch of none, under the folder's own run."""
         assert self._parent is not None
         names = look.tags["system"].split(",") if look.tags.get("system") else []
-        for name in names:
-            if name not in self._systems:
-                self._systems[name] = self._store().open_system(name, self._parent)
-        return [self._systems[name] for name in names] or [self._parent]
+        return [self._store().open_system(name, self._parent) for name in names] or [self._parent]
 
     def _parts(self) -> list[Shown]:
         return [look for path in marks(self._out) if (look := shown(path))]

@@ -11,7 +11,8 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,18 +45,24 @@ _MARK = "record"  # tag: stands for the record or result that a run shows in ful
 _CHECK = "check --tracking-uri or MLFLOW_TRACKING_URI"
 _SERVER = ("http://", "https://")
 _WEIGHTS = "weights/"  # metrics of a system, by configuration
+_IDENTITY = {"branch": "branch_id", "fusion": "system"}  # the tag that tells a folder's runs of a role apart
+_IN_DOUBT = ""
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One experiment on one MLflow store, and the tag that tells this run folder's runs from others'."""
+    """One experiment on one MLflow store, and the tag that tells this run folder's runs from others'.
+
+    Who sends asks for the runs once, by `sent`: nobody else makes any with this folder's tag meanwhile.
+    """
 
     uri: str
     experiment: str
     experiment_id: str
     folder_id: str
+    _ids: dict[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def client(self) -> MlflowClient:
         """A client of the store."""
         return MlflowClient(self.uri)
@@ -84,21 +91,24 @@ class Tracker:
         return {*children, *(branch for child in children for branch in self._children(child))}
 
     def _children(self, run_id: str) -> list[str]:
-        return [run.info.run_id for run in self._search({_PARENT: run_id})]
+        return [run.info.run_id for run in self._search(f"tags.`{_PARENT}` = '{run_id}'")]
 
     def sent(self) -> set[str]:
         """Marks of what the store shows in full of this folder; see `descriptions.mark_of`."""
-        return {run.data.tags[_MARK] for run in self._search({"folder": self.folder_id}) if _MARK in run.data.tags}
+        runs = self._search(f"tags.folder = '{self.folder_id}'")
+        self._ids.clear()
+        self._ids.update((_key(run.data.tags), run.info.run_id) for run in reversed(runs))  # of two the newest
+        return {run.data.tags[_MARK] for run in runs if _MARK in run.data.tags}
 
     def open_run(self, name: str) -> str:
         """The RUNNING run under which this folder's runs stand, found or created; its id."""
-        run_id = str(self._run(name, {"role": "run"}).info.run_id)
+        run_id = self._open(name, {"role": "run"})
         self.client.update_run(run_id, status="RUNNING")
         return run_id
 
     def open_system(self, name: str, parent_id: str) -> str:
         """The run of a system of this folder, under which its branches stand, found or created; its id."""
-        return str(self._run(name, {"role": "fusion", "system": name}, parent_id).info.run_id)
+        return self._open(name, {"role": "fusion", "system": name}, parent_id)
 
     def send(self, look: Shown, mark: str, parents: Sequence[str] = ()) -> None:
         """Make a run show this.
@@ -108,11 +118,15 @@ class Tracker:
         mark: of the record or result that is shown
         parents: ids of the runs under one of which it stands; where it stands already it stays, else it is the first
         """
-        client = self.client
+        client, now = self.client, _now()
         run = self._run(look.name, look.identity, seconds=look.metrics.get("cost/seconds", 0.0))
         run_id, before = run.info.run_id, run.data
         for file in look.files:
             client.log_artifact(run_id, str(look.folder / file), file.rpartition("/")[0] or None)
+        if run.info.run_name != look.name:
+            client.update_run(run_id, name=look.name)
+        # Now, since a store loads a run's metrics and parameters for it.
+        client.set_terminated(run_id, look.status)
         tags = {"failure": ""} if "failure" in before.tags else {}  # of an earlier try
         tags |= {**look.tags, _NOTE: look.note}
         if parents:
@@ -123,13 +137,12 @@ class Tracker:
         losses = [Metric("loss", loss, run.info.start_time, step) for step, loss in look.curve]
         client.log_batch(
             run_id,
-            [*(Metric(name, value, _now(), 0) for name, value in figures.items()), *losses],
+            [*(Metric(name, value, now, 0) for name, value in figures.items()), *losses],
             [Param(key, value[:6000]) for key, value in look.params.items()],
-            [RunTag(key, value) for key, value in tags.items()],
         )
-        client.update_run(run_id, name=look.name)
-        client.set_terminated(run_id, look.status)
-        client.set_tag(run_id, _MARK, mark)  # last: it says that the run has everything
+        tags[_MARK] = mark  # last: it says that the run has everything
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._ids[_key(look.identity)] = run_id
 
     def send_views(self, parts: Sequence[Shown]) -> None:
         """Offer views of the experiment in MLflow's UI, with the columns that matter for these branches and systems."""
@@ -140,21 +153,37 @@ class Tracker:
 
     def close_strays(self, status: Status) -> None:
         """Close runs of systems that were not fused, and those that a server made and could not answer for."""
-        for run in self._search({"folder": self.folder_id}):
-            if run.info.status == "RUNNING":
-                self.client.set_terminated(run.info.run_id, "KILLED" if status == "FINISHED" else status)
+        for run in self._search(f"tags.folder = '{self.folder_id}' and attributes.status = 'RUNNING'"):
+            self.client.set_terminated(run.info.run_id, "KILLED" if status == "FINISHED" else status)
+
+    def _open(self, name: str, identity: Mapping[str, str], parent_id: str = "") -> str:
+        key = _key(identity)
+        if not self._ids.get(key):
+            self._ids[key] = self._run(name, identity, parent_id).info.run_id
+        return self._ids[key]
 
     def _run(self, name: str, identity: Mapping[str, str], parent_id: str = "", seconds: float = 0.0) -> Run:
         """The run of this folder with these tags, found or, as one that began so many seconds ago, created."""
-        identity = {**identity, "folder": self.folder_id}
-        if runs := self._search(identity):
-            return runs[0]
-        tags = {**identity, **({_PARENT: parent_id} if parent_id else {})}
+        key, tags = _key(identity), {**identity, "folder": self.folder_id}
+        run_id = self._ids.get(key)
+        self._ids[key] = _IN_DOUBT  # until all is sent: a server may make a run and not answer, a user may delete one
+        if run_id == _IN_DOUBT:
+            if runs := self._search(" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())):
+                return runs[0]
+        elif run_id is not None:
+            return self.client.get_run(run_id)
+        if parent_id:
+            tags[_PARENT] = parent_id
         return self.client.create_run(self.experiment_id, _now() - int(1000 * seconds), tags, name)
 
-    def _search(self, tags: Mapping[str, str]) -> list[Run]:
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    def _search(self, query: str) -> list[Run]:
         return list(self.client.search_runs([self.experiment_id], query, max_results=50_000))
+
+
+def _key(tags: Mapping[str, str]) -> tuple[str, str]:
+    """What tells a folder's runs apart, of a run's tags or the identity among them."""
+    role = tags.get("role", "")
+    return role, tags.get(_IDENTITY.get(role, ""), "")
 
 
 def _now() -> int:
