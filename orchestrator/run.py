@@ -29,8 +29,7 @@ from orchestrator.plan import Plan, make_plan, table_names, without
 from orchestrator.preflight import with_resolved_files
 from orchestrator.submission.files import write_submission
 from orchestrator.system import SystemSpec
-from orchestrator.tracking.outbox import POLL_SECONDS, Outbox
-from orchestrator.tracking.tracker import experiment_name
+from orchestrator.tracking.outbox import POLL_SECONDS, Outbox, experiment_name
 from orchestrator.training.job import RunOptions
 from orchestrator.training.launch import BranchesFailed, train_missing, unfinished
 from scoring.errors import counted
@@ -60,8 +59,12 @@ def run(systems: Sequence[SystemSpec], options: RunOptions) -> dict[str, dict[st
         status: Status = "FAILED"
         try:
             with every(POLL_SECONDS, outbox.send), ExitStack() as cluster:
-                # Once, when something first needs it: a finished run needs no Ray.
-                connect = cache(lambda: cluster.enter_context(session(options.address)))
+
+                @cache
+                def connect() -> None:  # when something first needs it: a finished run needs neither Ray nor MLflow
+                    outbox.begin()
+                    cluster.enter_context(session(options.address))
+
                 results = _bring(systems, plan, dataset, options, connect)
             status = "FINISHED"
         except KeyboardInterrupt:

@@ -72,7 +72,10 @@ def test_a_file_is_read_in_one_sitting_has_a_name_of_its_own_and_is_in_the_wheel
         ("scoring.banks, fusion.search, orchestrator.overview", "torch ray mlflow sklearn scipy.stats hyperopt"),
         ("orchestrator.submission.check", "torch ray mlflow sklearn scipy.stats hyperopt"),
         ("orchestrator.model.recordings", "torch._dynamo scipy.signal mlflow ray"),
-        ("orchestrator.run, orchestrator.preflight", "torch ray matplotlib scipy.stats hyperopt"),
+        (
+            "orchestrator.run, orchestrator.preflight, orchestrator.tracking.ui",
+            "torch ray mlflow matplotlib scipy.stats hyperopt",
+        ),
         ("branches.audio, branches.data.importing", "torch scipy.stats"),
         ("orchestrator.training.process", "torch mlflow sklearn scipy"),
     ],

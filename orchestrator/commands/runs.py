@@ -52,7 +52,7 @@ def run(
     from orchestrator.ledger.storage import StorageAway
     from orchestrator.run import run
     from orchestrator.system import load_systems
-    from orchestrator.tracking.tracker import where_shown
+    from orchestrator.tracking.ui import where_shown
     from orchestrator.training.job import RunOptions
     from orchestrator.training.launch import BranchesFailed
 

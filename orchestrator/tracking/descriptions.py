@@ -171,19 +171,24 @@ def shown_run(out: Path, record: Record, parts: Sequence[Shown]) -> Shown:
     """What MLflow shows of a run folder with these branches and systems."""
     ended = Counter(part.status for part in parts if part.identity["role"] == "branch")
     omegas = [part.metrics["omega"] for part in parts if part.identity["role"] == "fusion" and "omega" in part.metrics]
-    checks = [path.relative_to(out).as_posix() for path in sorted(out.glob("generated/*/check.json"))]
-    report = [REPORT] if (out / REPORT).exists() else []
+    files = run_files(out)
     return Shown(
         record.name,
         record.identity,
         f"{counted(ended['FINISHED'], 'branch')} finished, {ended['FAILED']} failed"
-        + (f"; {REPORT} among the artifacts has figures and intervals" if report else ""),
+        + (f"; {REPORT} among the artifacts has figures and intervals" if REPORT in files else ""),
         out,
-        [*report, *checks],
+        files,
         record.status,
         record.tags,
         metrics={"omega": max(omegas)} if omegas else {},
     )
+
+
+def run_files(out: Path) -> list[str]:
+    """Artifacts of a run folder as a whole, by path within it."""
+    paths = [out / REPORT, *sorted(out.glob("generated/*/check.json"))]
+    return [path.relative_to(out).as_posix() for path in paths if path.exists()]
 
 
 def _accepted(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -13,6 +13,11 @@ from scoring.errors import InputError
 log = logging.getLogger(__name__)
 
 ARTIFACTS = "mlartifacts"
+SERVER = ("http://", "https://")
+
+
+class StoreRefuses(InputError):
+    """A store that is there cannot be used now: it is locked, may only be read, is damaged or another MLflow's."""
 
 
 def refuse_password(uri: str | None) -> None:
@@ -35,6 +40,14 @@ def sqlite_uri(database: Path, query: str = "") -> str:
 def database_of(uri: str) -> Path:
     """The file of a store's URI `sqlite:///…`; a `#` in it is one, as SQLAlchemy has it."""
     return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
+
+
+def store_uri(uri: str | None, out: Path) -> str:
+    """The URI of the store given by another, by default in `out`; absolute, since the working directory changes."""
+    if uri is None:
+        return sqlite_uri(out / "mlflow.db")
+    refuse_password(uri)
+    return sqlite_uri(database_of(uri), urlsplit(uri).query) if uri.startswith("sqlite:///") else uri
 
 
 def check_database(database: Path, writing: bool) -> None:

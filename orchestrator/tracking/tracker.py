@@ -10,11 +10,10 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -29,8 +28,16 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from cluster.session import first_line, require_server
 from orchestrator.ledger.folders import TABLES, Status, folder_id, is_intact, new_folder_id, read_record
 from orchestrator.tracking.descriptions import Shown
-from orchestrator.tracking.store import ARTIFACTS, check_database, database_of, refuse_password, relocate, sqlite_uri
-from orchestrator.tracking.views import TREE, experiment_tags, link
+from orchestrator.tracking.store import (
+    ARTIFACTS,
+    SERVER,
+    StoreRefuses,
+    check_database,
+    database_of,
+    relocate,
+    store_uri,
+)
+from orchestrator.tracking.views import experiment_tags
 from scoring.errors import InputError
 
 # MLflow sets its own level when imported, and reports each step of making its database.
@@ -43,7 +50,6 @@ _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 _MARK = "record"  # tag: stands for the record or result that a run shows in full
 _CHECK = "check --tracking-uri or MLFLOW_TRACKING_URI"
-_SERVER = ("http://", "https://")
 _WEIGHTS = "weights/"  # metrics of a system, by configuration
 _IDENTITY = {"branch": "branch_id", "fusion": "system"}  # the tag that tells a folder's runs of a role apart
 _IN_DOUBT = ""
@@ -191,14 +197,6 @@ def _now() -> int:
     return int(1000 * time.time())
 
 
-def experiment_name(data: Path, fingerprint: str, out: Path) -> str:
-    """One experiment per data set and run folder; a folder's own stays what it is when clips are added."""
-    record = read_record(out)
-    if record is not None and "experiment" in record.tags:
-        return record.tags["experiment"]
-    return f"{out.resolve().name} on {data.resolve().name} {fingerprint[:8]}"
-
-
 def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
     """Connect to the store, by default a database in `out`, and find or create the experiment.
 
@@ -206,7 +204,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 
     Raises InputError if the store cannot be reached.
     """
-    store = _store(uri, out)
+    store = store_uri(uri, out)
     _check(store, writing=True)
     new_folder_id(out, shared=uri is not None)
     if uri is None:
@@ -223,7 +221,7 @@ def open_tracker(uri: str | None, out: Path, experiment: str) -> Tracker:
 
 def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     """The experiment in the store, or None; a store that is there stays as it is. See `open_tracker`."""
-    store = _store(uri, out)
+    store = store_uri(uri, out)
     _check(store, writing=False)
     with reaching(store):
         stored = MlflowClient(store).get_experiment_by_name(experiment)
@@ -234,37 +232,13 @@ def find_tracker(uri: str | None, out: Path, experiment: str) -> Tracker | None:
     return Tracker(store, experiment, stored.experiment_id, folder_id(out))
 
 
-def _store(uri: str | None, out: Path) -> str:
-    """The store's URI, absolute, since the working directory changes."""
-    if uri is None:
-        return sqlite_uri(out / "mlflow.db")
-    refuse_password(uri)
-    return sqlite_uri(database_of(uri), urlsplit(uri).query) if uri.startswith("sqlite:///") else uri
-
-
-def where_shown(uri: str | None, out: Path) -> str:
-    """The command or the address that shows the runs of a folder which were sent to the store at a URI."""
-    if uri is None:
-        return f"tutti ui --out {out}"
-    if not uri.startswith(_SERVER):
-        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    record, tracker = read_record(out), None
-    with suppress(InputError):  # it may be gone by now
-        tracker = find_tracker(uri, out, record.tags["experiment"]) if record else None
-    return link(uri, tracker.experiment_id, TREE) if tracker else uri
-
-
 def _check(uri: str, writing: bool) -> None:
     """Raise `InputError` if nothing answers there, or a database cannot be read or written to."""
-    if uri.startswith(_SERVER):
+    if uri.startswith(SERVER):
         require_server(uri, "MLflow server", _CHECK)
     elif uri.startswith("sqlite"):
         with reaching(uri):
             check_database(database_of(uri), writing)
-
-
-class StoreRefuses(InputError):
-    """A store that is there cannot be used now: it is locked, may only be read, is damaged or another MLflow's."""
 
 
 @contextmanager

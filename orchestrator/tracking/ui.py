@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import sqlite3
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import NoReturn
 
-from orchestrator.tracking.store import relocate, sqlite_uri
+from orchestrator.ledger.folders import read_record
+from orchestrator.tracking.store import SERVER, relocate, sqlite_uri
 from orchestrator.tracking.views import BRANCHES, TREE, link
 from scoring.errors import InputError
 
@@ -55,6 +57,20 @@ def serve(out: Path, port: int, say: Callable[[str], None]) -> NoReturn:
         sys.executable,
         [sys.executable, "-m", "mlflow", "ui", *stores, *quiet, "--host", "127.0.0.1", "--port", str(port)],
     )
+
+
+def where_shown(uri: str | None, out: Path) -> str:
+    """The command or the address that shows the runs of a folder which were sent to the store at a URI."""
+    if uri is None:
+        return f"tutti ui --out {out}"
+    if not uri.startswith(SERVER):
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    from orchestrator.tracking.tracker import find_tracker
+
+    record, tracker = read_record(out), None
+    with suppress(InputError):  # it may be gone by now
+        tracker = find_tracker(uri, out, record.tags["experiment"]) if record else None
+    return link(uri, tracker.experiment_id, TREE) if tracker else uri
 
 
 def _copied(database: Path) -> Path:

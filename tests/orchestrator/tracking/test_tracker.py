@@ -20,10 +20,10 @@ from mlflow.utils.validation import _validate_metric_name
 from orchestrator.ledger.folders import BRANCHES, RECORD, RESULT, SYSTEMS, Record, record_failure, write_record
 from orchestrator.tracking import views
 from orchestrator.tracking.descriptions import Shown, marks, shown
-from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.outbox import Outbox, experiment_name
 from orchestrator.tracking.store import database_of, refuse_password, sqlite_uri
-from orchestrator.tracking.tracker import Tracker, experiment_name, find_tracker, open_tracker, where_shown
-from orchestrator.tracking.ui import serve
+from orchestrator.tracking.tracker import Tracker, find_tracker, open_tracker
+from orchestrator.tracking.ui import serve, where_shown
 from scoring.errors import InputError
 from tests.commands import free_port
 from tests.orchestrator.ledgers import EXPERIMENT, Ledger, empty_store, finished_branch
@@ -110,8 +110,14 @@ def test_sending_again_changes_nothing(sent):
         return {name: run.info.end_time for name, run in sent.runs.items() if name != "out"}
 
     before, ids = ended(), {name: run.info.run_id for name, run in sent.runs.items()}
-    assert sent.outbox.close("FINISHED") == 0
-    assert ended() == before  # which is when they were sent
+    again = sent.outbox
+    assert [again.send(), again.close("FINISHED"), again._tracker] == [0, 0, None]  # nobody asked MLflow
+    again.begin()
+    assert (again.send(), sent.runs["out"].info.status) == (0, "RUNNING")
+    assert (again.close("FINISHED"), sent.outbox._tracker) == (0, None)
+    os.utime(sent.out / "mlflow.db")  # as if it were another
+    assert sent.outbox._tracker is not None
+    assert (sent.outbox.close("FINISHED"), ended()) == (0, before)  # which is when they were sent
     for run_id in ids.values():
         sent.client.set_tag(run_id, "record", "of old")
     assert sent.outbox.close("FINISHED") == 0
@@ -169,7 +175,10 @@ def test_what_cannot_be_sent_is_told_once_and_sent_later(ledger, tmp_path, caplo
     assert [outbox.send(), outbox.send()] == [1, 1]  # MLflow answers, so the next complaint is news
     assert caplog.text.count("results are kept") == 4
     table.rename(ledger.out / "branches" / "a-b-0" / "tables" / "knn.parquet")
-    assert ledger.outbox.close("FINISHED") == 0
+    assert outbox.send() == 0
+    ledger.client.delete_run(ledger.runs["a/b/1"].info.run_id)
+    finished_branch(ledger.out, "a/b/1", metrics={"knn.omega": 60.0})
+    assert [outbox.send(), outbox.send(), outbox.close("FINISHED")] == [1, 0, 0]
     assert set(ledger.runs) == {"out", "a/b/0", "a/b/1"}
     assert ledger.artifacts("a/b/0") == {"tables", "record.json"}
 
