@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -39,7 +40,7 @@ FORM = 4  # of what is shown; with another number everything is sent anew, once
 _LARGE = (".npy", ".pt")
 _TEXT = 7500  # characters of a description, which MLflow cuts at 8000
 _NAME = 200  # characters of a metric's name, of which MLflow takes 250
-_OTHER_CHARACTERS = re.compile(r"[^\w./ -]")
+_OTHER_CHARACTERS = re.compile(r"[^\w./ -]|(?<![^/])\.\.?(?![^/])")  # a name `.` or `..` would be a folder
 _DECIMALS = 3  # of a metric, which the UI would cut at the width of its column; the tables have all
 
 
@@ -79,10 +80,17 @@ def marks(out: Path) -> dict[Path, str]:
     for kind, file in ((BRANCHES, RECORD), (FAILURES, RECORD), (SYSTEMS, RESULT)):
         folder = out / kind
         for name in sorted(os.listdir(folder)) if folder.exists() else ():
-            path = Path(folder, name, file)
+            path = f"{folder}/{name}/{file}"
             with suppress(FileNotFoundError, NotADirectoryError):  # a failure's goes when its branch is tried again
-                latest[kind == SYSTEMS, name] = path, mark_of(path)
+                state = os.stat(path)
+                latest[kind == SYSTEMS, name] = _marked(path, state.st_ino, state.st_size, state.st_mtime_ns)
     return dict(latest.values())
+
+
+@cache
+def _marked(path: str, *state: int) -> tuple[Path, str]:
+    """A file and its mark, made anew when the file is replaced or changed: they are looked at every few seconds."""
+    return Path(path), mark_of(Path(path))
 
 
 def mark_of(path: Path) -> str:

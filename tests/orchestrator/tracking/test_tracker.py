@@ -106,22 +106,21 @@ def test_the_queries_of_the_docs_find_runs_whose_tables_are_read_unless_they_are
 
 
 def test_sending_again_changes_nothing(sent):
-    def ended():
-        return {name: run.info.end_time for name, run in sent.runs.items() if name != "out"}
+    def states():
+        return {name: (run.info.run_id, name == "out" or run.info.end_time) for name, run in sent.runs.items()}
 
-    before, ids = ended(), {name: run.info.run_id for name, run in sent.runs.items()}
-    again = sent.outbox
-    assert [again.send(), again.close("FINISHED"), again._tracker] == [0, 0, None]  # nobody asked MLflow
+    before, again = states(), sent.outbox
+    assert [again.send(), again.close("FINISHED"), again._tracker] == [0, 0, None]  # MLflow was not asked
     again.begin()
-    assert (again.send(), sent.runs["out"].info.status) == (0, "RUNNING")
-    assert (again.close("FINISHED"), sent.outbox._tracker) == (0, None)
+    assert [again.send(), sent.runs["out"].info.status, again.close("FINISHED")] == [0, "RUNNING", 0]
+    assert (states(), sent.outbox._tracker) == (before, None)  # ended when they were sent
     os.utime(sent.out / "mlflow.db")  # as if it were another
     assert sent.outbox._tracker is not None
-    assert (sent.outbox.close("FINISHED"), ended()) == (0, before)  # which is when they were sent
+    ids = {name: run_id for name, (run_id, _) in before.items()}
     for run_id in ids.values():
         sent.client.set_tag(run_id, "record", "of old")
     assert sent.outbox.close("FINISHED") == 0
-    assert {name: run.info.run_id for name, run in sent.runs.items()} == ids
+    assert {name: run_id for name, (run_id, _) in states().items()} == ids
     assert [loss.step for loss in sent.client.get_metric_history(ids["a/b/0"], "loss")] == [1, 2]
 
 
@@ -264,7 +263,7 @@ def test_where_a_store_is_shown_and_that_a_password_and_what_cannot_be_served_ar
 
 
 MACHINE = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=250)
-ODD = ["fan", "Lüfter (A)", "Lüfter [A]", "a:b", "a;b", "press*" + 250 * "x", "press+" + 250 * "x", "v1.2"]
+ODD = ["fan", "Lüfter (A)", "Lüfter [A]", "a:b", "a;b", ".", "..", "press*" + 250 * "x", "press+" + 250 * "x", "v1.2"]
 
 
 def described(folder, metrics, detectors, **known):
