@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import existing_path, ground_truth_option, json_option, path_type, spare_pandas
+from orchestrator.commands.options import existing_path, ground_truth_option, json_option, path_type
 from scoring.errors import InputError, counted
 
 
@@ -36,7 +36,6 @@ def report(folder: Path, audio: int, data: Path | None, ground_truth: Path | Non
     click.echo(f"writing the report of {folder}", err=True)
     from orchestrator.report.page import write_report
 
-    spare_pandas()
     click.echo(write_report(folder, audio=audio, data=data, ground_truth=ground_truth))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -122,27 +121,6 @@ run_options = _together(
     ),
     json_option,
 )
-
-
-class _NoPandas:
-    """A finder of modules that finds no pandas."""
-
-    @staticmethod
-    def find_spec(name: str, *_: Any) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
-
-
-def spare_pandas() -> None:
-    """Let pyarrow find no pandas, which it loads for a third of a short command's time, and uses for data frames alone.
-
-    It looks for it when it first converts a value, and again if it is asked for a data frame.
-    """
-    import pyarrow as pa
-
-    sys.meta_path.insert(0, _NoPandas)
-    pa.scalar(0)
-    sys.meta_path.remove(_NoPandas)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

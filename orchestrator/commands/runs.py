@@ -22,7 +22,6 @@ from orchestrator.commands.options import (
     run_folder_option,
     run_options,
     set_option,
-    spare_pandas,
     system_options,
     tracking_option,
 )
@@ -183,7 +182,6 @@ def plan(
     from orchestrator.overview import overview
     from orchestrator.system import load_systems
 
-    spare_pandas()
     result = overview(load_systems(systems, backbone, overrides), data, out)
     if as_json:
         click.echo(json.dumps(result))

@@ -18,7 +18,6 @@ from orchestrator.commands.options import (
     path_type,
     print_result,
     print_table,
-    spare_pandas,
 )
 from scoring.errors import InputError, counted
 
@@ -47,7 +46,6 @@ def metrics(tables: tuple[Path, ...], ground_truth: Path | None, as_json: bool) 
     """
     from orchestrator.fuse.sources import INDEX, is_run
 
-    spare_pandas()
     several = {given for given in tables if is_run(given) or (given / INDEX).exists()}
     by_folder = {
         given: {str(p): _metrics_of(p, n, ground_truth) for p, n in _tables_in(given).items()} for given in tables

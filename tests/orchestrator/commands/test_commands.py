@@ -47,13 +47,13 @@ def test_help_has_an_example_for_every_command_and_a_text_for_every_option_and_t
         assert {*subprocess.check_output([TUTTI], env=environment, text=True).split()} == {*told.split()}
 
 
-def test_what_only_lists_or_plans_loads_neither_pandas_nor_statistics(dataset):
+def test_what_only_lists_or_plans_loads_no_statistics_and_no_torch(dataset):
     code = (
         "import sys; from orchestrator.cli import main; main(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
     )
     for words in (["systems"], ["plan", "solo", "--data", dataset]):
         printed = subprocess.check_output([sys.executable, "-c", code, *words], text=True)
-        assert not {"pandas", "scipy.stats", "sklearn", "torch", "mlflow", "ray"} & {*printed.split()}
+        assert not {"scipy.stats", "sklearn", "torch", "mlflow", "ray"} & {*printed.split()}
 
 
 def test_less_and_more_of_a_log(tmp_path):
