@@ -26,7 +26,7 @@ __all__ = ["Choice", "Fusion", "Runner", "Validation", "apply_weights", "fuse"]
 
 # Raised by hand when the same tables come to give other weights, or a result gets other fields; every system is fused
 # once more.
-FUSION_VERSION = 6
+FUSION_VERSION = 7
 
 # How the weights of a fused table were chosen, in its metadata.
 WEIGHTS, ON_THESE_LABELS = "weights", "chosen on these labels"

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from branches.data.dataset import Dataset
 from fusion.hierarchy import Tree, tables_of
-from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, fuse
+from fusion.search import FUSION_VERSION, Choice, Fusion, Runner, Validation, fuse
 from orchestrator.fuse.tables import TableFiles
 from orchestrator.ledger.folders import FUSED, HELD_OUT, REPORT, RESULT, SYSTEMS, table_file
 from orchestrator.plan import Plan, digest
@@ -30,6 +30,7 @@ from scoring.table import file_sha256, write_table
 
 log = logging.getLogger(__name__)
 
+LARGEST = 40  # configurations that a result compares and a page draws, at most
 BASELINE = "log-mel baseline"
 # The baseline as a sub-system of a system file.
 ADDED_BASELINE = (
@@ -192,17 +193,26 @@ def describe(fusion: Fusion) -> dict[str, Any]:
         },
         "methods": {name: _choice(choice) for name, choice in v.methods.items()} if v else {},
         "machines": {"in_sample": in_sample and in_sample["machines"], "lomo": lomo and lomo["machines"]},
-        "complementarity": v
-        and {
-            "configurations": v.names,
-            "correlation": v.correlation.tolist(),
-            "marginal": v.marginal,
-        },
+        "complementarity": v and {**_correlations(v, fusion.configuration_weights), "marginal": v.marginal},
     }
     # To compare a system by: on held-out machines; in-sample where weights could not be chosen by labels.
     omega = (lomo or in_sample or {"omega": None})["omega"]
     result["omega"] = omega
     return {**result, "headline": headline(result), "delivers": _delivers(result)}
+
+
+def heaviest(weights: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, float]]:
+    """Sub-system, name and weight of the `LARGEST` configurations with the most weight, in the tree's order."""
+    leaves = [(s, name, weight) for s, c in weights.items() for name, weight in c.items()]
+    places = sorted(range(len(leaves)), key=lambda place: -leaves[place][2])[:LARGEST]
+    return [leaves[place] for place in sorted(places)]
+
+
+def _correlations(validation: Validation, weights: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Correlations of the heaviest configurations: of a thousand, all would be a million numbers."""
+    names = [f"{subsystem}/{name}" for subsystem, name, _ in heaviest(weights)]
+    places = [validation.names.index(name) for name in names]
+    return {"configurations": names, "correlation": validation.correlation[places][:, places].tolist()}
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

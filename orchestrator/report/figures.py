@@ -23,6 +23,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
+from orchestrator.fuse.result import heaviest
 from scoring.decisions import thresholds
 from scoring.errors import InputError
 from scoring.metrics import MAX_FPR, roc_curve
@@ -52,7 +53,6 @@ _WIDTH = 10.5  # inches; the width of the page
 _NARROW = 3.6  # figures that a telephone shows without scrolling
 _BOX = {"facecolor": "white", "edgecolor": "#bbbbbb", "boxstyle": "round,pad=0.3", "linewidth": 0.7}
 _BINS = 30
-_CONFIGURATIONS = 40  # at most in one figure: what a page shows legibly
 _BEYOND = 0.02  # share of the scores that may lie beyond a histogram, at either end
 _DOMAINS = {"source": (BLUE, "-"), "target": (ORANGE, "--"), "all clips": (BLACK, ":")}
 _TEST_CLIPS = {
@@ -67,19 +67,10 @@ def typeset(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
 
 
-def heaviest(result: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """Sub-system, name and weight of the configurations with the most weight, in the tree's order."""
-    leaves = [(s, name, weight) for s, c in result["delivered"]["weights"].items() for name, weight in c.items()]
-    return sorted(sorted(leaves, key=lambda leaf: -leaf[2])[:_CONFIGURATIONS], key=leaves.index)
-
-
 def correlations(result: dict[str, Any]) -> list[tuple[str, list[float]]]:
     """Name of each of the heaviest configurations, and its correlation with each of them."""
-    names = [f"{subsystem}/{name}" for subsystem, name, _ in heaviest(result)]
-    known = result["complementarity"]
-    rows = dict(zip(known["configurations"], known["correlation"], strict=True))
-    columns = [known["configurations"].index(name) for name in names]
-    return [(name, [rows[name][column] for column in columns]) for name in names]
+    alike = result["complementarity"]
+    return [*zip(alike["configurations"], alike["correlation"], strict=True)]
 
 
 def weight_tree(result: dict[str, Any]) -> Markup:
@@ -87,7 +78,7 @@ def weight_tree(result: dict[str, Any]) -> Markup:
     marginal = (result["complementarity"] or {}).get("marginal", {}).items()
     adds = {name: typeset(omega, "+.2f") for name, omega in marginal if omega is not None}
     weights: dict[str, dict[str, float]] = result["delivered"]["weights"]
-    leaves = heaviest(result)
+    leaves = heaviest(weights)
     drawn = Figure((_WIDTH, 0.7 + 0.27 * len(leaves)))
     axes = drawn.subplots()
     axes.axis("off")

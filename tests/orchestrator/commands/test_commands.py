@@ -201,7 +201,7 @@ def test_an_old_package_and_one_that_does_not_load_are_named_by_the_doctor_and_b
     cause, *_, remedy = run.stderr.strip().splitlines()[-1].split("; ")
     assert cause == "Error: torchaudio does not load: libtorchaudio.so: undefined symbol: torch_dtype"
     assert remedy == "pip install --upgrade --force-reinstall torch torchaudio"
-    assert not list((tmp_path / "new" / "out").glob("cache/*"))
+    assert not list((tmp_path / "new" / "out").glob("cache/*/"))
 
 
 def test_a_data_set_is_made_checked_never_overwritten_and_not_used_with_a_damaged_clip(store, monkeypatch, tmp_path):

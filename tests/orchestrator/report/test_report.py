@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from fusion.search import fuse
+from orchestrator.fuse import result as results
 from orchestrator.fuse.result import describe, described_table
 from orchestrator.report import figures
 from orchestrator.report.collect import DEVELOPMENT_SET, System, collect, labelled, published
@@ -264,18 +265,16 @@ def test_roc_curves_and_distributions_compare_normals_with_anomalies_by_domain_a
 
 def test_the_tree_shows_weights_of_configurations_and_of_their_sub_systems_and_what_they_add(monkeypatch):
     weights = {"a": {"x": 0.5, "y": 0.25}, "b": {"z": 0.25, "none": 0.0}}
-    complementarity = {"marginal": {"a/x": 1.5, "a/y": -0.25, "b/z": None}, "correlation": np.arange(16).reshape(4, 4)}
-    complementarity["configurations"] = ["a/x", "a/y", "b/z", "b/none"]
+    complementarity = {"marginal": {"a/x": 1.5, "a/y": -0.25, "b/z": None}}
     result = {"system": "mine", "delivered": {"weights": weights}, "complementarity": complementarity}
 
     def texts():
         return {" ".join(text.split()) for text in re.findall(r"<!-- (.*?) -->", figures.weight_tree(result))}
 
     assert {"mine", "a 0.75", "b 0.25", "0.500", "0.000", "+1.50", "−0.25"} <= texts()
-    monkeypatch.setattr(figures, "_CONFIGURATIONS", 2)
+    monkeypatch.setattr(results, "LARGEST", 2)
     weights["b"]["none"] = 0.3
     assert texts() & {"a 0.75", "b 0.55", "x", "y", "z", "none"} == {"a 0.75", "b 0.55", "x", "none"}
-    assert figures.correlations(result) == [("a/x", [0, 3]), ("b/none", [12, 15])]
 
 
 def test_the_most_wrong_clips_are_heard_by_their_first_channel_and_called_as_they_were(tmp_path):
