@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import time
-from math import log2
 
 import pytest
 
@@ -18,23 +16,11 @@ from orchestrator.system import SystemSpec
 from orchestrator.training.launch import unfinished
 from orchestrator.training.worker import branch_record
 from scoring.table import write_table
+from tests.benchmarks.growth import grows
 from tests.commands import checksums
 from tests.tables import make_table
 
 pytestmark = pytest.mark.benchmark
-
-
-def grows(what, action, n):
-    """CPU seconds at 4n of something that does not grow faster than n^1.3."""
-    seconds = []
-    for size in (n, 2 * n, 4 * n):
-        began = time.process_time()
-        action(size)
-        seconds.append(time.process_time() - began)
-    exponent = log2(seconds[2] / seconds[0]) / 2
-    print(f"\n{what}: {', '.join(f'{s:.3f}' for s in seconds)} s at {n}, {2 * n}, {4 * n}: n^{exponent:.2f}", end="")
-    assert exponent < 1.3
-    return seconds[2]
 
 
 def test_finished_branches_and_their_fusion(dataset, tmp_path):
