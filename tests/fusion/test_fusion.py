@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.session import session
-from fusion import hierarchy
+from fusion import hierarchy, tasks
 from fusion.complementarity import correlations, marginals
 from fusion.evidence import validation_of
 from fusion.joined import Joined, apply_weights
@@ -129,6 +129,22 @@ def test_the_official_metrics_come_out(domains, seed):
         ours = Omega(values, cells).cells(weights)
     assert ours.shape == (2, 6, 3, len(cells.machines))
     np.testing.assert_allclose(ours, cells.values(weights @ values))
+
+
+def test_above_a_dozen_machines_groups_are_left_out_whose_labels_do_not_reach_their_scores(monkeypatch):
+    machines = [f"m{i}" for i in range(30)]
+    groups = tasks.groups_of(machines)
+    assert (sorted(map(len, groups)), sorted(frozenset().union(*groups))) == ([3, 3, *[4] * 6], sorted(machines))
+    assert (len(sets_left_out(machines)), sets_left_out(machines)[1:9]) == (1 + 8 + 28, groups)
+    assert tasks.groups_of(machines[:12]) == [frozenset([machine]) for machine in machines[:12]]
+    monkeypatch.setattr(tasks, "ALONE", 3)
+    monkeypatch.setattr(tasks, "GROUPS", 3)
+    tables = make_pool(machines[:6], 10)
+    group = tasks.groups_of(machines[:6])[0]
+    before, after = (fuse(pool, TREE).held_out.to_pandas() for pool in (tables, turned(tables, min(group))))
+    same = (before["score"] == after["score"]).groupby(before["machine"]).all()
+    assert {machine for machine in same.index if same[machine]} >= group
+    assert not same.all()
 
 
 def estimates(uniform=SAME, single=SAME, machines=MACHINES, **greedy):
