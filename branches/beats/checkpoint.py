@@ -84,7 +84,12 @@ def save_beats(model: BEATs, path: str | os.PathLike[str]) -> None:
 def save_tensors(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write what `read_tensors` reads; the file appears whole or not at all, and says nothing of its name."""
     with atomic(Path(path)) as temporary, temporary.open("xb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # such as of a full disk, of which torch knows a position
+                raise error.__context__ from None
+            raise
 
 
 def random_beats(config: BEATsConfig, seed: int) -> BEATs:

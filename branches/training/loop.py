@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branches.beats.checkpoint import save_tensors
 from branches.spec import TrainingSpec
-from scoring.atomic import atomic
 from scoring.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ class Progress:
             "averaged": self.averaged,
             "module": {name: value for name, value in self.module.state_dict().items() if name not in fixed},
         }
-        with atomic(path) as temporary, temporary.open("xb") as file:
-            torch.save(state, file)
+        save_tensors(state, path)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; what is raised by a damaged one depends on the damage."""
