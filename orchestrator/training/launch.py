@@ -82,7 +82,8 @@ def train_missing(
     if options.address != "local":
         connect()  # a cluster that cannot be used is refused before minutes go into decoding
     _prepare(job, dataset.index, missing)
-    if options.address != "local" or storage is not None:
+    # Where there is such a folder, of a run on a cluster, branches look for checkpoints in it alone.
+    if options.address != "local" or storage is not None or job.backbones.is_dir():
         lay_out({file for branch in missing for file in branch.spec.files}, job.backbones)
     if storage is not None:
         storage.push(job.cache.relative_to(job.out).as_posix())
